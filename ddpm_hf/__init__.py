@@ -1,0 +1,1 @@
+"""Train denoising diffusion probabilistic models with Hugging Face diffusers."""

@@ -1,0 +1,1 @@
+"""Where images come from; they leave as pixels in [-1, 1]."""

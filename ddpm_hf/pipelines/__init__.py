@@ -1,0 +1,1 @@
+"""Back to images: one task per file."""

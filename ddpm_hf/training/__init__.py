@@ -1,0 +1,1 @@
+"""Learning: configuration, moving averages, checkpoints and the loop."""
