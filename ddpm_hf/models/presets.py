@@ -1,0 +1,191 @@
+"""Complete settings by name: the published networks of Ho et al. 2020 (arXiv 2006.11239), and small ones of our own.
+
+The paper's numbers are those of its appendix B and of the authors' code (github.com/hojonathanho/diffusion,
+`scripts/run_cifar.py`, `run_lsun.py`, `run_celebahq.py`). Every preset is unconditional with T = 1000, so a network
+trained with it runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)()`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings for a network, its diffusion process and its training. Override one with `{**preset.model, ...}`.
+
+    Attributes:
+        description: one line for a list of choices.
+        model: arguments of `ddpm_hf.models.unet.paper_config`.
+        process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`.
+        training: values of the training script's flags, under diffusers' names where diffusers has the flag. Batch
+            size and step counts are of optimizer steps over all processes.
+    """
+
+    description: str
+    model: dict[str, Any]
+    process: dict[str, Any]
+    training: dict[str, Any]
+
+
+# Spacing is written out in every preset: diffusers' default, "leading", starts a short chain below T - 1, where no
+# network was trained to start from pure noise.
+_PAPER_PROCESS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+    "timestep_spacing": "linspace",
+}
+
+# Plain Adam with a warm-up. The authors clip each replica's gradient to 1/replicas, which for equal gradients is the
+# same as clipping their mean to 1.
+_PAPER_TRAINING = {
+    "lr_scheduler": "constant_with_warmup",
+    "lr_warmup_steps": 5000,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "adam_weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9999,
+    "random_flip": True,
+}
+
+# For own images, at 32 or 64 pixels:
+# - The cosine schedule, because the linear one spends many of its last steps in noise at these sizes (Nichol & Dhariwal
+#   2021, arXiv 2102.09672, §3.2).
+# - v-prediction (Salimans & Ho 2022, arXiv 2202.00512), because at the noisy end an error of an epsilon network is
+#   multiplied by 1/√ᾱ in x_0 and shows as a colour cast, worst on narrow data; v has no such factor.
+# - The small variance, because few-step ancestral sampling fails with the large one (Song et al. 2021, arXiv 2010.02502,
+#   table 1: FID 41 against 367 at 10 steps on CIFAR-10).
+_SMALL_PROCESS = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "variance_type": "fixed_small",
+    "prediction_type": "v_prediction",
+    "clip_sample": True,
+    "timestep_spacing": "linspace",
+}
+
+# - Learning rate: 1e-3 at batch 512 (Karras et al. 2022, arXiv 2206.00364), scaled by the square root of the batch.
+# - Cosine decay, because the run is short and its last steps should average the noise out.
+# - EMA over about the last 2,000 steps; the paper's 0.9999 remembers 10,000, a third of such a run.
+# - No flips: own images may hold text, digits or logos.
+_SMALL_TRAINING = {
+    "learning_rate": 3.5e-4,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 500,
+    "train_batch_size": 64,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "adam_weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9995,
+    "random_flip": False,
+}
+
+PRESETS: dict[str, Preset] = {
+    "ddpm-cifar10": Preset(
+        description="Ho et al. 2020 on CIFAR-10: 32x32, 35.7 M parameters, 800,000 steps of batch 128",
+        model={
+            "resolution": 32,
+            "channels": 3,
+            "base_channels": 128,
+            "channel_multipliers": (1, 2, 2, 2),
+            "attention_resolutions": (16,),
+            "blocks_per_level": 2,
+            "dropout": 0.1,
+        },
+        process={**_PAPER_PROCESS, "variance_type": "fixed_large"},
+        training={
+            **_PAPER_TRAINING,
+            "learning_rate": 2e-4,
+            "train_batch_size": 128,
+            "max_train_steps": 800_000,
+        },
+    ),
+    "ddpm-256": Preset(
+        description="Ho et al. 2020 on CelebA-HQ and LSUN: 256x256, 114 M parameters, 500,000 steps of batch 64",
+        model={
+            "resolution": 256,
+            "channels": 3,
+            "base_channels": 128,
+            "channel_multipliers": (1, 1, 2, 2, 4, 4),
+            "attention_resolutions": (16,),
+            "blocks_per_level": 2,
+            "dropout": 0.0,
+        },
+        process={**_PAPER_PROCESS, "variance_type": "fixed_small"},
+        # CelebA-HQ's steps. For LSUN the paper has 2.4 M (bedroom), 1.8 M (cat, without flips) and 1.2 M (church).
+        training={
+            **_PAPER_TRAINING,
+            "learning_rate": 2e-5,
+            "train_batch_size": 64,
+            "max_train_steps": 500_000,
+        },
+    ),
+    # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free. Digits
+    # have a right and a left, and are not flipped.
+    "digits": Preset(
+        description="the demo: handwritten digits, 16x16 grey, 1.1 M parameters, minutes on two CPU cores",
+        model={
+            "resolution": 16,
+            "channels": 1,
+            "base_channels": 32,
+            "channel_multipliers": (1, 2, 2),
+            "attention_resolutions": (4,),
+            "blocks_per_level": 1,
+            "dropout": 0.0,
+        },
+        process={**_PAPER_PROCESS, "variance_type": "fixed_small"},
+        training={
+            **_SMALL_TRAINING,
+            "learning_rate": 2e-3,
+            "lr_warmup_steps": 50,
+            "max_train_steps": 850,
+            "ema_decay": 0.99,
+        },
+    ),
+    # Half the paper's width and one level less, which leaves 8x8 at the bottom: enough for thousands of images, and
+    # trainable on a laptop's GPU. The paper's dropout, because own data sets are small and soon learnt by heart.
+    "small-32": Preset(
+        description="own images at 32x32: 6.5 M parameters, 30,000 steps of batch 64",
+        model={
+            "resolution": 32,
+            "channels": 3,
+            "base_channels": 64,
+            "channel_multipliers": (1, 2, 2),
+            "attention_resolutions": (16,),
+            "blocks_per_level": 2,
+            "dropout": 0.1,
+        },
+        process=_SMALL_PROCESS,
+        training={**_SMALL_TRAINING, "max_train_steps": 30_000},
+    ),
+    # One level more for the doubled side, wider towards the bottom where width is cheap, and one block a level,
+    # because the 64x64 level costs most of the time.
+    "small-64": Preset(
+        description="own images at 64x64: 15.1 M parameters, 50,000 steps of batch 64",
+        model={
+            "resolution": 64,
+            "channels": 3,
+            "base_channels": 64,
+            "channel_multipliers": (1, 2, 3, 4),
+            "attention_resolutions": (16, 8),
+            "blocks_per_level": 1,
+            "dropout": 0.1,
+        },
+        process=_SMALL_PROCESS,
+        training={**_SMALL_TRAINING, "max_train_steps": 50_000},
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of this name. ValueError with the choices if there is none."""
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
