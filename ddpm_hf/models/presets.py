@@ -54,12 +54,12 @@ _PAPER_TRAINING = {
 }
 
 # For own images, at 32 or 64 pixels:
-# - The cosine schedule, because the linear one spends many of its last steps in noise at these sizes (Nichol & Dhariwal
-#   2021, arXiv 2102.09672, §3.2).
+# - The cosine schedule, because the linear one spends many of its last steps in noise at these sizes (Nichol &
+#   Dhariwal 2021, arXiv 2102.09672, §3.2).
 # - v-prediction (Salimans & Ho 2022, arXiv 2202.00512), because at the noisy end an error of an epsilon network is
 #   multiplied by 1/√ᾱ in x_0 and shows as a colour cast, worst on narrow data; v has no such factor.
-# - The small variance, because few-step ancestral sampling fails with the large one (Song et al. 2021, arXiv 2010.02502,
-#   table 1: FID 41 against 367 at 10 steps on CIFAR-10).
+# - The small variance, because few-step ancestral sampling fails with the large one (Song et al. 2021,
+#   arXiv 2010.02502, table 1: FID 41 against 367 at 10 steps on CIFAR-10).
 _SMALL_PROCESS = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import ModelMixin  # noqa: F401  diffusers looks it up here when an index names this module
-from diffusers import UNet2DModel
+from diffusers import (
+    ModelMixin,  # noqa: F401  diffusers looks it up here when an index names this module
+    UNet2DModel,
+)
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -183,13 +185,16 @@ class DDPMUNet2D(PortableConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         output = output[..., top : top + height, left : left + width]
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
-    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: str | dict, *args, **kwargs) -> None:
-        """diffusers' method of this name, reading safetensors unless `use_safetensors=False` is given.
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict: str | dict, prefix: str | None = None, **kwargs: Any
+    ) -> None:
+        """diffusers' method of this name, with defaults that read what `save_lora_adapter` writes.
 
-        Left to itself it looks for a pickle, which `save_lora_adapter` does not write and which could run code.
+        diffusers' own look for a pickle, which could run code, and for the keys of a transformer, and then load
+        nothing without an error.
         """
         kwargs.setdefault("use_safetensors", True)
-        return super().load_lora_adapter(pretrained_model_name_or_path_or_dict, *args, **kwargs)
+        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix=prefix, **kwargs)
 
 
 def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -204,9 +209,7 @@ def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
         extra = -size % multiple
         if extra:
             position = torch.arange(size + extra, device=images.device) - extra // 2
-            period = max(
-                2 * (size - 1), 1
-            )  # there and back again, the border pixels once; one pixel is its own mirror
+            period = max(2 * (size - 1), 1)  # there and back, the border pixels once; a single pixel repeats itself
             position = position % period
             images = images.index_select(dim, torch.minimum(position, period - position))
     return images
