@@ -39,8 +39,8 @@ _PAPER_PROCESS = {
     "timestep_spacing": "linspace",
 }
 
-# Plain Adam with a warm-up. The authors clip each replica's gradient to 1/replicas, which for equal gradients is the
-# same as clipping their mean to 1.
+# Plain Adam with a warm-up. The authors clip the gradient on each replica, before the gradients are joined; here the
+# joined gradient is clipped.
 _PAPER_TRAINING = {
     "lr_scheduler": "constant_with_warmup",
     "lr_warmup_steps": 5000,
@@ -149,8 +149,8 @@ PRESETS: dict[str, Preset] = {
             "ema_decay": 0.99,
         },
     ),
-    # Half the paper's width and one level less, which leaves 8x8 at the bottom: enough for thousands of images, and
-    # trainable on a laptop's GPU. The paper's dropout, because own data sets are small and soon learnt by heart.
+    # Half the paper's width and one level less, which leaves 8x8 at the bottom: a fifth of its parameters, for data
+    # sets of thousands of images. The paper's dropout, because such sets are soon learnt by heart.
     "small-32": Preset(
         description="own images at 32x32: 6.5 M parameters, 30,000 steps of batch 64",
         model={

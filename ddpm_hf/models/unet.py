@@ -185,6 +185,16 @@ class DDPMUNet2D(PortableConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
         output = output[..., top : top + height, left : left + width]
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
+    def set_attention_backend(self, backend: str) -> None:
+        """diffusers' method of this name. ValueError where it would pass over a layer's processor without a word."""
+        for name, processor in self.attn_processors.items():
+            if not hasattr(processor, "_attention_backend"):
+                raise ValueError(
+                    f"{name}: {type(processor).__name__} does not follow an attention backend; "
+                    "call set_attn_processor(SelfAttnProcessor()) first."
+                )
+        super().set_attention_backend(backend)
+
     def load_lora_adapter(
         self, pretrained_model_name_or_path_or_dict: str | dict, prefix: str | None = None, **kwargs: Any
     ) -> None:
@@ -259,6 +269,8 @@ def paper_config(
         blocks_per_level=[blocks_per_level],
         num_classes=[1 if num_classes is None else num_classes],
     )
+    if not channel_multipliers:
+        raise ValueError("channel_multipliers is empty; give one whole number for each level.")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}; choose a probability of at least 0 and less than 1.")
     depth = len(channel_multipliers)
@@ -295,23 +307,25 @@ def default_depth(height: int, width: int) -> int:
     for depth in (4, 3, 2):
         if height % 2 ** (depth - 1) == 0 and width % 2 ** (depth - 1) == 0:
             return depth
-    return next((depth for depth in (4, 3) if min(height, width) >= 4 * 2 ** (depth - 1)), 2)
+    return next((depth for depth in (4, 3) if math.ceil(min(height, width) / 2 ** (depth - 1)) >= 4), 2)
 
 
 def _attention_levels(side: int, depth: int, attention_resolutions: Sequence[int]) -> list[bool]:
     """For each level of a network of this depth on images of this shorter side: does it attend?"""
     multiple = 2 ** (depth - 1)
-    padded = math.ceil(side / multiple) * multiple
-    sides = [padded // 2**level for level in range(depth)]
-    chosen = {min(sides, key=lambda s: abs(math.log(s / wanted))) for wanted in attention_resolutions}
-    return [side in chosen for side in sides]
+    lowest = math.ceil(side / multiple)
+    sides = [lowest * multiple // 2**level for level in range(depth)]
+    nearest = {min(sides, key=lambda s: abs(math.log(s / wanted))) for wanted in attention_resolutions}
+    return [s in nearest for s in sides]
 
 
 def _height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
-    sides = [resolution, resolution] if isinstance(resolution, int) else list(resolution)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"resolution is {resolution!r}; give a side or (height, width), in whole pixels.")
-    return sides[0], sides[1]
+    match resolution:
+        case int(side) if side >= 1:
+            return side, side
+        case [int(height), int(width)] if height >= 1 and width >= 1:
+            return height, width
+    raise ValueError(f"resolution is {resolution!r}; give a side or (height, width), in whole pixels.")
 
 
 def _require_positive(**arguments: Sequence[int]) -> None:

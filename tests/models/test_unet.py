@@ -1,5 +1,6 @@
 """DDPMUNet2D against diffusers' UNet2DModel: same weights, same numbers, same files."""
 
+import inspect
 import json
 
 import pytest
@@ -72,6 +73,11 @@ def test_bare_constructor_draws_the_weights_of_stock(config):
     assert {**stock.config} == {**ours.config}
 
 
+def test_constructor_has_the_signature_of_stock():
+    assert inspect.signature(DDPMUNet2D) == inspect.signature(UNet2DModel)
+    assert DDPMUNet2D(16, 1, 1, **STOCK_CONFIGS["classes"]).config.in_channels == 1
+
+
 def test_outputs_are_those_of_stock_bit_for_bit(config):
     stock, ours = pair(config)
     arguments = inputs(config)
@@ -80,6 +86,14 @@ def test_outputs_are_those_of_stock_bit_for_bit(config):
         assert torch.equal(ours(**arguments).sample, expected.sample)
         assert torch.equal(ours(**arguments, return_dict=False)[0], expected.sample)
     assert type(ours(**arguments)) is type(expected)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_outputs_are_those_of_stock_under_autocast(memory_format):
+    stock, ours = (model.to(memory_format=memory_format) for model in pair(STOCK_CONFIGS["paper"]))
+    arguments = inputs(STOCK_CONFIGS["paper"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(**arguments).sample, stock(**arguments).sample)
 
 
 def test_gradients_are_those_of_stock(config):

@@ -1,0 +1,144 @@
+"""The presets against the paper's published numbers, and against what every preset promises."""
+
+import inspect
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.optimization import SchedulerType
+
+from ddpm_hf.models.presets import PRESETS, Preset, get_preset
+from ddpm_hf.models.unet import paper_config
+
+# Ho et al. 2020 (arXiv 2006.11239), section 4 and appendix B; what the paper leaves out is from the authors' code
+# (github.com/hojonathanho/diffusion, scripts/run_cifar.py and run_celebahq.py): the number of blocks, the clipping.
+PAPER = {
+    "ddpm-cifar10": dict(
+        parameters=35_746_307,
+        model=dict(
+            resolution=32,
+            channels=3,
+            base_channels=128,
+            channel_multipliers=(1, 2, 2, 2),
+            attention_resolutions=(16,),
+            blocks_per_level=2,
+            dropout=0.1,
+        ),
+        variance_type="fixed_large",
+        learning_rate=2e-4,
+        batch_size=128,
+        steps=800_000,
+    ),
+    "ddpm-256": dict(
+        parameters=113_673_219,
+        model=dict(
+            resolution=256,
+            channels=3,
+            base_channels=128,
+            channel_multipliers=(1, 1, 2, 2, 4, 4),
+            attention_resolutions=(16,),
+            blocks_per_level=2,
+            dropout=0.0,
+        ),
+        variance_type="fixed_small",
+        learning_rate=2e-5,
+        batch_size=64,
+        steps=500_000,
+    ),
+}
+
+# What every preset decides: flags of diffusers' train_unconditional.py, and flags that it has not.
+STOCK_FLAGS = {
+    "learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "train_batch_size",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "adam_weight_decay",
+    "random_flip",
+}
+OWN_FLAGS = {"max_train_steps", "max_grad_norm", "ema_decay"}
+
+
+def parameters(preset: Preset) -> int:
+    with torch.device("meta"):
+        return UNet2DModel(**paper_config(**preset.model)).num_parameters()
+
+
+@pytest.fixture(params=PRESETS, name="preset")
+def preset_fixture(request) -> Preset:
+    return PRESETS[request.param]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_presets_are_the_paper(name):
+    preset, paper = get_preset(name), PAPER[name]
+    assert preset.model == paper["model"]
+    assert parameters(preset) == paper["parameters"]
+    assert preset.process == dict(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        variance_type=paper["variance_type"],
+        prediction_type="epsilon",
+        clip_sample=True,
+        timestep_spacing="linspace",
+    )
+    assert preset.training == dict(
+        learning_rate=paper["learning_rate"],
+        lr_scheduler="constant_with_warmup",
+        lr_warmup_steps=5000,
+        train_batch_size=paper["batch_size"],
+        max_train_steps=paper["steps"],
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        adam_weight_decay=0.0,
+        max_grad_norm=1.0,
+        ema_decay=0.9999,
+        random_flip=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("digits", (1.0, 1.2)), ("small-32", (3.0, 8.0)), ("small-64", (8.0, 16.0))]
+)
+def test_own_presets_are_small(name, millions):
+    assert millions[0] <= parameters(PRESETS[name]) / 1e6 <= millions[1]
+
+
+def test_every_preset_runs_in_stock_without_arguments(preset):
+    """Unconditional, T = 1000 (the pipeline's default number of steps), and a size that stock need not pad."""
+    config = paper_config(**preset.model)
+    assert config["num_class_embeds"] is None
+    assert preset.process["num_train_timesteps"] == 1000
+    assert preset.process["timestep_spacing"] == "linspace"
+    assert config["sample_size"] % 2 ** (len(config["block_out_channels"]) - 1) == 0
+    scheduler = DDPMScheduler(**preset.process)
+    scheduler.set_timesteps(1000)
+    assert scheduler.timesteps[0] == 999
+    # Nothing of the image is left at the last timestep.
+    assert scheduler.alphas_cumprod[-1] < 1e-4
+
+
+def test_every_preset_uses_known_arguments(preset):
+    assert preset.model.keys() <= inspect.signature(paper_config).parameters.keys()
+    assert preset.process.keys() <= inspect.signature(DDPMScheduler.__init__).parameters.keys()
+    assert preset.training.keys() >= STOCK_FLAGS | OWN_FLAGS
+    SchedulerType(preset.training["lr_scheduler"])  # ValueError for a name that diffusers does not know
+
+
+def test_a_preset_can_be_adapted(preset):
+    model = {**preset.model, "resolution": (30, 44), "channels": 4, "num_classes": 10, "learned_variance": True}
+    config = paper_config(**model)
+    assert (config["in_channels"], config["out_channels"], config["num_class_embeds"]) == (4, 8, 11)
+    assert config["sample_size"] == [30, 44]
+    assert "sample_size" not in preset.model and preset.model["channels"] in (1, 3)
+
+
+def test_an_unknown_preset_is_answered_with_the_choices():
+    with pytest.raises(ValueError, match="'ddpm-cifar' is unknown; choose one of ddpm-cifar10, ddpm-256, digits"):
+        get_preset("ddpm-cifar")
