@@ -1,0 +1,141 @@
+"""A local folder -> which files hold images or tables, their splits, classes and metadata. Nothing is decoded here."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+IMAGE_SUFFIXES = frozenset(
+    ".apng .avif .bmp .dib .gif .ico .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pcx .pgm .png .pnm .ppm .qoi .tga .tif"
+    " .tiff .webp".split()
+)
+TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
+METADATA_NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
+
+# Words that name a split, as datasets understands them, and the name that the split gets.
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+
+
+@dataclass
+class FolderListing:
+    """The files of interest under a folder, sorted, relative to it."""
+
+    root: Path
+    images: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+    metadata: list[Path] = field(default_factory=list)
+
+
+def list_folder(root: Path) -> FolderListing:
+    """Walk a folder in sorted order, links included; each real folder is entered once, so that a loop of links ends.
+
+    Hidden files and folders (a leading dot) are passed over. In a folder of images `metadata.parquet` is metadata.
+    """
+    listing = FolderListing(root)
+    entered = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            subfolders.clear()
+            continue
+        entered.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            path, suffix = Path(folder, name).relative_to(root), Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if name in METADATA_NAMES:
+                listing.metadata.append(path)
+            elif suffix in IMAGE_SUFFIXES:
+                listing.images.append(path)
+            elif suffix in TABLE_SUFFIXES:
+                listing.tables.append(path)
+    if not listing.images:
+        listing.tables += [path for path in listing.metadata if path.suffix == ".parquet"]
+    return listing
+
+
+def image_splits(listing: FolderListing) -> "dict[str, datasets.Dataset]":
+    """Split name -> rows of the folder's images. Only top folders that are all named like splits make splits.
+
+    `train` must be among them. File names never make a split: a picture called `my test.png` is no test set. The rows
+    have a column `image` of paths, and the columns of the folder's metadata. Where every image lies in a sub-folder
+    (of its split), a column `label` holds the top one's name as its class.
+    """
+    import datasets
+
+    images = listing.images
+    words = [SPLIT_WORDS.get(path.parts[0].lower()) if len(path.parts) > 1 else None for path in images]
+    is_split = None not in words and "train" in words
+    columns = {"image": [str(listing.root / path) for path in images]}
+    features = {"image": datasets.Image(decode=False)}
+    classes = [path.parts[is_split] if len(path.parts) > is_split + 1 else None for path in images]
+    if None not in classes:
+        columns["label"] = classes
+        features["label"] = datasets.ClassLabel(names=sorted(set(classes)))
+    for name, values in _metadata_columns(listing).items():
+        columns[name] = values.to_pylist()
+        features[name] = datasets.features.features.generate_from_arrow_type(values.type)
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    if not is_split:
+        return {"train": rows}
+    return {name: rows.select([i for i, word in enumerate(words) if word == name]) for name in sorted(set(words))}
+
+
+def table_splits(listing: FolderListing) -> dict[str, list[Path]]:
+    """Split name -> tables, by a folder (`test/0.parquet`) or a file name's start (`test-00000-of-00001.parquet`)."""
+    splits = {}
+    for path in listing.tables:
+        words = [part.lower() for part in path.parts[:-1]] + [re.split(r"[-_.]", path.name.lower())[0]]
+        named = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+        splits.setdefault(named[-1] if named else "train", []).append(path)
+    return splits if "train" in splits else {"train": listing.tables}
+
+
+def _metadata_columns(listing: FolderListing) -> "dict[str, pa.Array]":
+    """Column name -> one value for each image; null where an image has no line."""
+    import pyarrow as pa
+
+    tables = []
+    for path in listing.metadata:
+        table = _read_metadata(listing.root / path)
+        if "file_name" not in table.column_names:
+            raise ValueError(f"{listing.root / path} has no column file_name; it has {', '.join(table.column_names)}")
+        names = [os.path.normpath(path.parent / name) for name in table["file_name"].to_pylist()]
+        tables.append(table.drop_columns("file_name").append_column("file_name", pa.array(names)))
+    if not tables:
+        return {}
+    table = pa.concat_tables(tables, promote_options="permissive")
+    line_of = {name: line for line, name in enumerate(table["file_name"].to_pylist())}
+    lines = pa.array([line_of.get(str(path)) for path in listing.images], type=pa.int64())
+    taken = table.drop_columns("file_name").take(lines)
+    return {name: taken[name].combine_chunks() for name in taken.column_names if name != "image"}
+
+
+def _read_metadata(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    readers = {".jsonl": pa.json.read_json, ".csv": pa.csv.read_csv, ".parquet": pa.parquet.read_table}
+    try:
+        return readers[path.suffix](path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None

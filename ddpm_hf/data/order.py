@@ -1,0 +1,119 @@
+"""The clock of the data: position p of an endless sequence -> which row, which crop, whether flipped.
+
+Position p = step * global_batch + k. All of it is a pure function of (seed, p), so nothing is saved to resume, and the
+number of processes, of accumulation steps or of workers changes nothing.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(state: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function, a bijection of uint64: Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def stream_key(*words: int) -> np.uint64:
+    """A 64-bit key from whole numbers >= 0, such as (seed, purpose); unlike words give unrelated keys."""
+    return np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+
+
+def position_bits(key: np.uint64, positions: np.ndarray) -> np.ndarray:
+    """64 random bits for each position, uint64, the shape of `positions`: number p of the SplitMix64 stream of `key`.
+
+    A counter-based generator: any position, in any order, without those before it.
+    """
+    counts = np.asarray(positions).astype(np.uint64) + np.uint64(1)
+    return mix(key + counts * GOLDEN_GAMMA)
+
+
+def below(bits: np.ndarray, bounds: np.ndarray | int) -> np.ndarray:
+    """Random bits -> whole numbers in [0, bounds), int64, uniform to within bounds / 2^32 (bounds < 2^31)."""
+    return ((bits >> np.uint64(32)) * np.asarray(bounds).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of `count` rows in an epoch, read-only. The latest few are kept: a batch may touch two epochs."""
+    rows = np.arange(count, dtype=np.uint32 if count <= 2**32 else np.uint64)
+    np.random.Generator(np.random.Philox(key=[seed, epoch])).shuffle(rows)
+    rows.flags.writeable = False
+    return rows
+
+
+def shuffled_rows(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
+    """Positions -> rows, int64: epoch p // count, and in it the row at p % count of the epoch's permutation."""
+    epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
+    rows = np.empty(len(places), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = epoch_permutation(seed, int(epoch), count)[places[here]]
+    return rows
+
+
+class PositionSampler:
+    """Which positions this process reads, micro-step after micro-step.
+
+    Micro-step a of step s reads positions s*G + (a*R + r)*b up to, and without, s*G + (a*R + r + 1)*b, where b is the
+    batch of one process and micro-step, r of R the process, A the accumulation and G = A*R*b the global batch.
+    Starting at a step costs nothing, whatever the step.
+
+    Args:
+        batch_size: b, images.
+        start_step: the first optimizer step, counted from 0.
+        num_steps: how many optimizer steps; None for no end.
+        gradient_accumulation_steps: A.
+        num_processes: R.
+        process_index: r.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        gradient_accumulation_steps: int = 1,
+        num_processes: int = 1,
+        process_index: int = 0,
+    ):
+        counts = {
+            "batch_size": batch_size,
+            "gradient_accumulation_steps": gradient_accumulation_steps,
+            "num_processes": num_processes,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"process_index is {process_index}; choose from 0 to {num_processes - 1}")
+        self.batch_size = batch_size
+        self.start_step = start_step
+        self.num_steps = num_steps
+        self.accumulation = gradient_accumulation_steps
+        self.num_processes = num_processes
+        self.process_index = process_index
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images in one optimizer step, over all processes and micro-steps."""
+        return self.batch_size * self.accumulation * self.num_processes
+
+    def positions(self, step: int, micro_step: int) -> range:
+        """The positions of one micro-step of this process."""
+        place = micro_step * self.num_processes + self.process_index
+        start = step * self.global_batch_size + place * self.batch_size
+        return range(start, start + self.batch_size)
+
+    def __iter__(self) -> Iterator[range]:
+        step = self.start_step
+        while self.num_steps is None or step < self.start_step + self.num_steps:
+            for micro_step in range(self.accumulation):
+                yield self.positions(step, micro_step)
+            step += 1

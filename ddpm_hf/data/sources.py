@@ -1,0 +1,368 @@
+"""From the user's words to one kind of data set: rows that are not decoded yet, and what their columns mean."""
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .folder import TABLE_SUFFIXES, FolderListing, image_splits, list_folder, table_splits
+from .transforms import UnreadableImage, open_image, read_payload
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+DIGITS = Path(__file__).with_name("digits.parquet")
+
+# Where to look for a data set's own held-out images, the first that exists.
+HOLDOUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+
+
+class RawRow(NamedTuple):
+    """One row as stored: its number, the cell of the image column, its class id (None without labels)."""
+
+    index: int
+    value: object
+    label: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Rows that hold images, none of them decoded.
+
+    Attributes:
+        name: what the user called it, for messages and records.
+        rows: a `datasets.Dataset`, or a `datasets.IterableDataset` when streaming.
+        features: column name -> type.
+        image_column: the column of images.
+        base_dir: where relative paths in that column start.
+        num_rows: how many rows there are; None when streaming.
+        fingerprint: changes when rows change or the files that they name; None when streaming.
+        label_column: the column of classes; None for unconditional training.
+        class_names: name of each class id.
+        class_values: what stands in the label column for each class id.
+        holdout_split, holdout: the data set's own test or validation split, if it has one.
+    """
+
+    name: str
+    rows: "datasets.Dataset | datasets.IterableDataset"
+    features: "datasets.Features"
+    image_column: str
+    base_dir: Path | None = None
+    num_rows: int | None = None
+    fingerprint: str | None = None
+    label_column: str | None = None
+    class_names: tuple[str, ...] | None = None
+    class_values: tuple | None = None
+    holdout_split: str | None = None
+    holdout: "ImageData | None" = None
+
+    @property
+    def streaming(self) -> bool:
+        return self.num_rows is None
+
+    def batches(self, start: int = 0, batch_size: int = 256) -> Iterator[list[RawRow]]:
+        """Rows from `start` in the data set's order, in lists of up to `batch_size`.
+
+        Never split over DataLoader workers: every reader sees the same rows at the same indices.
+
+        Raises:
+            ValueError: a label is missing or no class.
+        """
+        columns = [column for column in (self.image_column, self.label_column) if column]
+        rows = self.rows.select_columns(columns)
+        rows = rows.select(range(start, len(rows))) if not self.streaming else rows.skip(start)
+        for table in rows.with_format("arrow").iter(batch_size):
+            values = table[self.image_column].to_pylist()
+            labels = [None] * len(values) if self.label_column is None else self._class_ids(table, start)
+            numbers = range(start, start + len(values))
+            yield [RawRow(*cells) for cells in zip(numbers, values, labels, strict=True)]
+            start = numbers.stop
+
+    def payload(self, row: RawRow) -> object:
+        """The row's encoded bytes or array.
+
+        Raises:
+            UnreadableImage: the cell is empty or its file cannot be read.
+        """
+        return read_payload(row.value, self.base_dir)
+
+    def describe(self, row: RawRow) -> str:
+        """Words that name a row: its number, and its file if it has one."""
+        path = row.value.get("path") if isinstance(row.value, dict) else row.value
+        return f"row {row.index}" + (f" ({path})" if isinstance(path, (str, os.PathLike)) else "")
+
+    def _class_ids(self, table: "pa.Table", start: int) -> list[int]:
+        id_of = {value: i for i, value in enumerate(self.class_values)}
+        values = table[self.label_column].to_pylist()
+        for i, value in enumerate(values):
+            if value not in id_of:
+                raise ValueError(
+                    f"label_column {self.label_column!r}: row {start + i} of {self.name} has {value!r}, "
+                    f"which is no class; the classes are {_listed(self.class_names)}"
+                )
+        return [id_of[value] for value in values]
+
+
+def load_images(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_data_dir: str | os.PathLike | None = None,
+    *,
+    dataset_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_conditional: bool = False,
+    streaming: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+) -> ImageData:
+    """Find the images a user means. Without a name and a folder: the embedded digits.
+
+    Args:
+        dataset_name: on the Hub, or whatever else `datasets.load_dataset` takes as a path.
+        dataset_config_name: one of its configurations.
+        train_data_dir: a folder of images (in sub-folders or not, with `metadata.jsonl`, `.csv` or `.parquet` or not),
+            a parquet or arrow file or a folder of them, or a folder written by `Dataset.save_to_disk`.
+        dataset_split: which split to train on, slices such as `train[:10%]` included; "train" by default, or the only
+            one there is.
+        image_column: found by its type when not given.
+        label_column: its classes are read when it is named or when `class_conditional` asks for them.
+        streaming: read rows as they come instead of downloading and indexing all of them.
+        cache_dir: of `datasets`.
+
+    Raises:
+        ValueError: contradicting or unknown arguments, nothing found, an empty data set, an unknown column.
+    """
+    if dataset_name is not None and train_data_dir is not None:
+        raise ValueError(f"dataset_name is {dataset_name!r} and train_data_dir is {str(train_data_dir)!r}; give one")
+    if dataset_config_name is not None and dataset_name is None:
+        raise ValueError(f"dataset_config_name is {dataset_config_name!r}, but dataset_name is not given")
+    cache_dir = None if cache_dir is None else str(cache_dir)
+    base_dir = None
+    if dataset_name is not None:
+        argument = f"dataset_name {dataset_name!r} (dataset_config_name {dataset_config_name!r})"
+        name, arguments = dataset_name, {"streaming": streaming, "cache_dir": cache_dir}
+        splits = _load(argument, dataset_name, dataset_config_name, **arguments)
+    else:
+        name = "digits" if train_data_dir is None else str(train_data_dir)
+        path = DIGITS if train_data_dir is None else Path(train_data_dir)
+        base_dir = path if path.is_dir() else path.parent
+        splits = _load_local(path, streaming=streaming, cache_dir=cache_dir)
+    rows, used_splits = _choose_split(splits, dataset_split, name)
+    data = _describe_rows(name, rows, image_column, base_dir)
+    if label_column is not None or class_conditional:
+        data = _with_labels(data, label_column)
+    own = next((word for word in HOLDOUT_SPLITS if word in splits and word not in used_splits), None)
+    if own is None:
+        return data
+    own_rows = _describe_rows(f"{name} ({own})", splits[own], data.image_column, base_dir)
+    columns = {"label_column": data.label_column, "class_names": data.class_names, "class_values": data.class_values}
+    return replace(data, holdout_split=own, holdout=replace(own_rows, **columns))
+
+
+def _load(argument: str, path: str, config: str | None = None, **arguments) -> "dict[str, datasets.Dataset]":
+    """`datasets.load_dataset`, with whatever it finds wrong as one line that begins with `argument`."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config, **arguments)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ValueError(f"{argument} cannot be loaded: {reason}") from error
+
+
+def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> "dict[str, datasets.Dataset]":
+    import datasets
+
+    if not path.exists():
+        raise ValueError(f"train_data_dir {str(path)!r} does not exist")
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        splits = saved if isinstance(saved, dict) else {"train": saved}
+        return {name: rows.to_iterable_dataset() if streaming else rows for name, rows in splits.items()}
+    if path.is_file():
+        listing = FolderListing(path.parent)
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise ValueError(f"train_data_dir {str(path)!r} is a file; give a folder, or a .parquet or .arrow file")
+        listing.tables.append(Path(path.name))
+    else:
+        listing = list_folder(path)
+    if listing.images and listing.tables:
+        raise ValueError(
+            f"train_data_dir {str(path)!r} holds {len(listing.images)} images and {len(listing.tables)} tables "
+            f"(such as {listing.tables[0]}); give a folder with one kind"
+        )
+    if listing.images:
+        splits = image_splits(listing)
+        return {name: rows.to_iterable_dataset() if streaming else rows for name, rows in splits.items()}
+    if listing.tables:
+        return _load_tables(listing, streaming=streaming, cache_dir=cache_dir)
+    raise ValueError(f"train_data_dir {str(path)!r} holds no images and no parquet or arrow files")
+
+
+def _load_tables(listing: FolderListing, **arguments) -> "dict[str, datasets.Dataset]":
+    kinds = {path.suffix.lower() for path in listing.tables}
+    if len(kinds) > 1:
+        raise ValueError(f"train_data_dir {str(listing.root)!r} holds parquet and arrow files; choose one kind")
+    files = {}
+    for name, paths in table_splits(listing).items():
+        paths = [listing.root / path for path in paths]
+        # datasets cannot read a table of no rows, and takes names for patterns.
+        full = [path.absolute() for path in paths if path.suffix.lower() != ".parquet" or _parquet_rows(path) > 0]
+        files[name] = [glob.escape(str(path)) for path in full]
+    files = {name: paths for name, paths in files.items() if paths}
+    if not files:
+        raise ValueError(f"train_data_dir {str(listing.root)!r} has no rows")
+    return _load(f"train_data_dir {str(listing.root)!r}", kinds.pop()[1:], data_files=files, **arguments)
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"train_data_dir: {str(path)!r} cannot be read: {error}") from None
+
+
+def _choose_split(splits: dict, wanted: str | None, name: str) -> "tuple[datasets.Dataset, set[str]]":
+    """The rows to train on, and the names of the splits that they come from."""
+    import datasets
+
+    choices = f"the splits of {name} are {', '.join(splits)}"
+    if wanted is None:
+        wanted = "train" if "train" in splits else next(iter(splits))
+        if wanted != "train" and len(splits) > 1:
+            raise ValueError(f"dataset_split is not given and there is no train split; {choices}")
+    if wanted in splits:
+        return splits[wanted], {wanted}
+    try:
+        lengths = {split: len(rows) for split, rows in splits.items()}
+        parts = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
+    except (ValueError, TypeError, AssertionError):
+        hint = "" if hasattr(next(iter(splits.values())), "__len__") else " (and a stream has no slices)"
+        raise ValueError(f"dataset_split is {wanted!r}; {choices}{hint}") from None
+    slices = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    return datasets.concatenate_datasets(slices), {part.splitname for part in parts}
+
+
+def _describe_rows(name: str, rows: "datasets.Dataset", image_column: str | None, base_dir: Path | None) -> ImageData:
+    """An `ImageData` without labels: the image column found and set not to decode."""
+    import datasets
+
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    first = next(iter(rows.with_format("arrow").iter(1)), None)
+    if first is None or len(first) == 0:
+        raise ValueError(f"{name} has no rows")
+    features = rows.features or datasets.Features.from_arrow_schema(first.schema)
+    column = _find_image_column(features, first, image_column, base_dir)
+    streaming = isinstance(rows, datasets.IterableDataset)
+    return ImageData(
+        name=name,
+        rows=rows,
+        features=features,
+        image_column=column,
+        base_dir=base_dir,
+        num_rows=None if streaming else len(rows),
+        fingerprint=None if streaming else _fingerprint(rows, column, base_dir),
+    )
+
+
+def _find_image_column(
+    features: "datasets.Features", first: "pa.Table", wanted: str | None, base_dir: Path | None
+) -> str:
+    import datasets
+
+    if wanted is not None:
+        return _existing_column("image_column", wanted, features)
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = found or [name for name in features if _decodes(first[name][0].as_py(), base_dir)]
+    if "image" in found:
+        return "image"
+    if len(found) != 1:
+        problem = f"{', '.join(found)} could each be it" if found else "no column holds images"
+        raise ValueError(f"image_column is not given and {problem}; the columns are {_typed(features)}")
+    return found[0]
+
+
+def _decodes(value: object, base_dir: Path | None) -> bool:
+    try:
+        open_image(read_payload(value, base_dir))
+    except UnreadableImage:
+        return False
+    return True
+
+
+def _with_labels(data: ImageData, label_column: str | None) -> ImageData:
+    """The same rows with a label column and its classes."""
+    import datasets
+
+    if label_column is None:
+        found = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
+        if "label" in data.features:
+            found = ["label"]
+        if len(found) != 1:
+            problem = f"{', '.join(found)} could each be it" if found else "no column is called label or has classes"
+            raise ValueError(f"label_column is not given and {problem}; the columns are {_typed(data.features)}")
+        label_column = found[0]
+    feature = data.features[_existing_column("label_column", label_column, data.features)]
+    if isinstance(feature, datasets.ClassLabel):
+        values, names = range(feature.num_classes), feature.names
+    elif data.streaming:
+        raise ValueError(f"label_column {label_column!r} is {_type(feature)}; streaming needs a ClassLabel")
+    elif getattr(feature, "dtype", "").startswith(("int", "uint", "bool", "string", "large_string")):
+        values = sorted(value for value in data.rows.unique(label_column) if value is not None)
+        names = map(str, values)
+    else:
+        raise ValueError(f"label_column {label_column!r} is {_type(feature)}; give ClassLabel, string or integer")
+    return replace(data, label_column=label_column, class_names=tuple(names), class_values=tuple(values))
+
+
+def _existing_column(argument: str, column: str, features: "datasets.Features") -> str:
+    if column not in features:
+        raise ValueError(f"{argument} is {column!r}; the columns are {_typed(features)}")
+    return column
+
+
+def _typed(features: "datasets.Features") -> str:
+    return ", ".join(f"{name} ({_type(feature)})" for name, feature in features.items())
+
+
+def _type(feature: object) -> str:
+    kind = type(feature).__name__
+    return feature.dtype if kind == "Value" else kind
+
+
+def _listed(names: tuple[str, ...], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _fingerprint(rows: "datasets.Dataset", column: str, base_dir: Path | None) -> str:
+    """A hash that changes when the rows change, or the size or time of a file that they only name."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    digest = hashlib.sha256(rows._fingerprint.encode())
+    for table in rows.select_columns([column]).with_format("arrow").iter(10_000):
+        cell = table[column].combine_chunks()
+        if pa.types.is_struct(cell.type):
+            cell = pc.struct_field(cell.filter(pc.is_null(pc.struct_field(cell, "bytes"))), "path")
+        if not pa.types.is_string(cell.type):
+            break
+        for path in filter(None, cell.to_pylist()):
+            digest.update(f"{path}{_stamp(Path(base_dir or '', path))}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns

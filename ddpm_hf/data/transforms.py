@@ -1,0 +1,271 @@
+"""From an encoded image to uint8 pixels of one shape, and from uint8 to the model's range [-1, 1] and back.
+
+The order is fixed: read, orient by EXIF, bring to 8 bits, bring to the asked channels, resize, crop. Flips and random
+crops come later, from `examples`, because they differ from epoch to epoch and pixels are decoded once.
+"""
+
+import hashlib
+import io
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+# Raster formats that Pillow decodes itself. EPS is left out on purpose: Pillow hands it to Ghostscript, a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO", "QOI", "PCX", "DIB")
+
+CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+
+# Lanczos keeps the most detail of Pillow's filters (all of them are antialiased when they shrink). It is what the data
+# tools of EDM and StyleGAN use; torchvision's default, which stock's example has, is the softer bilinear.
+RESAMPLING = Image.Resampling.LANCZOS
+
+# A random crop moves within this many times the crop's own side, so a 10,000 x 3 strip does not grow to megabytes.
+LONGEST_SIDE = 8
+
+# What Pillow raises for files that are damaged or no images at all (SyntaxError: a PNG with broken chunks).
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    struct.error,
+    zlib.error,
+    OverflowError,
+    Image.DecompressionBombError,
+)
+
+
+class UnreadableImage(ValueError):
+    """A value that cannot be decoded as an image. The message says why; the caller adds which row and file it was."""
+
+
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels, any shape -> float32 in [-1, 1]: p / 127.5 - 1, so that 0 -> -1 and 255 -> 1 exactly.
+
+    Source: "linearly scaled to [-1, 1]", Ho et al. 2020 (arXiv 2006.11239), section 3.3.
+    """
+    return pixels.to(torch.float32).div(127.5).sub_(1)
+
+
+def denormalize(samples: torch.Tensor) -> torch.Tensor:
+    """Samples in [-1, 1], any float dtype and shape -> uint8, clamped. The inverse of `normalize`."""
+    return samples.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+
+
+def parse_resolution(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
+    """`64`, `"64"`, `"48x32"` (height x width) or `(48, 32)` -> (height, width) in pixels.
+
+    Raises:
+        ValueError: it is none of these, or a side is smaller than 1.
+    """
+    sides = resolution
+    if isinstance(resolution, str):
+        sides = tuple(int(side) if side.isascii() and side.isdigit() else 0 for side in resolution.lower().split("x"))
+    if isinstance(sides, int):
+        sides = (sides,)
+    sides = tuple(sides) * 2 if len(sides) == 1 else tuple(sides)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(
+            f"resolution is {resolution!r}; give N for squares or HxW (height x width), such as 64 or 48x32"
+        )
+    return sides
+
+
+def read_payload(value: object, base_dir: Path | None = None) -> bytes | np.ndarray:
+    """What a cell of an image column holds, brought into memory: encoded bytes, or an array of pixels.
+
+    Args:
+        value: `{"bytes": ..., "path": ...}`, bytes, a path, or nested lists / an array of pixels.
+        base_dir: the folder that relative paths start from; the current one by default.
+
+    Raises:
+        UnreadableImage: the cell is empty, or its file cannot be read.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise UnreadableImage("the cell is empty")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, (str, os.PathLike)):
+        return _read_file(os.fspath(value), base_dir)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise UnreadableImage(f"nested lists of unequal length ({error})") from None
+
+
+def _read_file(path: str, base_dir: Path | None) -> bytes:
+    try:
+        if "://" in path:  # a streamed folder on the Hub names its files, which datasets' own opener reads
+            from datasets.utils.file_utils import xopen
+
+            with xopen(path, "rb") as file:
+                return file.read()
+        return Path(base_dir or "", path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(f"the file cannot be read ({error})") from None
+
+
+def content_hash(payload: bytes | np.ndarray) -> int:
+    """64-bit hash of an image as it is stored (the encoded bytes, or an array's type, shape and values)."""
+    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(payload, np.ndarray):
+        digest.update(f"{payload.dtype.str}{payload.shape}".encode())
+        payload = payload.tobytes()
+    digest.update(payload)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def open_image(payload: bytes | np.ndarray) -> Image.Image:
+    """Encoded bytes or an array of pixels -> a loaded image with 8 bits a channel, oriented by its EXIF tag.
+
+    16-bit grey is divided by 257, so that the whole range is kept. Integers of 32 bits count as 16-bit grey; floats as
+    [0, 1] when none exceeds 1, as [0, 255] otherwise. Of an animation, the first frame. Arrays are (height, width),
+    (height, width, channels) or (channels, height, width).
+
+    Raises:
+        UnreadableImage: damaged, no image, over Pillow's limit of pixels (a decompression bomb), or out of range.
+    """
+    if isinstance(payload, np.ndarray):
+        return Image.fromarray(_array_to_uint8(payload))
+    if not payload:
+        raise UnreadableImage("the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(payload), formats=FORMATS)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage("not an image of a format known here") from None
+    except DECODING_ERRORS as error:
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from None
+    if image.mode == "F" or image.mode[0] == "I":
+        grey = np.asarray(image)
+        return Image.fromarray(_floats_to_uint8(grey) if image.mode == "F" else _sixteen_bits_to_uint8(grey))
+    return image
+
+
+def _sixteen_bits_to_uint8(values: np.ndarray) -> np.ndarray:
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableImage(f"integers from {values.min()} to {values.max()}; 0 to 65535 is understood")
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _floats_to_uint8(values: np.ndarray) -> np.ndarray:
+    if not (values.min() >= 0 and values.max() <= 255):
+        raise UnreadableImage(f"floats from {values.min()} to {values.max()}; [0, 1] or [0, 255] is understood")
+    return np.rint(values * 255 if values.max() <= 1 else values).astype(np.uint8)
+
+
+def _array_to_uint8(array: np.ndarray) -> np.ndarray:
+    """(h, w), (h, w, c) or (c, h, w) of any number type -> uint8 (h, w) or (h, w, c) with c in {3, 4}."""
+    if array.ndim == 3 and array.shape[-1] not in CHANNEL_MODES and array.shape[0] in CHANNEL_MODES:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in CHANNEL_MODES):
+        raise UnreadableImage(
+            f"an array of shape {array.shape}; (h, w), (h, w, c) or (c, h, w) with c 1, 3 or 4 is known"
+        )
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if np.issubdtype(array.dtype, np.floating):
+        return np.ascontiguousarray(_floats_to_uint8(array))
+    if not np.issubdtype(array.dtype, np.integer):
+        raise UnreadableImage(f"an array of {array.dtype}")
+    if array.min() < 0 or array.max() > 255:
+        return np.ascontiguousarray(_sixteen_bits_to_uint8(array))
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def native_channels(image: Image.Image) -> int:
+    """How many channels an image needs: 4 if some pixel is transparent, 1 for grey modes, 3 for all others."""
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        return 4
+    return 1 if image.mode in GREY_MODES else 3
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Any 8-bit image -> mode L, RGB or RGBA (1, 3 or 4 channels).
+
+    Transparent pixels are laid on white where alpha is dropped: the usual page, and what scans and logos assume; to
+    drop alpha alone would show whatever colour the transparent pixels hide, mostly black. Colour -> grey is ITU-R 601.
+    """
+    mode = CHANNEL_MODES[channels]
+    if image.mode == mode and not (image.has_transparency_data and channels < 4):
+        return image
+    if channels == 4 or not image.has_transparency_data:
+        return image.convert(mode)
+    image = image.convert("RGBA")
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image)
+    return page.convert(mode)
+
+
+def resize_and_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize so that the image covers (height, width) and keep the centre, in one resampling with exact borders."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    if image.width * height > image.height * width:
+        box_width, box_height = image.height * width / height, image.height
+    else:
+        box_width, box_height = image.width, image.width * height / width
+    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    return image.resize((width, height), RESAMPLING, box=(left, top, left + box_width, top + box_height))
+
+
+def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize so that the image just covers (height, width); the longer side stays, up to 8 times its crop."""
+    height, width = size
+    if image.width * height > image.height * width:
+        width = min(max(width, round(image.width * height / image.height)), LONGEST_SIDE * width)
+    else:
+        height = min(max(height, round(image.height * width / image.width)), LONGEST_SIDE * height)
+    return resize_and_crop(image, (height, width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """How one image becomes pixels. Equal decoders make equal pixels of equal bytes.
+
+    Attributes:
+        size: (height, width) in pixels.
+        channels: 1, 3 or 4.
+        keep_sides: keep what a random crop may show (the longer side) instead of the centre alone.
+        same_channels: refuse images that need another number of channels; set when `channels` was deduced, not given.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    keep_sides: bool = False
+    same_channels: bool = False
+
+    def __post_init__(self):
+        if self.channels not in CHANNEL_MODES:
+            raise ValueError(f"channels is {self.channels!r}; choose from {', '.join(map(str, CHANNEL_MODES))}")
+
+    def __call__(self, payload: bytes | np.ndarray) -> np.ndarray:
+        """Encoded bytes or an array -> uint8 pixels (channels, height, width).
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+            ValueError: it needs another number of channels than `same_channels` demands.
+        """
+        image = open_image(payload)
+        if self.same_channels and (found := native_channels(image)) != self.channels:
+            raise ValueError(f"it has {found} channels and others have {self.channels}; give channels (1, 3 or 4)")
+        image = to_channels(image, self.channels)
+        image = (resize_to_cover if self.keep_sides else resize_and_crop)(image, self.size)
+        pixels = np.asarray(image)
+        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

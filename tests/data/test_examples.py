@@ -1,0 +1,116 @@
+"""Examples are functions of (seed, position): neither neighbours, workers nor processes change them."""
+
+import numpy as np
+import pytest
+import torch
+from pictures import noise, write_png
+from scipy import stats
+
+from ddpm_hf.data.examples import TrainingData, make_loader
+from ddpm_hf.data.order import PositionSampler
+from ddpm_hf.data.sources import load_images
+from ddpm_hf.data.store import PixelStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    for i in range(23):
+        write_png(tmp_path / "images" / "ab"[i % 2] / f"{i:02d}.png", noise(i, (8, 8 + i)))
+    data = load_images(train_data_dir=tmp_path / "images", class_conditional=True)
+    return PixelStore.build(data, (8, 8), random_crop=True, progress=False)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def joined(batches):
+    batches = list(batches)
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def test_types_and_shapes(store):
+    batch = TrainingData(store, 0).__getitems__(range(5))
+    assert batch["images"].dtype == torch.uint8 and batch["images"].shape == (5, 3, 8, 8)
+    assert batch["rows"].dtype == batch["class_labels"].dtype == torch.int64
+    assert batch["class_labels"].tolist() == store.labels[batch["rows"]].tolist()
+
+
+def test_an_epoch_shows_each_image_once(store):
+    data = TrainingData(store, 3)
+    assert len(data) == 23
+    for epoch in range(3):
+        assert sorted(data.__getitems__(range(23 * epoch, 23 * epoch + 23))["rows"].tolist()) == list(range(23))
+
+
+def test_only_the_chosen_images(store):
+    data = TrainingData(store, 0, indices=np.array([2, 3, 5, 7]))
+    assert sorted(data.__getitems__(range(4))["rows"].tolist()) == [2, 3, 5, 7]
+    with pytest.raises(ValueError, match="holdout leaves no image"):
+        TrainingData(store, 0, indices=np.array([], dtype=np.int64))
+
+
+@pytest.mark.parametrize("random_crop", [False, True])
+@pytest.mark.parametrize("random_flip", [False, True])
+def test_position_by_position(store, random_crop, random_flip):
+    data = TrainingData(store, 7, random_crop=random_crop, random_flip=random_flip)
+    whole = data.__getitems__(range(100))
+    alone = joined(data.__getitems__([position]) for position in range(100))
+    assert equal(whole, alone)
+
+
+def test_without_augmentation_they_are_the_centres(store):
+    batch = TrainingData(store, 1).__getitems__(range(23))
+    assert np.array_equal(batch["images"].numpy(), store.gather(batch["rows"].numpy()))
+
+
+def test_flips_are_fair_and_independent_of_the_row(store):
+    batch = TrainingData(store, 1, random_flip=True).__getitems__(range(23 * 400))
+    plain = store.gather(batch["rows"].numpy())
+    flipped = (batch["images"].numpy() == plain[..., ::-1]).all(axis=(1, 2, 3))
+    assert ((batch["images"].numpy() == plain).all(axis=(1, 2, 3)) ^ flipped).all()
+    counts = np.bincount(batch["rows"].numpy(), weights=flipped, minlength=23)
+    # 23 binomials of 400 coins: their squared deviations follow chi-squared with 23 degrees of freedom.
+    assert stats.chi2.sf(((counts - 200) ** 2 / 100).sum(), 23) > 1e-3
+
+
+def test_seeds_differ(store):
+    first, second = (TrainingData(store, seed, random_flip=True).__getitems__(range(23)) for seed in (0, 1))
+    assert not torch.equal(first["rows"], second["rows"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_workers_processes_and_accumulation_change_nothing(store, num_workers, processes, accumulation):
+    data = TrainingData(store, 5, random_flip=True, random_crop=True)
+    arguments = {"start_step": 3, "num_steps": 4, "gradient_accumulation_steps": accumulation}
+    loaders = [
+        make_loader(
+            data,
+            PositionSampler(
+                8 // processes // accumulation, num_processes=processes, process_index=process, **arguments
+            ),
+            num_workers=num_workers,
+        )
+        for process in range(processes)
+    ]
+    micro_batches = [batch for together in zip(*loaders, strict=True) for batch in together]
+    assert equal(joined(micro_batches), data.__getitems__(range(24, 56)))
+
+
+def test_the_loader_takes_nothing_from_the_global_generator(store):
+    before = torch.get_rng_state()
+    next(iter(make_loader(TrainingData(store, 0), PositionSampler(4))))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_digits_end_to_end(own_cache):
+    from ddpm_hf.data.transforms import normalize
+
+    data = load_images(class_conditional=True, cache_dir=own_cache)
+    store = PixelStore.build(data, (16, 16), progress=False)
+    batch = next(iter(make_loader(TrainingData(store, seed=0), PositionSampler(64))))
+    images = normalize(batch["images"])
+    assert images.shape == (64, 1, 16, 16) and images.min() == -1 and images.max() > 0.9
+    # White strokes on black: about a fifth of MNIST's pixels is ink (mean 0.1307 of 1 over its training set).
+    assert 0.09 < (images.mean().item() + 1) / 2 < 0.18
