@@ -1,0 +1,145 @@
+"""The coefficients of the formulas in scheduler.py: float64 tables by timestep, cast when finished.
+
+They are worked out in float64 on the CPU (some devices have no float64) and then cast, never before: 1 - alpha_bar_1
+= 1e-4 is lost if alpha_bar is first rounded to bfloat16. They are never cast below float32, since log-variances in
+half precision would be off by per cents. Equation numbers are those of Ho et al. 2020 (arXiv 2006.11239).
+"""
+
+import operator
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+
+def transition(
+    alpha_bar: torch.Tensor, t: torch.Tensor, previous: torch.Tensor, above: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Coefficients of the posterior q(x_previous | x_t, x_0), Eq. 6 and 7, and of p's variance.
+
+    In a strided chain alpha_t is alpha_bar_t / alpha_bar_previous (Nichol & Dhariwal 2021, arXiv 2102.09672, §4).
+
+    Args:
+        alpha_bar: float64, shape (T,).
+        t: timesteps in [0, T), int64.
+        previous: where each step goes, in [-1, t); -1 is the data.
+        above: the timestep from which the chain comes to t, T if there is none. Used where `previous` is -1.
+
+    Returns:
+        Tensors of the timesteps' shape: `posterior_x_0` and `posterior_x_t` (the mean's), `posterior_log_variance`,
+        `log_beta`, and `noise_switch`, which is 0 where the step goes to the data and 1 elsewhere.
+    """
+    with_data = torch.cat([alpha_bar, torch.ones(1, dtype=torch.float64)])  # index -1 is the data
+    alpha_bar_t, alpha_bar_previous = alpha_bar[t], with_data[previous]
+    alpha = alpha_bar_t / alpha_bar_previous
+    beta = 1 - alpha
+    # The variance of the step to the data is 0. Its log is clipped to that of the step before it, as in the published
+    # code; a chain of one step has none, and gets log beta.
+    last = previous < 0
+    alone = last & (above == len(alpha_bar))
+    upper, lower = alpha_bar[torch.where(last & ~alone, above, t)], with_data[torch.where(last & ~alone, t, previous)]
+    variance = torch.where(alone, beta, (1 - lower) / (1 - upper) * (1 - upper / lower))
+    return {
+        "posterior_x_0": alpha_bar_previous.sqrt() * beta / (1 - alpha_bar_t),
+        "posterior_x_t": alpha.sqrt() * (1 - alpha_bar_previous) / (1 - alpha_bar_t),
+        "posterior_log_variance": variance.log(),
+        "log_beta": beta.log(),
+        "noise_switch": (~last).double(),
+    }
+
+
+class Coefficients:
+    """All coefficients of a process with given alpha_bar, for one chain of timesteps.
+
+    Args:
+        alpha_bar: float64, shape (T,), on the CPU.
+        num_train_timesteps: T.
+        chain: the timesteps that are visited, strictly decreasing, in [0, T).
+
+    Raises:
+        ValueError: for a chain that is empty, not decreasing or outside [0, T).
+    """
+
+    def __init__(self, alpha_bar: torch.Tensor, num_train_timesteps: int, chain: Sequence[int]):
+        if not chain or min(chain) < 0 or max(chain) >= num_train_timesteps:
+            raise ValueError(f"`timesteps` must be one or more in [0, {num_train_timesteps}), but they are {chain}.")
+        if any(a <= b for a, b in zip(chain, chain[1:], strict=False)):
+            raise ValueError(f"`timesteps` must be in decreasing order, but they are {chain}.")
+        self.alpha_bar = alpha_bar
+        self.num_train_timesteps = num_train_timesteps
+        self.chain = chain
+        self.previous = dict(zip(chain, [*chain[1:], -1], strict=True))
+        self._tables = {}
+
+    @cached_property
+    def _float64(self) -> dict[str, torch.Tensor]:
+        """Every coefficient for i = 0 … T-1. A timestep outside the chain counts as its beginning."""
+        if len(self.alpha_bar) != self.num_train_timesteps:
+            raise ValueError(
+                f"`trained_betas` has {len(self.alpha_bar)} values, but `num_train_timesteps` is "
+                f"{self.num_train_timesteps}."
+            )
+        every = torch.arange(self.num_train_timesteps)
+        chain = torch.tensor([-1, *reversed(self.chain), self.num_train_timesteps])
+        previous = chain[torch.searchsorted(chain, every) - 1]
+        above = chain[torch.searchsorted(chain, every, right=True)]
+        return {
+            "root_alpha_bar": self.alpha_bar.sqrt(),
+            "root_noise": (1 - self.alpha_bar).sqrt(),
+            "snr": self.alpha_bar / (1 - self.alpha_bar),
+            "previous": previous,
+            **transition(self.alpha_bar, every, previous, above),
+        }
+
+    def table(self, name: str, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
+        """Coefficient `name`, shape (T,), cast once for each device and dtype."""
+        key = (name, device, dtype)
+        if key not in self._tables:
+            self._tables[key] = self._float64[name].to(device=device, dtype=dtype)
+        return self._tables[key]
+
+    def at(self, name: str, timesteps: int | torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Coefficient `name` at `timesteps`, on the chain.
+
+        Args:
+            timesteps: an int, 0-d or (batch,), in [0, T).
+            like: images that the result will multiply: gives it their device, their dtype (at least float32) and the
+                shape (batch, 1, …), or for one timestep that the host knows a 0-d tensor on the CPU, which torch takes
+                for a number on any device. Without it: float32, the timesteps' shape and device.
+        """
+        dtype = _table_dtype(like)
+        if not isinstance(timesteps, torch.Tensor) or (timesteps.ndim == 0 and timesteps.device.type == "cpu"):
+            i = operator.index(timesteps)
+            if not 0 <= i < self.num_train_timesteps:
+                raise ValueError(f"`timesteps` is {i}; it must lie in [0, {self.num_train_timesteps}).")
+            return self.table(name, "cpu", dtype)[i]
+        device = timesteps.device if like is None else like.device
+        # Not table[timesteps]: with a 0-d index that waits for the device.
+        values = self.table(name, device, dtype).index_select(0, timesteps.reshape(-1).to(device))
+        return values.reshape(timesteps.shape if like is None else (-1, *[1] * (like.ndim - 1)))
+
+    def between(
+        self,
+        name: str,
+        timesteps: int | torch.Tensor,
+        prev_timesteps: int | torch.Tensor | None,
+        like: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Coefficient `name` of the step from `timesteps` to `prev_timesteps`, or of the chain's step if None.
+
+        Raises:
+            ValueError: unless -1 ≤ prev_timesteps < timesteps < T.
+        """
+        if prev_timesteps is None:
+            return self.at(name, timesteps, like)
+        t, previous = torch.broadcast_tensors(torch.as_tensor(timesteps).cpu(), torch.as_tensor(prev_timesteps).cpu())
+        if not bool(((previous >= -1) & (previous < t) & (t < self.num_train_timesteps)).all()):
+            raise ValueError("`prev_timesteps` must be at least -1 and below `timesteps`, which must be below T.")
+        values = transition(self.alpha_bar, t, previous, above=t + 1)[name]
+        if like is None:
+            return values.to(device=getattr(timesteps, "device", "cpu"), dtype=_table_dtype(like))
+        return values.to(device=like.device, dtype=_table_dtype(like)).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _table_dtype(like: torch.Tensor | None) -> torch.dtype:
+    return torch.float64 if like is not None and like.dtype == torch.float64 else torch.float32

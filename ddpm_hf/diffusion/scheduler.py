@@ -1,0 +1,445 @@
+"""The DDPM process: q, and one step of p given a prediction.
+
+Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239); equation numbers are that paper's
+unless another is named. The paper counts t = 1 … T, code counts i = t - 1: `alphas_cumprod[i]` is alpha_bar_{i+1}.
+Timestep -1 stands for the data, before the first step, where alpha_bar is 1.
+
+This is the one home of these formulas: `step`, the losses and the bound call the methods below, and coefficients.py
+holds their coefficients, from float64 tables. Variances are log-variances everywhere, in nats.
+"""
+
+import functools
+import operator
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks for it in this module
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..portable import PortableConfig
+from .coefficients import Coefficients
+from .noise_schedules import SCALABLE_SCHEDULES, betas_from_config
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
+POSTERIOR_VARIANCES = ("fixed_small", "fixed_small_log")
+FORWARD_VARIANCES = ("fixed_large", "fixed_large_log")
+LEARNED_VARIANCES = ("learned", "learned_range")
+VARIANCE_TYPES = POSTERIOR_VARIANCES + FORWARD_VARIANCES + LEARNED_VARIANCES
+
+
+EPSILON_WITHOUT_SIGNAL = (
+    "`prediction_type='epsilon'` cannot go with `rescale_betas_zero_snr=True`: at the last timestep the image is pure "
+    "noise, and x_0 = (x_t - √(1 - alpha_bar) eps) / √alpha_bar divides by zero. Choose 'v_prediction' or 'sample', "
+    "or leave the betas as they are."
+)
+
+
+class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
+    """`DDPMScheduler` with exact tables and with formulas that take one timestep per image.
+
+    Arguments and config are `DDPMScheduler`'s. `step` draws the same random numbers, so the same generator gives the
+    same image. What differs, and why:
+
+    - The last step of any chain adds no noise (Algorithm 2), and every `set_timesteps(n)` gives n distinct timesteps.
+    - `variance_type` has one meaning each: `fixed_small` and `fixed_small_log` are the posterior variance,
+      `fixed_large` and `fixed_large_log` are beta, `learned` is a predicted log-variance and `learned_range` a
+      predicted place between the two fixed log-variances (Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 15).
+    - Predicting epsilon with zero terminal SNR is refused where the process is used, since x_0 cannot be had from
+      pure noise; `__init__`, which must read any config that stock reads, warns.
+
+    In all methods `timesteps` is an int, a 0-d tensor or a tensor of shape (batch,), in [0, T), on any device; images
+    are (batch, channels, height, width) or any other shape that starts with the batch. Results have the images'
+    dtype; half precision is computed in float32.
+    """
+
+    @functools.wraps(DDPMScheduler.__init__)
+    def __init__(self, *args, **kwargs):
+        try:
+            super().__init__(*args, **kwargs)
+        except NotImplementedError:
+            betas_from_config(self.config)  # says which schedules there are
+            raise
+        self.betas, self.alphas = self._betas.float(), (1 - self._betas).float()
+        self.alphas_cumprod = self._alpha_bar.float()
+        self._check_config()
+
+    @functools.cached_property
+    def _betas(self) -> torch.Tensor:
+        return betas_from_config(self.config)
+
+    @functools.cached_property
+    def _alpha_bar(self) -> torch.Tensor:
+        return torch.cumprod(1 - self._betas, dim=0)
+
+    def _check_config(self) -> None:
+        config, largest = self.config, float(self._betas.max())
+        for name, choices in (("prediction_type", PREDICTION_TYPES), ("timestep_spacing", TIMESTEP_SPACINGS)):
+            if config[name] not in choices:
+                raise ValueError(f"`{name}` is {config[name]!r}; choose from {', '.join(choices)}.")
+        if config.variance_type not in VARIANCE_TYPES:
+            warnings.warn(
+                f"`variance_type` is {config.variance_type!r}, none of {', '.join(VARIANCE_TYPES)}. It is taken for "
+                "'fixed_small', as DDPMScheduler does.",
+                stacklevel=3,
+            )
+        if self._lacks_signal:
+            warnings.warn(EPSILON_WITHOUT_SIGNAL, stacklevel=3)
+        elif largest >= 1 and not config.rescale_betas_zero_snr:
+            warnings.warn(f"beta reaches {largest:g}; it must stay below 1.", stacklevel=3)
+
+    @property
+    def _lacks_signal(self) -> bool:
+        return self.config.rescale_betas_zero_snr and self.config.prediction_type == "epsilon"
+
+    @classmethod
+    def for_timesteps(cls, num_train_timesteps: int, **kwargs) -> "LinearDDPMScheduler":
+        """A scheduler for another T that tends to the same continuous process: beta's ends times 1000/T.
+
+        `beta_start` and `beta_end` mean the ends at T = 1000, as in the paper. The schedules `squaredcos_cap_v2` and
+        `laplace` have this property by themselves and stay as they are.
+
+        Args:
+            num_train_timesteps: T ≥ 1.
+            **kwargs: further arguments of the constructor.
+
+        Raises:
+            ValueError: if beta would reach 1 (T ≤ 20 for the default ends), or with `trained_betas`.
+        """
+        if kwargs.get("trained_betas") is not None:
+            raise ValueError("`trained_betas` belong to one T; build the scheduler directly.")
+        if num_train_timesteps < 1:
+            raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be at least 1.")
+        if kwargs.get("beta_schedule", "linear") in SCALABLE_SCHEDULES:
+            scale = 1000 / num_train_timesteps
+            kwargs["beta_start"] = kwargs.get("beta_start", 0.0001) * scale
+            kwargs["beta_end"] = kwargs.get("beta_end", 0.02) * scale
+            if kwargs["beta_end"] >= 1:
+                raise ValueError(
+                    f"`num_train_timesteps` is {num_train_timesteps}: beta_end times 1000/T is {kwargs['beta_end']:g} "
+                    "and must stay below 1. Choose a larger T, a smaller `beta_end` or 'squaredcos_cap_v2'."
+                )
+        return cls(num_train_timesteps=num_train_timesteps, **kwargs)
+
+    # The chain: which timesteps are visited, and in which order.
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The chain: int64, shape (number of steps,), decreasing. Assigning another one changes the chain."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: torch.Tensor) -> None:
+        self._coefficients = Coefficients(self._alpha_bar, self.config.num_train_timesteps, timesteps.tolist())
+        self._timesteps = timesteps
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Chooses the chain: `num_inference_steps` timesteps by `config.timestep_spacing`, or a list of your own.
+
+        Args:
+            num_inference_steps: 1 … T.
+            device: where `self.timesteps` goes.
+            timesteps: strictly decreasing integers in [0, T).
+
+        Raises:
+            ValueError: if both or neither is given, for a count outside 1 … T, timesteps that are not decreasing or
+                outside [0, T), or where the process cannot be sampled at all (epsilon with zero terminal SNR).
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("Pass one of `num_inference_steps` and `timesteps`.")
+        if self._lacks_signal:
+            raise ValueError(EPSILON_WITHOUT_SIGNAL)
+        if timesteps is None:
+            chain = self._spaced_timesteps(num_inference_steps)
+        else:
+            chain = [operator.index(t) for t in timesteps]
+        self.timesteps = torch.tensor(chain, dtype=torch.int64).to(device)
+        self.custom_timesteps = timesteps is not None
+        if timesteps is None:
+            self.num_inference_steps = num_inference_steps
+
+    def _spaced_timesteps(self, n: int) -> list[int]:
+        """n distinct timesteps: Table 2 of Lin et al. 2023 (arXiv 2305.08891). Where stock is right, its values."""
+        total, offset = self.config.num_train_timesteps, self.config.steps_offset
+        if not 1 <= n <= total:
+            raise ValueError(f"`num_inference_steps` is {n}; the model was trained for 1 to {total} timesteps.")
+        if self.config.timestep_spacing == "linspace":
+            # One step starts at T-1 too; np.linspace would give [0].
+            chain = np.linspace(0, total - 1, n).round()[::-1] if n > 1 else np.array([total - 1])
+        elif self.config.timestep_spacing == "leading":
+            chain = np.arange(n)[::-1] * (total // n) + offset
+            if chain[0] >= total:
+                raise ValueError(f"`steps_offset={offset}` leaves no room for {n} of {total} timesteps.")
+        else:
+            # The rounding in T / n can make np.arange one value too long, and that value is -1.
+            chain = np.arange(total, 0, -total / n)[:n].round() - 1
+        return chain.astype(np.int64).tolist()
+
+    def previous_timestep(self, timestep: int | torch.Tensor) -> int | torch.Tensor:
+        """The chain's next lower timestep, -1 after its last; an int for an int, a tensor for a tensor.
+
+        Raises:
+            ValueError: for an int that is not in the chain. In a tensor, which may lie on a device that would have to
+                be waited for, it is not looked for: such a timestep is followed by the next lower one of the chain.
+        """
+        if isinstance(timestep, torch.Tensor):
+            return self._coefficients.at("previous", timestep).long()
+        self._check_in_chain(timestep)
+        return self._coefficients.previous[timestep]
+
+    def _check_in_chain(self, timestep: int) -> None:
+        chain = self._coefficients.chain
+        if timestep not in self._coefficients.previous:
+            raise ValueError(
+                f"`timestep` {timestep} is not among the {len(chain)} timesteps of the chain, from {chain[0]} to "
+                f"{chain[-1]}, that `set_timesteps` chose."
+            )
+
+    def _check_signal(self, timesteps: int | torch.Tensor) -> None:
+        last = self.config.num_train_timesteps - 1
+        if self._lacks_signal and bool((torch.as_tensor(timesteps) == last).any()):
+            raise ValueError(EPSILON_WITHOUT_SIGNAL)
+
+    # The forward process q.
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> torch.Tensor:
+        """x_t = √alpha_bar_t x_0 + √(1 - alpha_bar_t) eps, Eq. 4."""
+        x_0, eps = _at_least_float32(original_samples, noise)
+        root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_0)
+        return torch.addcmul(root_alpha_bar * x_0, root_noise, eps).to(original_samples.dtype)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
+        """v = √alpha_bar_t eps - √(1 - alpha_bar_t) x_0 with x_0 = `sample` (Salimans & Ho 2022, arXiv 2202.00512)."""
+        x_0, eps = _at_least_float32(sample, noise)
+        root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_0)
+        return (root_alpha_bar * eps - root_noise * x_0).to(sample.dtype)
+
+    def snr(self, timesteps: int | torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t): float32, of the timesteps' shape and device."""
+        return self._coefficients.at("snr", timesteps)
+
+    def _signal_and_noise(
+        self, timesteps: int | torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """√alpha_bar_t and √(1 - alpha_bar_t)."""
+        at = self._coefficients.at
+        return at("root_alpha_bar", timesteps, like), at("root_noise", timesteps, like)
+
+    # From the network's output to x_0 and eps.
+
+    def split_model_output(
+        self, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The prediction and, for the learned variance types, the predicted variance, else None; each like `sample`.
+
+        Raises:
+            ValueError: unless the output has C channels, or 2C for `learned` and `learned_range`; C is the sample's.
+        """
+        channels, variance_type = sample.shape[1], self.config.variance_type
+        expected = channels * (2 if variance_type in LEARNED_VARIANCES else 1)
+        if model_output.shape[1] != expected:
+            raise ValueError(
+                f"`model_output` has {model_output.shape[1]} channels; with variance_type={variance_type!r} and "
+                f"samples of {channels} it must have {expected}. Change `variance_type` or the model's `out_channels`."
+            )
+        if variance_type in LEARNED_VARIANCES:
+            return torch.split(model_output, channels, dim=1)
+        return model_output, None
+
+    def predict_original_sample(
+        self, model_output: torch.Tensor, sample: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> torch.Tensor:
+        """x_0 from the prediction of eps (Eq. 15), x_0 or v (arXiv 2202.00512), not clipped.
+
+        Args:
+            model_output: the prediction alone (see `split_model_output`), shaped like `sample`.
+            sample: x_t.
+            timesteps: of each image.
+
+        Raises:
+            ValueError: at the last timestep of a process with zero terminal SNR that predicts epsilon.
+        """
+        if self.config.prediction_type == "sample":
+            return model_output
+        prediction, x_t = _at_least_float32(model_output, sample)
+        root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_t)
+        if self.config.prediction_type == "epsilon":
+            self._check_signal(timesteps)
+            x_0 = (x_t - root_noise * prediction) / root_alpha_bar
+        else:
+            x_0 = root_alpha_bar * x_t - root_noise * prediction
+        return x_0.to(sample.dtype)
+
+    def predict_epsilon(
+        self, model_output: torch.Tensor, sample: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> torch.Tensor:
+        """eps from the prediction of eps, x_0 (Eq. 4 solved for eps) or v (arXiv 2202.00512); arguments as above."""
+        if self.config.prediction_type == "epsilon":
+            return model_output
+        prediction, x_t = _at_least_float32(model_output, sample)
+        root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_t)
+        if self.config.prediction_type == "sample":
+            eps = (x_t - root_alpha_bar * prediction) / root_noise
+        else:
+            eps = root_noise * x_t + root_alpha_bar * prediction
+        return eps.to(sample.dtype)
+
+    def clip_original_sample(self, x_0: torch.Tensor) -> torch.Tensor:
+        """x_0 clipped as the config says: dynamic thresholding (arXiv 2205.11487, §2.3), else `clip_sample`."""
+        if self.config.thresholding:
+            return self._threshold_sample(x_0)
+        if self.config.clip_sample:
+            return x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return x_0
+
+    # The posterior q(x_{t-1} | x_t, x_0) and the reverse process p.
+
+    def posterior_mean(
+        self,
+        x_0: torch.Tensor,
+        x_t: torch.Tensor,
+        timesteps: int | torch.Tensor,
+        prev_timesteps: int | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean of q(x_prev | x_t, x_0), Eq. 7.
+
+        Args:
+            x_0, x_t: images of one shape.
+            timesteps: of each image.
+            prev_timesteps: where the step goes, in [-1, timesteps); by default the chain's previous timestep. Given
+                pairs are worked out on the CPU and wait for the device of the timesteps.
+        """
+        x_0, x_t, dtype = *_at_least_float32(x_0, x_t), x_t.dtype
+        share_of_x_0 = self._coefficients.between("posterior_x_0", timesteps, prev_timesteps, x_t)
+        share_of_x_t = self._coefficients.between("posterior_x_t", timesteps, prev_timesteps, x_t)
+        return torch.addcmul(share_of_x_0 * x_0, share_of_x_t, x_t).to(dtype)
+
+    def posterior_log_variance(
+        self,
+        timesteps: int | torch.Tensor,
+        prev_timesteps: int | torch.Tensor | None = None,
+        *,
+        like: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Log of the variance of q(x_prev | x_t, x_0), Eq. 7.
+
+        The variance of the step to the data is 0; its log is clipped to that of the step before in the chain (or, if
+        `prev_timesteps` is given, to that of the step from timesteps + 1), as in the published code.
+
+        Args:
+            timesteps, prev_timesteps: as in `posterior_mean`.
+            like: images that the result is for; gives it their device, their dtype (at least float32) and the shape
+                (batch, 1, 1, 1). Without it: float32, the timesteps' shape and device.
+        """
+        return self._coefficients.between("posterior_log_variance", timesteps, prev_timesteps, like)
+
+    def model_log_variance(
+        self,
+        timesteps: int | torch.Tensor,
+        prev_timesteps: int | torch.Tensor | None = None,
+        predicted: torch.Tensor | None = None,
+        *,
+        like: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Log of the variance sigma² of p(x_prev | x_t) for the config's `variance_type`.
+
+        Args:
+            timesteps, prev_timesteps, like: as in `posterior_log_variance`; `like` is by default `predicted`.
+            predicted: the network's second half, shaped like the images, for `learned` (the log-variance itself) and
+                `learned_range` (-1 is the posterior's, 1 is log beta; arXiv 2102.09672, Eq. 15).
+
+        Raises:
+            ValueError: if `predicted` is missing for a learned variance.
+        """
+        variance_type = self.config.variance_type
+        if variance_type in FORWARD_VARIANCES:
+            return self._coefficients.between("log_beta", timesteps, prev_timesteps, like)
+        if variance_type not in LEARNED_VARIANCES:
+            return self.posterior_log_variance(timesteps, prev_timesteps, like=like)
+        if predicted is None:
+            raise ValueError(f"`predicted` is needed for variance_type={variance_type!r}.")
+        if variance_type == "learned":
+            return predicted
+        like = predicted if like is None else like
+        high = self._coefficients.between("log_beta", timesteps, prev_timesteps, like)
+        low = self.posterior_log_variance(timesteps, prev_timesteps, like=like)
+        fraction = (predicted + 1) / 2
+        return fraction * high + (1 - fraction) * low
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step of Algorithm 2: x_{t-1} ~ p(x_{t-1} | x_t), from `timestep` to the next of the chain.
+
+        It never waits for a device.
+
+        Args:
+            model_output: the network's output for `sample`, (batch, C or 2C, ...).
+            timestep: an entry of `self.timesteps`, or its value as an int.
+            sample: x_t, (batch, C, ...).
+            generator: one for the batch, or a list of one per image.
+            return_dict: False gives the tuple (prev_sample, pred_original_sample).
+
+        Raises:
+            ValueError: for an int that is not in the chain, or a wrong number of output channels.
+        """
+        t = self._on_host(timestep)
+        dtype, noise_dtype = sample.dtype, model_output.dtype
+        model_output, x_t = _at_least_float32(model_output, sample)
+        # 1. The prediction, and the variance if the network predicts one
+        prediction, predicted_variance = self.split_model_output(model_output, x_t)
+
+        # 2. x_0 from the prediction, Eq. 15
+        x_0 = self.predict_original_sample(prediction, x_t, t)
+
+        # 3. Clip or threshold x_0
+        x_0 = self.clip_original_sample(x_0)
+
+        # 4. Mean of q(x_{t-1} | x_t, x_0), Eq. 7
+        prev_sample = self.posterior_mean(x_0, x_t, t)
+
+        # 5. Standard deviation sigma_t
+        sigma = torch.exp(0.5 * self.model_log_variance(t, predicted=predicted_variance, like=x_t))
+
+        # 6. Noise, but none in the chain's last step. Stock draws it whenever t > 0, and so do we, to leave the
+        #    generator as stock leaves it; at a timestep that only the device knows it is always drawn
+        if not isinstance(t, int) or t > 0:
+            z = randn_tensor(prediction.shape, generator, prediction.device, noise_dtype)
+            prev_sample = torch.addcmul(prev_sample, self._coefficients.at("noise_switch", t, x_t) * sigma, z)
+
+        prev_sample, x_0 = prev_sample.to(dtype), x_0.to(dtype)
+        if not return_dict:
+            return prev_sample, x_0
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
+
+    def _on_host(self, timestep: int | torch.Tensor) -> int | torch.Tensor:
+        """The timestep as an int of the chain; unchanged if that would mean to wait for a device."""
+        if isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu":
+            # `for t in scheduler.timesteps` yields views, whose address says which entry they are.
+            chain = self._timesteps
+            index, rest = divmod(timestep.data_ptr() - chain.data_ptr(), chain.element_size())
+            known = timestep.ndim == 0 and timestep.device == chain.device and rest == 0 and 0 <= index < len(chain)
+            return self._coefficients.chain[index] if known else timestep
+        timestep = int(timestep)
+        self._check_in_chain(timestep)
+        return timestep
+
+
+def _at_least_float32(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [x if x.dtype in (torch.float32, torch.float64) else x.float() for x in tensors]
