@@ -1,0 +1,258 @@
+"""From noise back to images: Algorithm 2 of Ho et al. 2020 (arXiv 2006.11239), with class labels and guidance."""
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..portable import own_component, stock_component
+
+LEARNED_VARIANCES = ("learned", "learned_range")
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+class DDPMPipeline(diffusers.DDPMPipeline):
+    """Unconditional and class-conditional image generation; takes the place of diffusers' pipeline of the same name.
+
+    The same components, the same call and, for the same generator, the same pixels. Beyond it: class labels by name or
+    number, classifier-free guidance (arXiv 2207.12598), one generator per image, given latents, a callback, any number of
+    channels, every sampler of diffusers, half-precision weights, and evaluation mode while sampling.
+
+    Saved files name diffusers' own classes, so that stock diffusers loads them; `from_pretrained` of this class gives
+    `DDPMUNet2D` and `LinearDDPMScheduler` from the same files.
+
+    Args:
+        unet: the network; predicts from (x_t, timestep), images in [-1, 1].
+        scheduler: `LinearDDPMScheduler` or any sampler of diffusers made from its config.
+        id2label: class number to class name, for class-conditional models only. A network with one embedding more than
+            there are names was trained for guidance: its last embedding stands for "no class".
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
+        super().__init__(unet=unet, scheduler=scheduler)
+        if id2label is not None:
+            # JSON turns the keys into strings; a pipeline in memory always has numbers.
+            id2label = {int(number): str(name) for number, name in id2label.items()}
+            self.register_to_config(id2label=id2label)
+        self.id2label = id2label
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """As in diffusers, with the components that have a class of ours named as such."""
+        config = super().load_config(*args, **kwargs)
+        index = config[0] if isinstance(config, tuple) else config
+        for name, value in index.items():
+            if isinstance(value, list) and len(value) == 2:
+                index[name] = own_component(*value)
+        return config
+
+    def to_json_string(self) -> str:
+        """The index as JSON text, with our classes named as stock diffusers knows them."""
+        index = json.loads(super().to_json_string())
+        for name, value in index.items():
+            if isinstance(value, list) and len(value) == 2:
+                index[name] = stock_component(*value)
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes can be asked for; 0 for an unconditional model."""
+        if self.id2label is not None:
+            return len(self.id2label)
+        return self.unet.config.num_class_embeds or 0
+
+    @property
+    def null_class(self) -> int | None:
+        """The embedding that stands for "no class", which guidance needs; None if the model has none."""
+        embeddings = self.unet.config.num_class_embeds or 0
+        return embeddings - 1 if self.num_classes and embeddings == self.num_classes + 1 else None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        latents: torch.Tensor | None = None,
+        callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Sample images: x_T from N(0, I), then the scheduler's steps down to x_0.
+
+        Args:
+            batch_size: number of images. With a list of class labels it may be left out.
+            generator: one for all images, or a list with one per image; then an image does not depend on its batch.
+            num_inference_steps: network calls; by default all timesteps the model was trained on.
+            output_type: "pil" (1 channel L, 2 LA, 3 RGB, 4 RGBA), "np" (B, H, W, C) or "pt" (B, C, H, W), in [0, 1].
+            return_dict: False gives a tuple with the images.
+            class_labels: a class number or name, or one for each image; needed by class-conditional models unless
+                `guidance_scale` is 0.
+            guidance_scale: w in eps = eps(none) + w (eps(class) - eps(none)): 1 is plain conditional sampling,
+                0 unconditional, more than 1 favours what is typical of the class.
+            latents: x_T to start from, standard normal, (B, C, H, W), instead of drawn noise.
+            callback_on_step_end: called after each step as `callback(pipeline, step, timestep, {"latents": x})` with x in
+                [-1, 1]; may return a dict with other "latents".
+
+        Returns:
+            `ImagePipelineOutput` with `images`.
+
+        Raises:
+            ValueError: for a class, scale, generator list, latents or output type that does not fit, naming the choices.
+        """
+        # 1. Check the request and turn class names into numbers
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+        classes, batch_size = self.check_classes(class_labels, guidance_scale, batch_size)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"generator is a list of {len(generator)} for {batch_size} images; give one per image")
+
+        # 2. Timesteps
+        scheduler = _sampling_scheduler(self.scheduler)
+        trained_steps = self.scheduler.config.num_train_timesteps
+        scheduler.set_timesteps(trained_steps if num_inference_steps is None else num_inference_steps)
+        step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
+
+        # 3. x_T ~ N(0, I)
+        x_t = self._initial_noise(batch_size, generator, latents) * scheduler.init_noise_sigma
+
+        # 4. x_t -> x_{t-1}, without dropout; a model in training is left as it was found
+        was_training = self.unet.training
+        self.unet.eval()
+        try:
+            for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+                network_input = scheduler.scale_model_input(x_t, t)
+                model_output = self._predict(network_input, t, classes, guidance_scale, scheduler)
+                x_t = scheduler.step(model_output, t, x_t, **step_arguments).prev_sample
+                if callback_on_step_end is not None:
+                    x_t = (callback_on_step_end(self, i, t, {"latents": x_t}) or {}).get("latents", x_t)
+        finally:
+            self.unet.train(was_training)
+            self.maybe_free_model_hooks()
+
+        # 5. [-1, 1] -> the output asked for
+        images = self._to_output(x_t, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_classes(
+        self,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None,
+        guidance_scale: float,
+        batch_size: int,
+    ) -> tuple[torch.Tensor | None, int]:
+        """Class numbers of shape (B,), or None, and the number of images that they imply.
+
+        Raises:
+            ValueError: for labels, a scale or a batch size that this model cannot serve, naming the choices.
+        """
+        if self.num_classes == 0:
+            if class_labels is not None:
+                raise ValueError("class_labels was given, but this model is unconditional: leave it out")
+            if guidance_scale != 1.0:
+                raise ValueError(f"guidance_scale is {guidance_scale}, but this model is unconditional: leave it out")
+            return None, batch_size
+        if guidance_scale != 1.0 and self.null_class is None:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale}, but this model was trained without a class for 'none': use 1"
+            )
+        if class_labels is None:
+            if guidance_scale != 0.0:
+                raise ValueError(f"class_labels is needed by this class-conditional model; {self._class_choices()}")
+            return torch.full((batch_size,), self.null_class, device=self._execution_device), batch_size
+        if isinstance(class_labels, Integral | str):
+            class_labels = [class_labels] * batch_size
+        labels = class_labels.tolist() if isinstance(class_labels, torch.Tensor) else list(class_labels)
+        if batch_size not in (1, len(labels)):
+            raise ValueError(f"class_labels has {len(labels)} entries for batch_size {batch_size}; give one per image")
+        numbers = [self.class_number(label) for label in labels]
+        return torch.tensor(numbers, device=self._execution_device), len(numbers)
+
+    def class_number(self, label: int | str) -> int:
+        """The number of a class given by name or number; ValueError with the choices if there is no such class."""
+        names = self.id2label or {}
+        for number, name in names.items():
+            if label == name:
+                return number
+        if isinstance(label, Integral) and 0 <= label < self.num_classes:
+            return int(label)
+        raise ValueError(f"class_labels contains {label!r}, which is no class; {self._class_choices()}")
+
+    def _class_choices(self) -> str:
+        named = ", ".join(f"{number} ({name})" for number, name in list((self.id2label or {}).items())[:20])
+        return f"choose from 0 to {self.num_classes - 1}" + (f": {named}" if named else "")
+
+    def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
+        """x_T of shape (B, C, H, W) in float32: half-precision weights do not make the chain itself half-precise."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        device = self._execution_device
+        if latents is None:
+            # Numbers drawn on mps cannot be reproduced elsewhere.
+            drawn_on = torch.device("cpu") if device.type == "mps" else device
+            return randn_tensor(shape, generator=generator, device=drawn_on, dtype=torch.float32).to(device)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}; this model and batch need {shape}")
+        return latents.to(device, torch.float32)
+
+    def _predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None, guidance_scale: float, scheduler
+    ) -> torch.Tensor:
+        """The network's output in float32, guided, with as many channels as the scheduler's step takes."""
+        x_t = x_t.to(self.unet.dtype)
+        if classes is None or guidance_scale == 1.0:
+            output = self._network(x_t, t, classes)
+        elif guidance_scale == 0.0:
+            output = self._network(x_t, t, torch.full_like(classes, self.null_class))
+        else:
+            both_classes = torch.cat([classes, torch.full_like(classes, self.null_class)])
+            conditional, unconditional = self._network(torch.cat([x_t, x_t]), t, both_classes).chunk(2)
+            output = conditional.clone()
+            channels = x_t.shape[1]
+            # The mean is guided; a learned variance stays that of the class asked for.
+            output[:, :channels] = torch.lerp(unconditional, conditional, guidance_scale)[:, :channels]
+        return output if _takes_variance(scheduler) else output[:, : x_t.shape[1]]
+
+    def _network(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+        conditions = {} if classes is None else {"class_labels": classes}
+        return self.unet(x_t, t, **conditions).sample.float()
+
+    def _to_output(self, x_0: torch.Tensor, output_type: str):
+        images = (x_0 / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        if output_type == "np":
+            return array
+        if array.shape[-1] > 4:
+            raise ValueError(f"output_type 'pil' holds at most 4 channels, this model has {array.shape[-1]}; use 'np'")
+        return self.numpy_to_pil(array)
+
+
+def _takes_variance(scheduler: SchedulerMixin) -> bool:
+    """Whether `step` expects 2C channels. Of diffusers' samplers only DDPM knows what to do with the second half."""
+    return isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type in LEARNED_VARIANCES
+
+
+def _sampling_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler itself, or a copy that knows of no learned variance when it could only misread one.
+
+    diffusers' multistep solvers cut the output at three channels when their config says `learned_range`, whatever the
+    number of channels of the image. The copy leaves the pipeline's own component as it is.
+    """
+    if _takes_variance(scheduler) or scheduler.config.get("variance_type") not in LEARNED_VARIANCES:
+        return scheduler
+    return type(scheduler).from_config(scheduler.config, variance_type=None)
+
+
+def _accepts_generator(scheduler_class: type) -> bool:
+    return "generator" in inspect.signature(scheduler_class.step).parameters

@@ -1,0 +1,273 @@
+"""Every setting of a training run, as documented dataclasses; transformers' `HfArgumentParser` makes the flags of them.
+
+`None` means "from the preset, else the value named in the help text"; `plan.py` fills these in once the data are known.
+Names are those of diffusers' `train_unconditional.py` wherever it has one.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+BETA_SCHEDULES = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+VARIANCE_TYPES = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+LR_SCHEDULERS = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+TRACKERS = Literal["none", "tensorboard", "wandb", "trackio", "all"]
+
+
+def flag(default: Any = None, help: str = "", aliases: tuple[str, ...] = (), **metadata: Any) -> Any:
+    """A dataclass field that becomes a command-line flag with this help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, "aliases": list(aliases)})
+    return field(default=default, metadata={"help": help, "aliases": list(aliases), **metadata})
+
+
+def switch(help: str) -> Any:
+    """A flag that is true when given without a value, and that a preset may set when it is not given."""
+    return flag(help=help, nargs="?", const=True)
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """Which images, and how they become pixels in [-1, 1]."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = flag(
+        help="A data set on the Hub, or a folder or file that HF datasets can read. Without it and without "
+        "--train_data_dir the embedded handwritten digits are used."
+    )
+    dataset_config_name: str | None = flag(help="The configuration of the data set, if it has several.")
+    train_data_dir: str | None = flag(help="A folder of images, with or without sub-folders or metadata.")
+    dataset_split: str | None = flag(help="The split to train on; 'train' by default. Slices such as train[:10%%] too.")
+    image_column: str | None = flag(help="The column of images; found by its type when not given.")
+    label_column: str | None = flag(help="The column of class labels; found by its type when not given.")
+    streaming: bool = flag(False, help="Read the data set as a stream: nothing is stored on disk.")
+    shuffle_buffer: int = flag(1000, help="Rows per shuffled block when streaming.")
+    cache_dir: str | None = flag(help="Where downloads and decoded pixels are kept.")
+    resolution: str | None = flag(help="N or HxW: images are resized to cover it, then cropped. 64 if no preset says other.")
+    channels: int | None = flag(help="1 (grey), 3 (RGB) or 4 (RGBA); deduced from the images when not given.")
+    center_crop: bool = flag(False, help="Crop the centre instead of a random place.")
+    random_flip: bool | None = switch(help="Flip images left to right at random. Off without a preset.")
+    holdout: float | None = flag(
+        help="Images kept out of training for evaluation: a share below 1 or a number; 0 for none. By default the data "
+        "set's own test or validation split, else 10 %%, at most 5,000."
+    )
+    skip_unreadable: bool = flag(False, help="Skip unreadable images and name them, instead of stopping.")
+    dataloader_num_workers: int = flag(0, help="Processes that prepare batches; 0 for none beside the main process.")
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """The network."""
+
+    _argument_group_name = "model"
+
+    preset: str | None = flag(
+        help="A tested set of settings for model, process and training. Without one: 'digits' for the embedded digits, "
+        "else one that suits the resolution."
+    )
+    model_config_name_or_path: str | None = flag(
+        help="The configuration of a U-Net: a folder or a Hub name with its config.json."
+    )
+    init_from: str | None = flag(
+        help="Fine-tune: start from the weights, architecture and process of a DDPM pipeline, a folder or a Hub name."
+    )
+    base_channels: int | None = flag(help="Channels of the first level.")
+    channel_multipliers: list[int] | None = flag(help="Channels of each level, in multiples of the first.")
+    blocks_per_level: int | None = flag(help="Residual blocks per level.")
+    attention_resolutions: list[int] | None = flag(help="Feature map sizes at which there is self-attention.")
+    dropout: float | None = flag(help="Dropout in the residual blocks, 0 to 1.")
+    class_conditional: bool = flag(False, help="Learn to draw a class asked for; needs labelled data.")
+    condition_dropout: float = flag(
+        0.1, help="Share of images whose class is hidden in training, which guidance needs. 0 gives no guidance."
+    )
+    gradient_checkpointing: bool = flag(False, help="Less memory for about a fifth more time.")
+    compile: bool = flag(False, help="torch.compile the network's blocks; the first steps wait for it.")
+
+
+@dataclass(kw_only=True)
+class ProcessArguments:
+    """The diffusion process."""
+
+    _argument_group_name = "process"
+
+    num_train_timesteps: int | None = flag(help="T, the number of noise levels. 1000.", aliases=("--ddpm_num_steps",))
+    beta_schedule: BETA_SCHEDULES | None = flag(
+        help="How the noise grows: linear without a preset.", aliases=("--ddpm_beta_schedule",)
+    )
+    beta_start: float | None = flag(help="The first beta; 1e-4 x 1000/T without a preset.")
+    beta_end: float | None = flag(help="The last beta; 0.02 x 1000/T without a preset.")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = flag(
+        help="What the network predicts: the noise (epsilon), the image (sample), or v. Epsilon without a preset."
+    )
+    variance_type: VARIANCE_TYPES | None = flag(help="The variance of the reverse steps. fixed_small without a preset.")
+    rescale_betas_zero_snr: bool | None = switch(help="No signal at all at the last timestep; not with epsilon.")
+
+
+@dataclass(kw_only=True)
+class OptimizationArguments:
+    """How it learns. Everything is counted in optimizer steps."""
+
+    _argument_group_name = "optimization"
+
+    max_train_steps: int | None = flag(help="Optimizer steps. Give this or --num_epochs.")
+    num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
+    train_batch_size: int | None = flag(help="Images per device and micro-step. 16 without a preset.")
+    gradient_accumulation_steps: int = flag(1, help="Micro-steps per optimizer step.")
+    learning_rate: float | None = flag(help="Peak learning rate. 1e-4 without a preset.")
+    lr_scheduler: LR_SCHEDULERS | None = flag(help="Course of the learning rate. Cosine without a preset.")
+    lr_warmup_steps: int | None = flag(help="Optimizer steps of linear warm-up. 500 without a preset.")
+    lr_num_cycles: int = flag(1, help="Hard restarts of cosine_with_restarts.")
+    lr_power: float = flag(1.0, help="Power of polynomial decay.")
+    adam_beta1: float | None = flag(help="0.9 without a preset.")
+    adam_beta2: float | None = flag(help="0.999 without a preset.")
+    adam_weight_decay: float | None = flag(help="Decoupled weight decay. 0 without a preset.")
+    adam_epsilon: float | None = flag(help="1e-8 without a preset.")
+    max_grad_norm: float | None = flag(help="Gradients are scaled to this global norm at most. 1.0 without a preset.")
+    use_ema: bool = flag(True, help="Keep a moving average of the weights; samples and the saved pipeline use it.")
+    ema_decay: float | None = flag(help="The highest decay; the paper's is 0.9999.", aliases=("--ema_max_decay",))
+    ema_warmup: bool | None = switch(
+        help="Start with a lower decay, 1 - (1 + n/inv_gamma)^-power after n steps; the paper's is constant."
+    )
+    ema_inv_gamma: float = flag(1.0, help="See --ema_warmup.")
+    ema_power: float = flag(0.75, help="See --ema_warmup.")
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = flag(
+        "auto", help="auto: bf16 where the device computes it natively, else no. Noise and weights stay float32."
+    )
+    seed: int = flag(0, help="All randomness of the run follows from it.")
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """Where results go, and what is looked at on the way."""
+
+    _argument_group_name = "run"
+
+    output_dir: str = flag("ddpm-model", help="The pipeline, its card, curves and checkpoints.")
+    overwrite_output_dir: bool = flag(False, help="Start anew in a folder that already has a run.")
+    resume_from_checkpoint: str | None = flag(
+        help="A checkpoint folder or 'latest'. The same command run again resumes by itself."
+    )
+    checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")
+    checkpoints_total_limit: int | None = flag(2, help="How many checkpoints are kept.")
+    preview_steps: int | None = flag(help="Optimizer steps between previews; a tenth of the run by default; 0 for none.")
+    save_images_epochs: int | None = flag(help="Epochs between previews, instead of --preview_steps.")
+    save_model_epochs: int | None = flag(help="Epochs between pipelines written to --output_dir; at the end anyway.")
+    preview_images: int = flag(16, help="Images in a preview.", aliases=("--eval_batch_size",))
+    preview_inference_steps: int = flag(
+        50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
+    )
+    report_to: TRACKERS = flag("none", help="Experiment tracker, through Accelerate.", aliases=("--logger",))
+    logging_dir: str = flag("logs", help="Folder of the tracker's files, inside --output_dir.")
+    logging_steps: int = flag(10, help="Optimizer steps between lines of the loss table.")
+    dry_run: bool = flag(False, help="Print the plan of the run and stop.")
+
+
+ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, OptimizationArguments, RunArguments)
+
+# These change what is stored or shown, never the weights: a run may be continued with other values.
+# Batch, accumulation and processes matter only by their product, which a run's summary holds.
+NOT_PART_OF_THE_RESULT = frozenset(
+    "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir resume_from_checkpoint checkpointing_steps "
+    "checkpoints_total_limit preview_steps save_images_epochs save_model_epochs preview_images "
+    "preview_inference_steps report_to logging_dir logging_steps dry_run".split()
+)
+
+# (flag, lowest value, whether that value itself is allowed, highest value)
+_RANGES = (
+    ("shuffle_buffer", 1, True, None),
+    ("dataloader_num_workers", 0, True, None),
+    ("holdout", 0, True, None),
+    ("dropout", 0, True, 1),
+    ("condition_dropout", 0, True, 1),
+    ("base_channels", 1, True, None),
+    ("blocks_per_level", 1, True, None),
+    ("num_train_timesteps", 1, True, None),
+    ("beta_start", 0, False, 1),
+    ("beta_end", 0, False, 1),
+    ("max_train_steps", 1, True, None),
+    ("num_epochs", 1, True, None),
+    ("train_batch_size", 1, True, None),
+    ("gradient_accumulation_steps", 1, True, None),
+    ("learning_rate", 0, False, None),
+    ("lr_warmup_steps", 0, True, None),
+    ("lr_num_cycles", 1, True, None),
+    ("adam_beta1", 0, True, 1),
+    ("adam_beta2", 0, True, 1),
+    ("adam_weight_decay", 0, True, None),
+    ("adam_epsilon", 0, False, None),
+    ("max_grad_norm", 0, False, None),
+    ("ema_decay", 0, True, 1),
+    ("ema_inv_gamma", 0, False, None),
+    ("ema_power", 0, False, None),
+    ("seed", 0, True, None),
+    ("checkpointing_steps", 1, True, None),
+    ("checkpoints_total_limit", 1, True, None),
+    ("preview_steps", 0, True, None),
+    ("save_images_epochs", 1, True, None),
+    ("save_model_epochs", 1, True, None),
+    ("preview_images", 1, True, None),
+    ("preview_inference_steps", 1, True, None),
+    ("logging_steps", 1, True, None),
+)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """All settings of one run; each flag is an attribute of one of the groups and unique among them."""
+
+    data: DataArguments
+    model: ModelArguments
+    process: ProcessArguments
+    optimization: OptimizationArguments
+    run: RunArguments
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag and its value, as `training_config.yaml` holds them."""
+        return {name: value for group in self._groups() for name, value in dataclasses.asdict(group).items()}
+
+    def fill(self, values: dict[str, Any]) -> None:
+        """Give a value to every flag named that has none yet."""
+        for group in self._groups():
+            for name in values.keys() & dataclasses.asdict(group).keys():
+                if getattr(group, name) is None:
+                    setattr(group, name, values[name])
+
+    def check(self) -> None:
+        """Raises ValueError for a value outside its range or two flags that contradict each other."""
+        flags = self.flags()
+        for name, low, low_allowed, high in _RANGES:
+            value = flags[name]
+            if value is None:
+                continue
+            too_low = value < low or (value == low and not low_allowed)
+            if too_low or (high is not None and value > high) or value != value:
+                bounds = f"{'at least' if low_allowed else 'more than'} {low}" + (f", at most {high}" if high else "")
+                raise ValueError(f"--{name} is {value}; it must be {bounds}")
+        for first, second in (
+            ("dataset_name", "train_data_dir"),
+            ("max_train_steps", "num_epochs"),
+            ("preview_steps", "save_images_epochs"),
+            ("preset", "init_from"),
+            ("preset", "model_config_name_or_path"),
+            ("init_from", "model_config_name_or_path"),
+        ):
+            if flags[first] is not None and flags[second] is not None:
+                raise ValueError(
+                    f"--{first} {flags[first]} and --{second} {flags[second]} contradict each other: give one of them"
+                )
+        if flags["channels"] not in (None, 1, 3, 4):
+            raise ValueError(f"--channels is {flags['channels']}; choose 1 (grey), 3 (RGB) or 4 (RGBA)")
+
+    def _groups(self) -> tuple[Any, ...]:
+        return (self.data, self.model, self.process, self.optimization, self.run)
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """The values that a flag with fixed choices can have."""
+    for group in ARGUMENT_GROUPS:
+        for entry in dataclasses.fields(group):
+            if entry.name == name:
+                literal = next((t for t in get_args(entry.type) if get_args(t)), entry.type)
+                return get_args(literal)
+    raise KeyError(name)

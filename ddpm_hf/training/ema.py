@@ -1,0 +1,36 @@
+"""Exponential moving average of the weights: the copy that draws the samples (Ho et al. 2020, App. B: decay 0.9999)."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def ema_decay(step: int, max_decay: float, inv_gamma: float | None, power: float) -> float:
+    """The decay after optimizer step `step` (1, 2, …), a pure function of the clock.
+
+    1 - (1 + step/inv_gamma)^-power, at most `max_decay`: the average forgets the initial weights in a run of any length.
+    `inv_gamma=None` gives the constant `max_decay` of the paper.
+    """
+    if inv_gamma is None:
+        return max_decay
+    return min(max_decay, 1 - (1 + step / inv_gamma) ** -power)
+
+
+class EMA:
+    """A float32 moving average of a network's parameters, kept in a network of its own, ready to draw samples.
+
+    Args:
+        model: the network whose parameters are averaged, before it is wrapped for training; the average starts equal.
+        max_decay, inv_gamma, power: see `ema_decay`.
+    """
+
+    def __init__(self, model: nn.Module, max_decay: float, inv_gamma: float | None, power: float):
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards the (unwrapped) network as it is after optimizer step `step`."""
+        decay = ema_decay(step, self.max_decay, self.inv_gamma, self.power)
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)

@@ -1,0 +1,311 @@
+"""Algorithm 1 of Ho et al. 2020 on Accelerate, counted in optimizer steps.
+
+Whatever is random in a step (rows, crops, flips, noise, timesteps, hidden classes, network dropout) is a pure function
+of (seed, step). A resumed run therefore needs only its weights and its step to equal an unbroken one.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from tqdm.auto import tqdm
+
+from ..data.examples import make_loader
+from ..data.order import PositionSampler
+from ..data.transforms import normalize
+from ..diffusion.losses import simple_loss, stratified_timesteps, training_target
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.generation import generate
+from ..pipelines.pictures import image_grid
+from ..seeds import derive_seed, generator_for
+from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
+from .ema import EMA
+from .output import LossTable, OutputFolder
+from .plan import Plan
+
+SAMPLES_FILE = "samples.png"
+
+
+class Trainer:
+    """One training run: build it, then call `train`.
+
+    Args:
+        plan: settings, data, network and process, all checked.
+        accelerator: made by `make_accelerator` from the same settings.
+        output: the open output folder.
+        summary: what the folder says of the run so far.
+    """
+
+    def __init__(self, plan: Plan, accelerator: Accelerator, output: OutputFolder, summary: dict):
+        self.plan, self.accelerator, self.output, self.summary = plan, accelerator, output, summary
+        self.options = plan.config.optimization
+        self.run = plan.config.run
+        self.step = 0
+        self.seconds = 0.0  # of training, over all sessions of this run
+        self.ema = None
+        if self.options.use_ema:
+            inv_gamma = self.options.ema_inv_gamma if self.options.ema_warmup else None
+            self.ema = EMA(plan.unet, self.options.ema_decay, inv_gamma, self.options.ema_power)
+            self.ema.model.to(accelerator.device)
+        self._prepare_model()
+
+    def _prepare_model(self) -> None:
+        unet, options = self.plan.unet, self.options
+        if self.plan.config.model.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if self.plan.config.model.compile:
+            unet.compile_repeated_blocks()
+        optimizer = torch.optim.AdamW(
+            unet.parameters(),
+            lr=options.learning_rate,
+            betas=(options.adam_beta1, options.adam_beta2),
+            weight_decay=options.adam_weight_decay,
+            eps=options.adam_epsilon,
+            fused=self.accelerator.device.type in ("cpu", "cuda"),
+        )
+        course = get_scheduler(
+            options.lr_scheduler,
+            optimizer,
+            num_warmup_steps=options.lr_warmup_steps,
+            num_training_steps=self.plan.steps,
+            num_cycles=options.lr_num_cycles,
+            power=options.lr_power,
+        )
+        # Kept as a function of the step, so that neither accumulation nor processes nor a resume can shift it.
+        self.learning_rate_at = lambda step: options.learning_rate * course.lr_lambdas[0](step)
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is not None:
+            # DeepSpeed wants to know the batch, which it otherwise reads off a prepared loader.
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.train_batch_size
+        self.model, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        self.model.train()
+
+    # The run as a whole
+
+    def train(self) -> None:
+        """Train to the last step, going on from the newest checkpoint, and write everything a run leaves behind."""
+        self._resume()
+        self.table = LossTable(self.output / "loss.csv", self.step) if self.accelerator.is_main_process else None
+        self._start_report()
+        with tqdm(
+            total=self.plan.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.accelerator.is_local_main_process,
+        ) as self.bar:
+            for batch in self._batches():
+                self._micro_step(batch)
+                if self.accelerator.sync_gradients:
+                    self._after_step()
+        self._finish()
+
+    def _resume(self) -> None:
+        remove_partial = self.accelerator.is_main_process
+        if remove_partial:
+            remove_partial_checkpoints(self.output.path)
+        self.accelerator.wait_for_everyone()
+        if self.run.resume_from_checkpoint is not None:
+            checkpoint = find_checkpoint(self.output.path, self.run.resume_from_checkpoint)
+        else:
+            checkpoint = next(reversed(list_checkpoints(self.output.path)), None)
+        if checkpoint is not None:
+            progress = load_checkpoint(self.accelerator, checkpoint, self.ema)
+            self.step, self.seconds = progress["step"], progress["seconds"]
+            self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The micro-batches of this process from the current step to the last, on the device."""
+        self.sampler = PositionSampler(
+            self.options.train_batch_size,
+            start_step=self.step,
+            num_steps=self.plan.steps - self.step,
+            gradient_accumulation_steps=self.options.gradient_accumulation_steps,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+        )
+        loader = make_loader(
+            self.plan.images.data,
+            self.sampler,
+            num_workers=self.plan.config.data.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for micro_step, batch in enumerate(loader):
+            self.micro_step = micro_step % self.options.gradient_accumulation_steps
+            yield {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _finish(self) -> None:
+        self._write_curves()
+        self._preview(SAMPLES_FILE)
+        self.save_pipeline()
+        self._checkpoint()
+        if self.accelerator.is_main_process:
+            self.summary |= {
+                "status": "finished",
+                "steps": self.step,
+                "training_seconds": round(self.seconds, 1),
+                "images_per_second": round(self.step * self.sampler.global_batch_size / self.seconds, 1),
+                "final_loss": self.table.rows[-1]["loss"],
+            }
+            self.output.write_summary(self.summary)
+        self.accelerator.end_training()
+
+    # One optimizer step
+
+    def _micro_step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Algorithm 1, lines 2 to 5, for this process's share of the images."""
+        with self.accelerator.accumulate(self.model):
+            # 1. x_0 from the data, t and eps; all in float32 whatever the precision of the network
+            x_0 = normalize(batch["images"])
+            noise, timesteps, conditions = self._draw(batch, x_0)
+            # 2. x_t and what the network should say about it
+            scheduler = self.plan.scheduler
+            x_t = scheduler.add_noise(x_0, noise, timesteps)
+            target = training_target(scheduler, x_0, noise, timesteps)
+            # 3. Gradient descent on the loss
+            torch.manual_seed(self._address("dropout", self.micro_step, self.accelerator.process_index))
+            output = self.model(x_t, timesteps, **conditions).sample
+            loss = simple_loss(output.float(), target).mean()
+            self.accelerator.backward(loss)
+            self.loss_sum += loss.detach()
+            if self.accelerator.sync_gradients:
+                self._set_learning_rate(self.learning_rate_at(self.step))
+                self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def _draw(
+        self, batch: dict[str, torch.Tensor], x_0: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Noise, timesteps and conditions for this process's slice of the global batch."""
+        positions = self.sampler.positions(self.step, self.micro_step)
+        shape = x_0.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=generator_for(self.options.seed, "noise", p)) for p in positions])
+        first = positions.start - self.step * self.sampler.global_batch_size
+        own = slice(first, first + len(positions))
+        total = self.sampler.global_batch_size
+        generator = torch.Generator().manual_seed(self._address("timesteps"))
+        timesteps = stratified_timesteps(total, self.plan.scheduler.config.num_train_timesteps, generator)[own]
+        conditions = {}
+        if self.plan.id2label is not None:
+            generator = torch.Generator().manual_seed(self._address("condition dropout"))
+            hidden = torch.rand(total, generator=generator)[own] < self.plan.config.model.condition_dropout
+            labels = batch["class_labels"]
+            conditions["class_labels"] = torch.where(hidden.to(labels.device), len(self.plan.id2label), labels)
+        return noise.to(x_0.device), timesteps.to(x_0.device), conditions
+
+    def _address(self, purpose: str, *place: int) -> int:
+        return derive_seed(self.options.seed, purpose, self.step, *place)
+
+    def _set_learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+
+    def _after_step(self) -> None:
+        """Everything that hangs on the clock, once the weights have moved."""
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.accelerator.unwrap_model(self.model), self.step)
+        self.bar.update()
+        last = self.step == self.plan.steps
+        if self.step % self.run.logging_steps == 0 or last:
+            self._report()
+        if last:
+            return
+        if self.plan.preview_steps and self.step % self.plan.preview_steps == 0:
+            self._preview(f"previews/step-{self.step:07d}.png")
+            self._write_curves()
+        if self.plan.pipeline_steps and self.step % self.plan.pipeline_steps == 0:
+            self.save_pipeline()
+        if self.step % self.run.checkpointing_steps == 0:
+            self._checkpoint()
+
+    # What a run tells
+
+    def _start_report(self) -> None:
+        self.loss_sum = torch.zeros((), device=self.accelerator.device)
+        self.reported_step, self.report_time = self.step, time.perf_counter()
+
+    def _report(self) -> None:
+        """Mean loss over all processes and micro-steps since the last report, to the bar, the table and the tracker."""
+        steps = self.step - self.reported_step
+        loss = self.accelerator.reduce(self.loss_sum, "mean") / (steps * self.options.gradient_accumulation_steps)
+        seconds = time.perf_counter() - self.report_time
+        self.seconds += seconds
+        row = {
+            "step": self.step,
+            "epoch": self.step * self.sampler.global_batch_size / self.plan.images.count,
+            "loss": loss.item(),
+            "learning_rate": self.learning_rate_at(self.step - 1),
+            "grad_norm": float(self.grad_norm),
+            "images_per_second": steps * self.sampler.global_batch_size / seconds,
+            "seconds": self.seconds,
+        }
+        self.bar.set_postfix({"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_second']:.0f}"})
+        if self.table is not None:
+            self.table.append(**row)
+        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=self.step)
+        self._start_report()
+
+    def _write_curves(self) -> None:
+        if self.table is not None and self.table.rows:
+            self.table.plot(self.output / "loss.png")
+
+    def pipeline(self) -> DDPMPipeline:
+        """The pipeline as it would be saved now: with the averaged weights if there are any."""
+        unet = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
+        pipeline = DDPMPipeline(unet, self.plan.scheduler, id2label=self.plan.id2label)
+        pipeline.set_progress_bar_config(desc="sampling", leave=False, disable=not self.accelerator.is_local_main_process)
+        return pipeline
+
+    def _preview(self, name: str) -> None:
+        """A labelled grid of images with fixed seeds, drawn by all processes together."""
+        started = time.perf_counter()
+        count, labels, row_names, columns = self.plan.preview_layout()
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = math.ceil(count / world)
+        indices = [min(rank * share + k, count - 1) for k in range(share)]
+        steps = min(self.run.preview_inference_steps, self.plan.scheduler.config.num_train_timesteps)
+        with self.accelerator.autocast():
+            batches = generate(
+                self.pipeline(),
+                indices,
+                self.options.seed,
+                self.options.train_batch_size,
+                class_labels=None if labels is None else [labels[index] for index in indices],
+                num_inference_steps=steps,
+            )
+            images = torch.from_numpy(np.concatenate([images for _, images in batches])).to(self.accelerator.device)
+        images = self.accelerator.gather(images).cpu().numpy()[:count]
+        if self.accelerator.is_main_process:
+            grid = image_grid(images, columns, row_names)
+            (self.output / name).parent.mkdir(exist_ok=True)
+            grid.save(self.output / name)
+            self._track_image(np.asarray(grid))
+        self.report_time += time.perf_counter() - started
+
+    def _track_image(self, grid: np.ndarray) -> None:
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": grid[None]}, step=self.step, **_image_layout(tracker.name))
+
+    def save_pipeline(self) -> None:
+        """Write the pipeline into the output folder itself, where diffusers' own example puts it."""
+        if self.accelerator.is_main_process:
+            self.pipeline().save_pretrained(self.output.path)
+        self.accelerator.wait_for_everyone()
+
+    def _checkpoint(self) -> None:
+        started = time.perf_counter()
+        progress = {"step": self.step, "seconds": self.seconds}
+        save_checkpoint(self.accelerator, self.output.path, progress, self.ema, self.run.checkpoints_total_limit)
+        self.report_time += time.perf_counter() - started
+
+
+def _image_layout(tracker: str) -> dict[str, str]:
+    return {"dataformats": "NHWC"} if tracker == "tensorboard" else {}

@@ -1,0 +1,154 @@
+"""The output folder of a run: what it may be written into, its tables and its curves."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoint import list_checkpoints
+from .config import NOT_PART_OF_THE_RESULT, Config
+
+CONFIG_FILE = "training_config.yaml"
+SUMMARY_FILE = "training_summary.json"
+LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
+# Everything that a run writes; `--overwrite_output_dir` removes these names and nothing else.
+_OWN_NAMES = (
+    "model_index.json unet scheduler README.md samples.png loss.csv loss.png previews logs " + CONFIG_FILE
+).split() + [SUMMARY_FILE]
+
+
+class OutputFolder:
+    """The folder named by `--output_dir`.
+
+    Args:
+        path: may not exist yet.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def check_is_ours(self, overwrite: bool) -> None:
+        """Refuse a place that is not empty and holds no run; quick, so that it can come before any data are read.
+
+        Raises:
+            ValueError: for a file, or a folder with other people's files.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--output_dir {self.path} is a file; name a folder")
+        if overwrite or not self.path.is_dir() or (self / CONFIG_FILE).is_file():
+            return
+        names = sorted(entry.name for entry in self.path.iterdir())
+        if names:
+            raise ValueError(
+                f"--output_dir {self.path} holds something else ({', '.join(names[:3])}{', …' * (len(names) > 3)}); name "
+                "a new or empty folder, or add --overwrite_output_dir to write beside it"
+            )
+
+    def open(self, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
+        """Make the folder this run's own, or find the same run in it.
+
+        Args:
+            config: with every value filled in.
+            facts: of data and model, e.g. the number of training images; a run cannot go on with others.
+
+        Returns:
+            The summary so far: `status` is "running" or "finished".
+
+        Raises:
+            ValueError: if the folder holds a run with other settings, listing the differences.
+        """
+        summary = self.read_summary()
+        if config.run.overwrite_output_dir:
+            self._clear()
+        elif summary is not None:
+            self._check_same_run(config, facts, summary)
+            return summary
+        self.path.mkdir(parents=True, exist_ok=True)
+        flags = {name: value for name, value in config.flags().items() if name != "overwrite_output_dir"}
+        write_text(self / CONFIG_FILE, yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
+        summary = {"status": "running", **facts}
+        self.write_summary(summary)
+        return summary
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """`training_summary.json` as a dictionary, or None before the first run."""
+        file = self / SUMMARY_FILE
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace `training_summary.json`."""
+        write_text(self / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def _check_same_run(self, config: Config, facts: dict[str, Any], summary: dict[str, Any]) -> None:
+        saved = yaml.safe_load((self / CONFIG_FILE).read_text(encoding="utf-8"))
+        flags = config.flags()
+        changed = [
+            f"{name}: {saved.get(name)} there, {flags[name]} now"
+            for name in flags
+            if name not in NOT_PART_OF_THE_RESULT and saved.get(name) != flags[name]
+        ]
+        facts = json.loads(json.dumps(facts))  # as the saved ones: JSON knows no tuples
+        if not changed:  # the facts follow from the flags; alone they tell of changed data or processes
+            changed = [f"{name}: {summary[name]} there, {facts[name]} now" for name in facts if summary[name] != facts[name]]
+        if changed:
+            raise ValueError(
+                f"--output_dir {self.path} holds a run with other settings ({'; '.join(changed)}); name another folder, "
+                "or add --overwrite_output_dir to start anew"
+            )
+
+    def _clear(self) -> None:
+        for path in [self / name for name in _OWN_NAMES] + list_checkpoints(self.path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class LossTable:
+    """`loss.csv`, one line per report; continuing a run drops the lines after its checkpoint."""
+
+    def __init__(self, file: Path, resumed_step: int):
+        self.file = file
+        self.rows: list[dict[str, float]] = []
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+            self.rows = [row for row in rows if row["step"] <= resumed_step]
+        self._write("w", self.rows, header=True)
+
+    def append(self, **row: float) -> None:
+        """Add a line; the keys are `LOSS_COLUMNS`."""
+        self.rows.append(row)
+        self._write("a", [row])
+
+    def _write(self, mode: str, rows: list[dict[str, float]], header: bool = False) -> None:
+        with self.file.open(mode, newline="", encoding="utf-8") as lines:
+            writer = csv.DictWriter(lines, LOSS_COLUMNS)
+            if header:
+                writer.writeheader()
+            for row in rows:
+                writer.writerow({name: f"{value:.6g}" for name, value in row.items()} | {"step": int(row["step"])})
+
+    def plot(self, file: Path) -> None:
+        """Draw the loss over the steps, both axes logarithmic: a power law is a straight line."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss", xscale="log", yscale="log")
+        axes.plot([row["step"] for row in self.rows], [row["loss"] for row in self.rows], linewidth=1)
+        axes.grid(alpha=0.3, which="both")
+        figure.savefig(file, dpi=120)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a file in one stroke: a killed process leaves the old content or the new, never half of it."""
+    beside = file.with_name(f".{file.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, file)

@@ -1,0 +1,308 @@
+"""From settings to a run that can start: data, network and process, all checked, and every open setting filled in."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data.transforms import parse_resolution
+from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
+from ..models.presets import Preset, get_preset
+from ..models.unet import DDPMUNet2D, default_depth, paper_config
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.loading import load_pipeline
+from ..seeds import generator_for
+from .config import Config
+from .images import TrainingImages, load_training_images
+
+_ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
+_PROCESS_FLAGS = tuple(
+    "num_train_timesteps beta_schedule beta_start beta_end prediction_type variance_type rescale_betas_zero_snr".split()
+)
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """A run that can start.
+
+    Attributes:
+        config: with every setting filled in.
+        images: the training images, by position, and what is known of them.
+        id2label: class names, for class-conditional runs.
+        unet, scheduler: network and process.
+        steps: optimizer steps of the whole run.
+        preview_steps, pipeline_steps: steps between previews and between saved pipelines; 0 for none.
+        facts: what a run cannot go on without finding again, for its summary.
+    """
+
+    config: Config
+    images: TrainingImages
+    id2label: dict[int, str] | None
+    unet: DDPMUNet2D
+    scheduler: LinearDDPMScheduler
+    steps: int
+    preview_steps: int
+    pipeline_steps: int
+    facts: dict[str, Any]
+
+    def preview_layout(self) -> tuple[int, list[int] | None, list[str] | None, int | None]:
+        """Of a preview: number of images, their classes, names of the rows, images in a row."""
+        count = self.config.run.preview_images
+        if self.id2label is None:
+            return count, None, None, None
+        shown = list(self.id2label)[:10]
+        columns = math.ceil(count / len(shown))
+        labels = [number for number in shown for _ in range(columns)]
+        return len(labels), labels, [self.id2label[number] for number in shown], columns
+
+
+def make_plan(config: Config, accelerator: Accelerator) -> Plan:
+    """Build everything that a run needs, and fill in `config`.
+
+    Raises:
+        ValueError: if data, network, process and settings do not go together, naming the argument.
+    """
+    start = load_pipeline(config.model.init_from) if config.model.init_from is not None else None
+    unet_config = _given_unet_config(config)
+    if start is not None:
+        unet_config = dict(start.unet.config)
+    preset = _choose_preset(config, unet_config)
+    _fill(config, preset, unet_config, start)
+    images = load_training_images(config)
+    id2label = dict(enumerate(images.class_names)) if config.model.class_conditional else None
+    if unet_config is None:
+        unet_config = _new_unet_config(config, images, id2label)
+    unet = _build_unet(config, unet_config, images, id2label, start)
+    scheduler = _build_scheduler(config, preset, start)
+    _check_outputs(unet, scheduler)
+    batch = accelerator.num_processes * config.optimization.gradient_accumulation_steps
+    batch *= config.optimization.train_batch_size
+    if images.count is not None and batch > images.count:
+        raise ValueError(
+            f"--train_batch_size {config.optimization.train_batch_size} makes {batch} images a step over all processes "
+            f"and micro-steps, but there are {images.count} training images; at most that many fit"
+        )
+    steps, steps_per_epoch = _count_steps(config, images, batch)
+    run = config.run
+    return Plan(
+        config=config,
+        images=images,
+        id2label=id2label,
+        unet=unet,
+        scheduler=scheduler,
+        steps=steps,
+        preview_steps=_interval(run.preview_steps, run.save_images_epochs, steps_per_epoch, math.ceil(steps / 10)),
+        pipeline_steps=_interval(None, run.save_model_epochs, steps_per_epoch, 0),
+        facts={
+            "steps": steps,
+            "global_batch_size": batch,
+            "parameters": sum(parameter.numel() for parameter in unet.parameters()),
+            **images.facts(),
+        },
+    )
+
+
+# Settings that are still open
+
+
+def _given_unet_config(config: Config) -> dict[str, Any] | None:
+    name = config.model.model_config_name_or_path
+    if name is None:
+        return None
+    try:
+        return DDPMUNet2D.load_config(name)
+    except OSError:
+        raise ValueError(
+            f"--model_config_name_or_path {name} is neither a folder nor a repository that holds a U-Net's config.json"
+        ) from None
+
+
+def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset:
+    """The preset named, or the one that suits the data; its values stand for whatever is not given."""
+    if config.model.preset is not None:
+        preset = get_preset(config.model.preset)
+        for name in _ARCHITECTURE_FLAGS:
+            given, fixed = getattr(config.model, name), _plain(preset.model[name])
+            if given is not None and given != fixed:
+                raise ValueError(
+                    f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
+                )
+        return preset
+    if unet_config is None and config.data.dataset_name is None and config.data.train_data_dir is None:
+        return get_preset("digits")
+    resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
+    return get_preset("small-32" if min(parse_resolution(resolution)) <= 40 else "small-64")
+
+
+def _fill(config: Config, preset: Preset, unet_config: dict[str, Any] | None, start: DDPMPipeline | None) -> None:
+    """Give every open setting its value: from what is continued, else from the preset."""
+    if unet_config is not None:
+        source = "--init_from" if start is not None else "--model_config_name_or_path"
+        size, channels = unet_config.get("sample_size"), unet_config["in_channels"]
+        _adopt(config.data, "resolution", _resolution_text(size) if size else "64", source)
+        if start is not None:
+            _adopt(config.data, "channels", channels, source)
+            for name in _PROCESS_FLAGS:
+                if name in start.scheduler.config:
+                    _adopt(config.process, name, start.scheduler.config[name], source)
+        for name in _ARCHITECTURE_FLAGS:
+            if getattr(config.model, name) is not None:
+                raise ValueError(f"--{name} contradicts {source}, which fixes the architecture; leave it out")
+    else:
+        model = {name: _plain(value) for name, value in preset.model.items() if name != "channels"}
+        if config.data.dataset_name is None and config.data.train_data_dir is None:
+            model["channels"] = 1
+        model["resolution"] = _resolution_text(model["resolution"])
+        config.fill({"resolution": model["resolution"]})
+        if config.model.preset is None and config.data.resolution != model["resolution"]:
+            # No network was named, so its depth may follow from the images.
+            height, width = parse_resolution(config.data.resolution)
+            model["channel_multipliers"] = _to_depth(model["channel_multipliers"], default_depth(height, width))
+        config.fill(model)
+    _fill_process(config, preset)
+    training = dict(preset.training)
+    if config.optimization.num_epochs is not None:
+        del training["max_train_steps"]
+    config.fill({"ema_warmup": True, **training})
+
+
+def _fill_process(config: Config, preset: Preset) -> None:
+    process = dict(preset.process)
+    wanted = config.process.num_train_timesteps
+    if wanted not in (None, process["num_train_timesteps"]):
+        ends = {name: process[name] for name in ("beta_start", "beta_end") if name in process}
+        schedule = config.process.beta_schedule or process["beta_schedule"]
+        scaled = LinearDDPMScheduler.for_timesteps(wanted, beta_schedule=schedule, **ends).config
+        process |= {"beta_start": scaled.beta_start, "beta_end": scaled.beta_end}
+    config.fill(process)
+    config.fill({"beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": False})
+
+
+def _adopt(group: Any, name: str, value: Any, source: str) -> None:
+    given = getattr(group, name)
+    same = parse_resolution(given) == parse_resolution(value) if name == "resolution" and given else given == value
+    if given is not None and not same:
+        raise ValueError(f"--{name} {given} contradicts {source}, which has {value}; leave it out")
+    setattr(group, name, value)
+
+
+def _to_depth(multipliers: list[int], depth: int) -> list[int]:
+    return (multipliers + [multipliers[-1]] * depth)[:depth]
+
+
+def _resolution_text(size: Any) -> str:
+    height, width = parse_resolution(tuple(size) if isinstance(size, (list, tuple)) else size)
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# Network and process
+
+
+def _new_unet_config(config: Config, images: TrainingImages, id2label: dict[int, str] | None) -> dict[str, Any]:
+    model = config.model
+    height, width = images.size
+    return paper_config(
+        (height, width),
+        channels=images.channels,
+        base_channels=model.base_channels,
+        channel_multipliers=model.channel_multipliers,
+        attention_resolutions=model.attention_resolutions,
+        blocks_per_level=model.blocks_per_level,
+        dropout=model.dropout,
+        num_classes=None if id2label is None else len(id2label),
+        learned_variance=config.process.variance_type in LEARNED_VARIANCES,
+    )
+
+
+def _build_unet(
+    config: Config,
+    unet_config: dict[str, Any],
+    images: TrainingImages,
+    id2label: dict[int, str] | None,
+    start: DDPMPipeline | None,
+) -> DDPMUNet2D:
+    """The network with the paper's initial weights, or with those of the pipeline that is continued."""
+    if unet_config["in_channels"] != images.channels:
+        raise ValueError(
+            f"the network has {unet_config['in_channels']} channels and the images have {images.channels}; "
+            f"--channels {unet_config['in_channels']} converts the images"
+        )
+    if start is not None:
+        _check_classes(id2label, start)
+    changes = {"sample_size": images.size[0] if images.size[0] == images.size[1] else list(images.size)}
+    if config.model.dropout is not None:
+        changes["dropout"] = config.model.dropout
+    if id2label is not None and config.model.condition_dropout == 0 and start is None:
+        changes["num_class_embeds"] = len(id2label)  # nobody would train the embedding of "no class"
+    unet = DDPMUNet2D.from_config({**unet_config, **changes})
+    if start is None:
+        unet.init_paper_weights(generator_for(config.optimization.seed, "initial weights"))
+    else:
+        unet.load_state_dict(start.unet.state_dict())
+    return unet
+
+
+def _check_classes(id2label: dict[int, str] | None, start: DDPMPipeline) -> None:
+    if (id2label or None) != (start.id2label or None):
+        there = ", ".join((start.id2label or {}).values()) or "none"
+        here = ", ".join((id2label or {}).values()) or "none (--class_conditional is not given)"
+        raise ValueError(f"--init_from was trained on other classes: {there}; these data have: {here}")
+
+
+def _build_scheduler(config: Config, preset: Preset, start: DDPMPipeline | None) -> LinearDDPMScheduler:
+    settings = {name: getattr(config.process, name) for name in _PROCESS_FLAGS}
+    # Starts at T-1 for every number of steps, and stock diffusers runs it rightly.
+    settings["timestep_spacing"] = "linspace"
+    if start is not None:
+        return LinearDDPMScheduler.from_config({**start.scheduler.config, **settings})
+    if settings["rescale_betas_zero_snr"] and settings["prediction_type"] == "epsilon":
+        raise ValueError(
+            "--rescale_betas_zero_snr cannot go with --prediction_type epsilon: at the last timestep there is no signal to "
+            "subtract the noise from; choose v_prediction or sample"
+        )
+    if settings["beta_schedule"] != "squaredcos_cap_v2" and not settings["beta_start"] <= settings["beta_end"] < 1:
+        raise ValueError(
+            f"--beta_start {settings['beta_start']:g} and --beta_end {settings['beta_end']:g} must rise and stay below 1"
+            f" (for --num_train_timesteps {settings['num_train_timesteps']} the ends are scaled by 1000/T by default); "
+            "give them, or choose --beta_schedule squaredcos_cap_v2"
+        )
+    return LinearDDPMScheduler(**{**preset.process, **settings})
+
+
+def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:
+    channels, outputs = unet.config.in_channels, unet.config.out_channels
+    wanted = 2 * channels if scheduler.config.variance_type in LEARNED_VARIANCES else channels
+    if outputs != wanted:
+        raise ValueError(
+            f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for images of "
+            f"{channels}; this one has {outputs}"
+        )
+
+
+# The clock
+
+
+def _count_steps(config: Config, images: TrainingImages, batch: int) -> tuple[int, float | None]:
+    """Optimizer steps of the run, and of an epoch (None for a stream of unknown length)."""
+    per_epoch = None if images.count is None else images.count / batch
+    if config.optimization.num_epochs is None:
+        return config.optimization.max_train_steps, per_epoch
+    if per_epoch is None:
+        raise ValueError("--num_epochs needs data of known length; this stream tells none: give --max_train_steps")
+    return math.ceil(config.optimization.num_epochs * per_epoch), per_epoch
+
+
+def _interval(steps: int | None, epochs: int | None, steps_per_epoch: float | None, otherwise: int) -> int:
+    if steps is not None:
+        return steps
+    if epochs is None:
+        return otherwise
+    if steps_per_epoch is None:
+        raise ValueError("--save_images_epochs and --save_model_epochs need data of known length")
+    return max(1, round(epochs * steps_per_epoch))

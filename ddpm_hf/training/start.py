@@ -1,0 +1,55 @@
+"""The way to the first step: everything that can be known to be wrong is found here, before anything is written."""
+
+from accelerate import Accelerator
+
+from .config import Config
+from .device import make_accelerator
+from .loop import Trainer
+from .output import OutputFolder
+from .plan import Plan, make_plan
+
+
+def prepare(config: Config) -> Trainer | None:
+    """A trainer at its first or next step; None if there is nothing to do (the run is finished, or `--dry_run`).
+
+    Raises:
+        ValueError: for settings, data or an output folder that do not go together, naming the argument.
+    """
+    output = OutputFolder(config.run.output_dir)
+    output.check_is_ours(config.run.overwrite_output_dir)
+    accelerator = make_accelerator(config)
+    plan = make_plan(config, accelerator)
+    accelerator.print(describe(plan, accelerator))
+    if config.run.dry_run:
+        return None
+    # One process looks at the folder and changes it; the others read what it left.
+    with accelerator.main_process_first():
+        if not accelerator.is_main_process:
+            config.run.overwrite_output_dir = False
+        summary = output.open(config, plan.facts)
+    if summary["status"] == "finished":
+        accelerator.print(f"this run is finished: {summary['steps']} steps; its results are in {output.path}")
+        return None
+    if config.run.report_to != "none":
+        settings = {name: str(value) for name, value in config.flags().items()}
+        accelerator.init_trackers("ddpm_hf", settings)
+    return Trainer(plan, accelerator, output, summary)
+
+
+def describe(plan: Plan, accelerator: Accelerator) -> str:
+    """The run in a few lines, before its first step."""
+    options, images, process = plan.config.optimization, plan.images, plan.scheduler.config
+    height, width = images.size
+    classes = f", {len(plan.id2label)} classes" if plan.id2label is not None else ""
+    lines = {
+        "data": f"{images.name}, {images.count} images of {width}x{height}, {images.channels} channels{classes}",
+        "model": f"{plan.facts['parameters']:,} parameters, channels {tuple(plan.unet.config.block_out_channels)}",
+        "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
+        "training": f"{plan.steps} steps of {plan.facts['global_batch_size']} images "
+        f"({plan.steps * plan.facts['global_batch_size'] / images.count:.1f} epochs), "
+        f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
+        "machine": f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"precision {options.mixed_precision}",
+        "output": plan.config.run.output_dir,
+    }
+    return "\n".join(f"{name:>9}: {text}" for name, text in lines.items())

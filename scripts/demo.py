@@ -1,0 +1,29 @@
+"""The end of `make demo`: load the trained pipeline as anybody would, and draw a grid of samples.
+
+    python scripts/demo.py demo
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_hf import DDPMPipeline
+from ddpm_hf.pipelines.generation import generate
+from ddpm_hf.pipelines.pictures import image_grid
+
+IMAGES, STEPS = 64, 100
+
+
+def main(folder: Path) -> None:
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(desc=f"sampling {IMAGES} images")
+    batches = generate(pipeline, range(IMAGES), seed=0, batch_size=IMAGES, num_inference_steps=STEPS)
+    picture = folder / "demo.png"
+    image_grid(np.concatenate([images for _, images in batches])).save(picture)
+    print(f"pipeline: {folder.resolve()}")
+    print(f"picture: {picture.resolve()}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

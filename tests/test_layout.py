@@ -1,0 +1,79 @@
+"""The rooms of the house: who may import whom, and what must never be renamed because it is written into saved files."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers.pipelines
+
+PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
+
+# Room -> rooms of ours that it may import.
+ALLOWED = {
+    "portable": set(),
+    "seeds": set(),
+    "data": {"portable", "seeds"},
+    "diffusion": {"portable", "seeds"},
+    "models": {"portable", "seeds"},
+    "pipelines": {"portable", "seeds", "diffusion", "models"},
+    "evaluation": {"portable", "seeds", "data", "diffusion", "pipelines"},
+    "hub": {"portable", "seeds", "pipelines"},
+    "training": {"portable", "seeds", "data", "diffusion", "models", "pipelines", "evaluation", "hub"},
+    "__init__": {"portable", "diffusion", "models", "pipelines"},
+}
+
+
+def imported_rooms(file: Path) -> set[str]:
+    """Rooms of ours that a file imports, anywhere in it."""
+    rooms = set()
+    depth = len(file.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            path = list(file.relative_to(PACKAGE).parts[: depth - node.level])
+            path += node.module.split(".") if node.module else [alias.name for alias in node.names]
+            rooms.add(path[0])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddpm_hf."):
+            rooms.add(node.module.split(".")[1])
+    return rooms
+
+
+def test_imports_flow_one_way():
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 15
+    for file in files:
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        wrong = imported_rooms(file) - ALLOWED[room] - {room}
+        assert not wrong, f"{file.relative_to(PACKAGE)} imports {wrong}"
+
+
+def test_the_check_sees_both_forms_of_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "a.py"
+    file.write_text("from ..training.loop import Trainer\nfrom ddpm_hf.models.unet import DDPMUNet2D\nfrom . import b")
+    assert imported_rooms(file) == {"training", "models", "data"}
+
+
+def test_no_folder_has_the_name_of_a_pipeline_of_diffusers():
+    """A class in such a folder would be saved under that name and could not be loaded: hub notes in portable.py."""
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders and not [name for name in folders if hasattr(diffusers.pipelines, name)]
+
+
+def test_import_loads_no_third_party_module_beyond_the_stock_pipeline():
+    code = """
+import sys
+{}
+names = {{name.partition(".")[0] for name in sys.modules}}
+print(*sorted(names - set(sys.stdlib_module_names)))
+"""
+
+    def modules_after(statement: str) -> set[str]:
+        run = [sys.executable, "-c", code.format(statement)]
+        return set(subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
+
+    # LoRA support is part of registration; diffusers itself defers it.
+    stock = modules_after("from diffusers import DDPMPipeline, UNet2DModel")
+    ours = modules_after("import ddpm_hf")
+    assert ours - stock <= {"ddpm_hf", "peft"}
