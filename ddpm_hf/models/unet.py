@@ -262,12 +262,12 @@ def paper_config(
     if channel_multipliers is None:
         channel_multipliers = (1, 2, 2, 2)[: default_depth(height, width)]
     _require_positive(
-        channels=[channels],
-        base_channels=[base_channels],
+        channels=channels,
+        base_channels=base_channels,
         channel_multipliers=channel_multipliers,
         attention_resolutions=attention_resolutions,
-        blocks_per_level=[blocks_per_level],
-        num_classes=[1 if num_classes is None else num_classes],
+        blocks_per_level=blocks_per_level,
+        num_classes=() if num_classes is None else num_classes,
     )
     if not channel_multipliers:
         raise ValueError("channel_multipliers is empty; give one whole number for each level.")
@@ -328,7 +328,8 @@ def _height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
     raise ValueError(f"resolution is {resolution!r}; give a side or (height, width), in whole pixels.")
 
 
-def _require_positive(**arguments: Sequence[int]) -> None:
-    for name, values in arguments.items():
+def _require_positive(**arguments: int | Sequence[int]) -> None:
+    for name, given in arguments.items():
+        values = given if isinstance(given, Sequence) else [given]
         if any(not isinstance(value, int) or value < 1 for value in values):
-            raise ValueError(f"{name} is {values}; whole numbers of at least 1 are needed.")
+            raise ValueError(f"{name} is {given!r}; whole numbers of at least 1 are needed.")

@@ -24,7 +24,13 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.fixture(name="paper_weights", scope="module")
 def paper_weights_fixture() -> dict[str, torch.Tensor]:
-    return DDPMUNet2D.from_paper(16, base_channels=32, num_classes=2, generator=seeded(0)).state_dict()
+    """Of a network that was something else before: nothing of it may remain."""
+    model = DDPMUNet2D.from_paper(16, base_channels=32, num_classes=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    model.init_paper_weights(seeded(0))
+    return model.state_dict()
 
 
 def test_weights_have_the_variance_of_the_paper(paper_weights):
@@ -188,6 +194,8 @@ def test_settings_in_which_stock_departs_from_the_paper():
     config = DDPMUNet2D(**paper_config(16, **TINY)).config
     paper = dict(flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6, downsample_padding=0, attention_head_dim=None)
     assert {key: config[key] for key in paper} == paper
+    groups = {width: paper_config(32, base_channels=width)["norm_num_groups"] for width in (128, 64, 48, 8)}
+    assert groups == {128: 32, 64: 32, 48: 16, 8: 8}  # the paper's 32 wherever they divide the width
 
 
 def test_time_embedding_is_that_of_the_paper():
@@ -221,11 +229,12 @@ def test_attention_is_at_the_levels_asked_for():
         (dict(resolution=0), r"resolution is 0"),
         (dict(resolution=(32, 32, 3)), r"resolution is \(32, 32, 3\)"),
         (dict(resolution=32.5), r"resolution is 32.5"),
-        (dict(resolution=32, channels=0), r"channels is"),
+        (dict(resolution=32, channels=0), r"^channels is 0"),
+        (dict(resolution=32, base_channels=64.0), r"base_channels is 64.0"),
         (dict(resolution=32, channel_multipliers=(1, 0)), r"channel_multipliers is \(1, 0\)"),
         (dict(resolution=32, channel_multipliers=()), r"channel_multipliers is empty"),
         (dict(resolution=32, attention_resolutions=(0,)), r"attention_resolutions is \(0,\)"),
-        (dict(resolution=32, num_classes=0), r"num_classes is"),
+        (dict(resolution=32, num_classes=0), r"num_classes is 0"),
         (dict(resolution=32, dropout=1.0), r"dropout is 1.0"),
     ],
 )
