@@ -1,4 +1,5 @@
-"""Packaging of ddpm-hf. The model card's template has its single source at the top level and is copied into the wheel."""
+"""Packaging of ddpm-hf. The model card's template has its single source at the top level and is copied into the
+wheel."""
 
 import pathlib
 import shutil

@@ -32,7 +32,8 @@ def register() -> None:
     """Make `DDPMUNet2D` and `LinearDDPMScheduler` components that diffusers can save and load by name.
 
     The table of loadable classes serves `model_index.json`, in a folder and on the Hub; the names in diffusers' own
-    namespace serve `AutoModel` and the lists of compatible schedulers. Called on import; calling it again does nothing.
+    namespace serve `AutoModel` and the lists of compatible schedulers. Called on import; calling it again does
+    nothing.
 
     Raises:
         RuntimeError: if diffusers has come to have another class of one of these names.

@@ -1,8 +1,8 @@
 """What saved configs and indexes say, so that stock diffusers can read them.
 
 A saved pipeline names diffusers' own classes everywhere: `model_index.json`, `unet/config.json` and
-`scheduler/scheduler_config.json`. Whoever has diffusers alone loads it; `ddpm_hf.DDPMPipeline.from_pretrained` reads the
-same files and gives our classes.
+`scheduler/scheduler_config.json`. Whoever has diffusers alone loads it; `ddpm_hf.DDPMPipeline.from_pretrained` reads
+the same files and gives our classes.
 """
 
 import json
@@ -32,8 +32,8 @@ class PortableConfig:
 def stock_component(library: str | None, class_name: str | None) -> list[str | None]:
     """The `[library, class]` pair of an index entry, with a class of ours replaced by diffusers' own.
 
-    Both spellings that diffusers writes for our classes are known: `ddpm_hf` (this package imported and registered) and
-    the full module path (not registered).
+    Both spellings that diffusers writes for our classes are known: `ddpm_hf` (this package imported and registered)
+    and the full module path (not registered).
     """
     if library is not None and library.partition(".")[0] == PACKAGE and class_name in STOCK_CLASS_NAMES:
         return ["diffusers", STOCK_CLASS_NAMES[class_name]]

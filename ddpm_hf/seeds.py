@@ -1,7 +1,7 @@
 """Where random numbers get their seeds: every draw has an address, and its seed is a hash of that address.
 
-Nothing depends on what was drawn before. Image 17 of seed 0, or the noise of position 4711 of a training run, is the same
-whatever the batch size, the number of processes or the step at which a run was resumed.
+Nothing depends on what was drawn before. Image 17 of seed 0, or the noise of position 4711 of a training run, is the
+same whatever the batch size, the number of processes or the step at which a run was resumed.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ def derive_seed(*address: int | str) -> int:
 def image_seed(seed: int, index: int) -> int:
     """The seed of sampled image `index` of run `seed`: a hash of both, so that neighbouring seeds share no images.
 
-    torch's CPU generator uses only the low 32 bits of a seed. A plain hash would give two of 50,000 images the same bits
-    with a probability of a quarter; a Feistel network keyed by `seed` is a permutation of the 32-bit indices, so no two
-    images of one run can be equal for that reason. The upper bits serve generators that use all 64.
+    torch's CPU generator uses only the low 32 bits of a seed. A plain hash would give two of 50,000 images the same
+    bits with a probability of a quarter; a Feistel network keyed by `seed` is a permutation of the 32-bit indices, so
+    no two images of one run can be equal for that reason. The upper bits serve generators that use all 64.
     """
     left, right = (index >> 16) & 0xFFFF, index & 0xFFFF
     for round_number in range(4):

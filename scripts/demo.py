@@ -1,6 +1,6 @@
 """The end of `make demo`: load the trained pipeline as anybody would, and draw a grid of samples.
 
-    python scripts/demo.py demo
+python scripts/demo.py demo
 """
 
 import sys

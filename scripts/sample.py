@@ -1,6 +1,6 @@
 """Draw images from a DDPM pipeline: a folder written by train.py, or any DDPM on the Hub.
 
-    python scripts/sample.py demo --num_images 64 --scheduler dpm --num_inference_steps 20 --output_dir samples
+python scripts/sample.py demo --num_images 64 --scheduler dpm --num_inference_steps 20 --output_dir samples
 """
 
 import sys

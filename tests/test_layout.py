@@ -1,4 +1,5 @@
-"""The rooms of the house: who may import whom, and what must never be renamed because it is written into saved files."""
+"""The rooms of the house: who may import whom, and what must never be renamed because it is written into saved
+files."""
 
 import ast
 import subprocess

@@ -8,12 +8,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..portable import own_component, stock_component
+from .samplers import takes_variance, without_learned_variance
 
-LEARNED_VARIANCES = ("learned", "learned_range")
 OUTPUT_TYPES = ("pil", "np", "pt")
 
 
@@ -21,8 +21,8 @@ class DDPMPipeline(diffusers.DDPMPipeline):
     """Unconditional and class-conditional image generation; takes the place of diffusers' pipeline of the same name.
 
     The same components, the same call and, for the same generator, the same pixels. Beyond it: class labels by name or
-    number, classifier-free guidance (arXiv 2207.12598), one generator per image, given latents, a callback, any number of
-    channels, every sampler of diffusers, half-precision weights, and evaluation mode while sampling.
+    number, classifier-free guidance (arXiv 2207.12598), one generator per image, given latents, a callback, any number
+    of channels, every sampler of diffusers, half-precision weights, and evaluation mode while sampling.
 
     Saved files name diffusers' own classes, so that stock diffusers loads them; `from_pretrained` of this class gives
     `DDPMUNet2D` and `LinearDDPMScheduler` from the same files.
@@ -100,14 +100,15 @@ class DDPMPipeline(diffusers.DDPMPipeline):
             guidance_scale: w in eps = eps(none) + w (eps(class) - eps(none)): 1 is plain conditional sampling,
                 0 unconditional, more than 1 favours what is typical of the class.
             latents: x_T to start from, standard normal, (B, C, H, W), instead of drawn noise.
-            callback_on_step_end: called after each step as `callback(pipeline, step, timestep, {"latents": x})` with x in
-                [-1, 1]; may return a dict with other "latents".
+            callback_on_step_end: called after each step as `callback(pipeline, step, timestep, {"latents": x})` with x
+                as the chain has it; may return a dict with other "latents".
 
         Returns:
             `ImagePipelineOutput` with `images`.
 
         Raises:
-            ValueError: for a class, scale, generator list, latents or output type that does not fit, naming the choices.
+            ValueError: for a class, scale, generator list, latents or output type that does not fit, naming the
+            choices.
         """
         # 1. Check the request and turn class names into numbers
         if output_type not in OUTPUT_TYPES:
@@ -117,7 +118,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
             raise ValueError(f"generator is a list of {len(generator)} for {batch_size} images; give one per image")
 
         # 2. Timesteps
-        scheduler = _sampling_scheduler(self.scheduler)
+        scheduler = without_learned_variance(self.scheduler)
         trained_steps = self.scheduler.config.num_train_timesteps
         scheduler.set_timesteps(trained_steps if num_inference_steps is None else num_inference_steps)
         step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
@@ -220,7 +221,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
             channels = x_t.shape[1]
             # The mean is guided; a learned variance stays that of the class asked for.
             output[:, :channels] = torch.lerp(unconditional, conditional, guidance_scale)[:, :channels]
-        return output if _takes_variance(scheduler) else output[:, : x_t.shape[1]]
+        return output if takes_variance(scheduler) else output[:, : x_t.shape[1]]
 
     def _network(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
         conditions = {} if classes is None else {"class_labels": classes}
@@ -236,22 +237,6 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         if array.shape[-1] > 4:
             raise ValueError(f"output_type 'pil' holds at most 4 channels, this model has {array.shape[-1]}; use 'np'")
         return self.numpy_to_pil(array)
-
-
-def _takes_variance(scheduler: SchedulerMixin) -> bool:
-    """Whether `step` expects 2C channels. Of diffusers' samplers only DDPM knows what to do with the second half."""
-    return isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type in LEARNED_VARIANCES
-
-
-def _sampling_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler itself, or a copy that knows of no learned variance when it could only misread one.
-
-    diffusers' multistep solvers cut the output at three channels when their config says `learned_range`, whatever the
-    number of channels of the image. The copy leaves the pipeline's own component as it is.
-    """
-    if _takes_variance(scheduler) or scheduler.config.get("variance_type") not in LEARNED_VARIANCES:
-        return scheduler
-    return type(scheduler).from_config(scheduler.config, variance_type=None)
 
 
 def _accepts_generator(scheduler_class: type) -> bool:

@@ -22,4 +22,4 @@ def load_pipeline(name: str) -> DDPMPipeline:
             raise ValueError(f"pipeline {name!r} is a {class_name}; only a DDPMPipeline can be used here")
         return DDPMPipeline.from_pretrained(name)
     except OSError as problem:
-        raise ValueError(f"pipeline {name!r} is neither a folder here nor a repository within reach: {problem}") from None
+        raise ValueError(f"pipeline {name!r} is neither a folder nor a repository within reach: {problem}") from None

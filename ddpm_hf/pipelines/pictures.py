@@ -28,7 +28,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, row_names: Sequen
         An RGB image.
     """
     count, height, width, _ = images.shape
-    columns = columns or math.ceil(math.sqrt(count * height / width))
+    columns = columns or min(count, max(1, round(math.sqrt(count * height / width))))
     rows = math.ceil(count / columns)
     factor = max(1, _SHORTEST_CELL // min(height, width))
     cell_width, cell_height = width * factor + _MARGIN, height * factor + _MARGIN

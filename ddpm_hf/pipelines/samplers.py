@@ -1,10 +1,9 @@
 """The samplers that may finish what a DDPM has learnt, by short name, built from the pipeline's own scheduler."""
 
 import diffusers
-from diffusers import SchedulerMixin
+from diffusers import DDPMScheduler, SchedulerMixin
 
-from ..diffusion.scheduler import LinearDDPMScheduler
-from .ddpm import LEARNED_VARIANCES
+from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
 
 # Short name -> diffusers class and the settings in which its defaults do not suit pixels in [-1, 1].
 _DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict]] = {
@@ -31,11 +30,34 @@ def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         ValueError: for an unknown name, naming the choices.
     """
     if name == "ddpm":
-        return LinearDDPMScheduler.from_config(scheduler.config)
+        return rebuild(LinearDDPMScheduler, scheduler)
     if name not in _DIFFUSERS_SAMPLERS:
         raise ValueError(f"scheduler is {name!r}; choose one of {', '.join(SAMPLER_NAMES)}")
     class_name, settings = _DIFFUSERS_SAMPLERS[name]
-    if scheduler.config.get("variance_type") in LEARNED_VARIANCES:
-        # They have no use for a learned variance, and those that look for one cut the image at three channels.
-        settings = {**settings, "variance_type": None}
-    return getattr(diffusers, class_name).from_config(scheduler.config, **settings)
+    return without_learned_variance(rebuild(getattr(diffusers, class_name), scheduler, **settings))
+
+
+def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:
+    """A scheduler of another class for the same process.
+
+    diffusers remembers which arguments nobody gave and lets the new class put its own defaults there. Those of Heun
+    are another beta schedule: the samples would be noise. So every value is carried over as given.
+    """
+    config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    return scheduler_class.from_config({**config, **changes})
+
+
+def takes_variance(scheduler: SchedulerMixin) -> bool:
+    """Whether `step` expects 2C channels. Of diffusers' samplers only DDPM knows what to do with the second half."""
+    return isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type in LEARNED_VARIANCES
+
+
+def without_learned_variance(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler itself, or a copy that knows of no learned variance when it could only misread one.
+
+    diffusers' multistep solvers cut the output at three channels when their config says `learned_range`, whatever the
+    number of channels of the image. The copy leaves the pipeline's own component as it is.
+    """
+    if takes_variance(scheduler) or scheduler.config.get("variance_type") not in LEARNED_VARIANCES:
+        return scheduler
+    return rebuild(type(scheduler), scheduler, variance_type=None)

@@ -1,7 +1,7 @@
-"""Every setting of a training run, as documented dataclasses; transformers' `HfArgumentParser` makes the flags of them.
+"""Every setting of a training run, as documented dataclasses of which `HfArgumentParser` makes the flags.
 
-`None` means "from the preset, else the value named in the help text"; `plan.py` fills these in once the data are known.
-Names are those of diffusers' `train_unconditional.py` wherever it has one.
+`None` means "from the preset, else the value named in the help text"; `plan.py` fills these in once the data are
+known. Names are those of diffusers' `train_unconditional.py` wherever it has one.
 """
 
 import dataclasses
@@ -38,19 +38,19 @@ class DataArguments:
     )
     dataset_config_name: str | None = flag(help="The configuration of the data set, if it has several.")
     train_data_dir: str | None = flag(help="A folder of images, with or without sub-folders or metadata.")
-    dataset_split: str | None = flag(help="The split to train on; 'train' by default. Slices such as train[:10%%] too.")
+    dataset_split: str | None = flag(help="The split to train on, slices such as train[:10%%] included.")
     image_column: str | None = flag(help="The column of images; found by its type when not given.")
     label_column: str | None = flag(help="The column of class labels; found by its type when not given.")
     streaming: bool = flag(False, help="Read the data set as a stream: nothing is stored on disk.")
     shuffle_buffer: int = flag(1000, help="Rows per shuffled block when streaming.")
     cache_dir: str | None = flag(help="Where downloads and decoded pixels are kept.")
-    resolution: str | None = flag(help="N or HxW: images are resized to cover it, then cropped. 64 if no preset says other.")
+    resolution: str | None = flag(help="N or HxW: images are resized to cover it, then cropped. 64.")
     channels: int | None = flag(help="1 (grey), 3 (RGB) or 4 (RGBA); deduced from the images when not given.")
     center_crop: bool = flag(False, help="Crop the centre instead of a random place.")
-    random_flip: bool | None = switch(help="Flip images left to right at random. Off without a preset.")
+    random_flip: bool | None = switch(help="Flip images left to right at random. Off in all but the paper's presets.")
     holdout: float | None = flag(
-        help="Images kept out of training for evaluation: a share below 1 or a number; 0 for none. By default the data "
-        "set's own test or validation split, else 10 %%, at most 5,000."
+        help="Images kept out of training for evaluation: a share below 1 or a number; 0 for none. By default the "
+        "data set's own test or validation split, else 10 %%, at most 5,000."
     )
     skip_unreadable: bool = flag(False, help="Skip unreadable images and name them, instead of stopping.")
     dataloader_num_workers: int = flag(0, help="Processes that prepare batches; 0 for none beside the main process.")
@@ -63,8 +63,8 @@ class ModelArguments:
     _argument_group_name = "model"
 
     preset: str | None = flag(
-        help="A tested set of settings for model, process and training. Without one: 'digits' for the embedded digits, "
-        "else one that suits the resolution."
+        help="A named set of settings for model, process and training. Without one: 'digits' for the embedded "
+        "digits, else small-32 or small-64 by resolution, with a depth by which it divides."
     )
     model_config_name_or_path: str | None = flag(
         help="The configuration of a U-Net: a folder or a Hub name with its config.json."
@@ -92,15 +92,13 @@ class ProcessArguments:
     _argument_group_name = "process"
 
     num_train_timesteps: int | None = flag(help="T, the number of noise levels. 1000.", aliases=("--ddpm_num_steps",))
-    beta_schedule: BETA_SCHEDULES | None = flag(
-        help="How the noise grows: linear without a preset.", aliases=("--ddpm_beta_schedule",)
-    )
-    beta_start: float | None = flag(help="The first beta; 1e-4 x 1000/T without a preset.")
-    beta_end: float | None = flag(help="The last beta; 0.02 x 1000/T without a preset.")
+    beta_schedule: BETA_SCHEDULES | None = flag(help="How the noise grows.", aliases=("--ddpm_beta_schedule",))
+    beta_start: float | None = flag(help="The first beta; 1e-4 x 1000/T.")
+    beta_end: float | None = flag(help="The last beta; 0.02 x 1000/T.")
     prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = flag(
-        help="What the network predicts: the noise (epsilon), the image (sample), or v. Epsilon without a preset."
+        help="What the network predicts: the noise (epsilon), the image (sample), or v."
     )
-    variance_type: VARIANCE_TYPES | None = flag(help="The variance of the reverse steps. fixed_small without a preset.")
+    variance_type: VARIANCE_TYPES | None = flag(help="The variance of the reverse steps.")
     rescale_betas_zero_snr: bool | None = switch(help="No signal at all at the last timestep; not with epsilon.")
 
 
@@ -112,18 +110,18 @@ class OptimizationArguments:
 
     max_train_steps: int | None = flag(help="Optimizer steps. Give this or --num_epochs.")
     num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
-    train_batch_size: int | None = flag(help="Images per device and micro-step. 16 without a preset.")
+    train_batch_size: int | None = flag(help="Images per device and micro-step. 16.")
     gradient_accumulation_steps: int = flag(1, help="Micro-steps per optimizer step.")
-    learning_rate: float | None = flag(help="Peak learning rate. 1e-4 without a preset.")
-    lr_scheduler: LR_SCHEDULERS | None = flag(help="Course of the learning rate. Cosine without a preset.")
-    lr_warmup_steps: int | None = flag(help="Optimizer steps of linear warm-up. 500 without a preset.")
+    learning_rate: float | None = flag(help="Peak learning rate. 1e-4.")
+    lr_scheduler: LR_SCHEDULERS | None = flag(help="Course of the learning rate. Cosine.")
+    lr_warmup_steps: int | None = flag(help="Optimizer steps of linear warm-up. 500.")
     lr_num_cycles: int = flag(1, help="Hard restarts of cosine_with_restarts.")
     lr_power: float = flag(1.0, help="Power of polynomial decay.")
-    adam_beta1: float | None = flag(help="0.9 without a preset.")
-    adam_beta2: float | None = flag(help="0.999 without a preset.")
-    adam_weight_decay: float | None = flag(help="Decoupled weight decay. 0 without a preset.")
-    adam_epsilon: float | None = flag(help="1e-8 without a preset.")
-    max_grad_norm: float | None = flag(help="Gradients are scaled to this global norm at most. 1.0 without a preset.")
+    adam_beta1: float | None = flag(help="0.9.")
+    adam_beta2: float | None = flag(help="0.999.")
+    adam_weight_decay: float | None = flag(help="Decoupled weight decay. 0.")
+    adam_epsilon: float | None = flag(help="1e-8.")
+    max_grad_norm: float | None = flag(help="Gradients are scaled to this global norm at most. 1.0.")
     use_ema: bool = flag(True, help="Keep a moving average of the weights; samples and the saved pipeline use it.")
     ema_decay: float | None = flag(help="The highest decay; the paper's is 0.9999.", aliases=("--ema_max_decay",))
     ema_warmup: bool | None = switch(
@@ -150,7 +148,7 @@ class RunArguments:
     )
     checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")
     checkpoints_total_limit: int | None = flag(2, help="How many checkpoints are kept.")
-    preview_steps: int | None = flag(help="Optimizer steps between previews; a tenth of the run by default; 0 for none.")
+    preview_steps: int | None = flag(help="Optimizer steps between previews, 0 for none. A tenth of the run.")
     save_images_epochs: int | None = flag(help="Epochs between previews, instead of --preview_steps.")
     save_model_epochs: int | None = flag(help="Epochs between pipelines written to --output_dir; at the end anyway.")
     preview_images: int = flag(16, help="Images in a preview.", aliases=("--eval_batch_size",))
@@ -168,9 +166,9 @@ ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, Optimization
 # These change what is stored or shown, never the weights: a run may be continued with other values.
 # Batch, accumulation and processes matter only by their product, which a run's summary holds.
 NOT_PART_OF_THE_RESULT = frozenset(
-    "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir resume_from_checkpoint checkpointing_steps "
-    "checkpoints_total_limit preview_steps save_images_epochs save_model_epochs preview_images "
-    "preview_inference_steps report_to logging_dir logging_steps dry_run".split()
+    "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
+    "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
+    "save_model_epochs preview_images preview_inference_steps report_to logging_dir logging_steps dry_run".split()
 )
 
 # (flag, lowest value, whether that value itself is allowed, highest value)

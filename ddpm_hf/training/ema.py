@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: the copy that draws the samples (Ho et al. 2020, App. B: decay 0.9999)."""
+"""Exponential moving average of the weights, the copy that draws the samples (Ho et al. 2020, appendix B)."""
 
 import copy
 
@@ -9,8 +9,8 @@ from torch import nn
 def ema_decay(step: int, max_decay: float, inv_gamma: float | None, power: float) -> float:
     """The decay after optimizer step `step` (1, 2, …), a pure function of the clock.
 
-    1 - (1 + step/inv_gamma)^-power, at most `max_decay`: the average forgets the initial weights in a run of any length.
-    `inv_gamma=None` gives the constant `max_decay` of the paper.
+    1 - (1 + step/inv_gamma)^-power, at most `max_decay`: the average forgets the initial weights in a run of any
+    length. `inv_gamma=None` gives the constant `max_decay` of the paper.
     """
     if inv_gamma is None:
         return max_decay

@@ -185,7 +185,8 @@ class Trainer:
         """Noise, timesteps and conditions for this process's slice of the global batch."""
         positions = self.sampler.positions(self.step, self.micro_step)
         shape = x_0.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=generator_for(self.options.seed, "noise", p)) for p in positions])
+        generators = [generator_for(self.options.seed, "noise", position) for position in positions]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         first = positions.start - self.step * self.sampler.global_batch_size
         own = slice(first, first + len(positions))
         total = self.sampler.global_batch_size
@@ -232,8 +233,8 @@ class Trainer:
         self.reported_step, self.report_time = self.step, time.perf_counter()
 
     def _report(self) -> None:
-        """Mean loss over all processes and micro-steps since the last report, to the bar, the table and the tracker."""
-        steps = self.step - self.reported_step
+        """Mean loss over all processes and micro-steps since the last report, to the bar, the table and the
+        tracker.""" steps = self.step - self.reported_step
         loss = self.accelerator.reduce(self.loss_sum, "mean") / (steps * self.options.gradient_accumulation_steps)
         seconds = time.perf_counter() - self.report_time
         self.seconds += seconds
@@ -260,8 +261,8 @@ class Trainer:
         """The pipeline as it would be saved now: with the averaged weights if there are any."""
         unet = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
         pipeline = DDPMPipeline(unet, self.plan.scheduler, id2label=self.plan.id2label)
-        pipeline.set_progress_bar_config(desc="sampling", leave=False, disable=not self.accelerator.is_local_main_process)
-        return pipeline
+        pipeline.set_progress_bar_config(desc="sampling", leave=False, disable=not
+        self.accelerator.is_local_main_process) return pipeline
 
     def _preview(self, name: str) -> None:
         """A labelled grid of images with fixed seeds, drawn by all processes together."""

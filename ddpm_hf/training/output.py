@@ -47,8 +47,8 @@ class OutputFolder:
         names = sorted(entry.name for entry in self.path.iterdir())
         if names:
             raise ValueError(
-                f"--output_dir {self.path} holds something else ({', '.join(names[:3])}{', …' * (len(names) > 3)}); name "
-                "a new or empty folder, or add --overwrite_output_dir to write beside it"
+                f"--output_dir {self.path} holds something else ({', '.join(names[:3])}{', …' * (len(names) > 3)}); "
+                "name a new or empty folder, or add --overwrite_output_dir to write beside it"
             )
 
     def open(self, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
@@ -96,11 +96,12 @@ class OutputFolder:
         ]
         facts = json.loads(json.dumps(facts))  # as the saved ones: JSON knows no tuples
         if not changed:  # the facts follow from the flags; alone they tell of changed data or processes
-            changed = [f"{name}: {summary[name]} there, {facts[name]} now" for name in facts if summary[name] != facts[name]]
+            differing = [name for name in facts if summary[name] != facts[name]]
+            changed = [f"{name}: {summary[name]} there, {facts[name]} now" for name in differing]
         if changed:
             raise ValueError(
-                f"--output_dir {self.path} holds a run with other settings ({'; '.join(changed)}); name another folder, "
-                "or add --overwrite_output_dir to start anew"
+                f"--output_dir {self.path} holds a run with other settings ({'; '.join(changed)}); name another "
+                "folder, or add --overwrite_output_dir to start anew"
             )
 
     def _clear(self) -> None:

@@ -1,6 +1,5 @@
 """From settings to a run that can start: data, network and process, all checked, and every open setting filled in."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,14 @@ from .config import Config
 from .images import TrainingImages, load_training_images
 
 _ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
-_PROCESS_FLAGS = tuple(
-    "num_train_timesteps beta_schedule beta_start beta_end prediction_type variance_type rescale_betas_zero_snr".split()
+_PROCESS_FLAGS = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "prediction_type",
+    "variance_type",
+    "rescale_betas_zero_snr",
 )
 
 
@@ -81,8 +86,8 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
     batch *= config.optimization.train_batch_size
     if images.count is not None and batch > images.count:
         raise ValueError(
-            f"--train_batch_size {config.optimization.train_batch_size} makes {batch} images a step over all processes "
-            f"and micro-steps, but there are {images.count} training images; at most that many fit"
+            f"--train_batch_size {config.optimization.train_batch_size} makes {batch} images a step over all "
+            f"processes and micro-steps, but there are {images.count} training images; at most that many fit"
         )
     steps, steps_per_epoch = _count_steps(config, images, batch)
     run = config.run
@@ -263,13 +268,13 @@ def _build_scheduler(config: Config, preset: Preset, start: DDPMPipeline | None)
         return LinearDDPMScheduler.from_config({**start.scheduler.config, **settings})
     if settings["rescale_betas_zero_snr"] and settings["prediction_type"] == "epsilon":
         raise ValueError(
-            "--rescale_betas_zero_snr cannot go with --prediction_type epsilon: at the last timestep there is no signal to "
-            "subtract the noise from; choose v_prediction or sample"
+            "--rescale_betas_zero_snr cannot go with --prediction_type epsilon: at the last timestep there is no "
+            "signal to subtract the noise from; choose v_prediction or sample"
         )
     if settings["beta_schedule"] != "squaredcos_cap_v2" and not settings["beta_start"] <= settings["beta_end"] < 1:
         raise ValueError(
-            f"--beta_start {settings['beta_start']:g} and --beta_end {settings['beta_end']:g} must rise and stay below 1"
-            f" (for --num_train_timesteps {settings['num_train_timesteps']} the ends are scaled by 1000/T by default); "
+            f"--beta_start {settings['beta_start']:g} and --beta_end {settings['beta_end']:g} must rise and stay "
+            f"below 1 (for --num_train_timesteps {settings['num_train_timesteps']} they are scaled by 1000/T by default); "
             "give them, or choose --beta_schedule squaredcos_cap_v2"
         )
     return LinearDDPMScheduler(**{**preset.process, **settings})
@@ -280,8 +285,8 @@ def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:
     wanted = 2 * channels if scheduler.config.variance_type in LEARNED_VARIANCES else channels
     if outputs != wanted:
         raise ValueError(
-            f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for images of "
-            f"{channels}; this one has {outputs}"
+            f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for "
+            f"images of {channels}; this one has {outputs}"
         )
 
 
