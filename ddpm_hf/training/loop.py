@@ -233,8 +233,8 @@ class Trainer:
         self.reported_step, self.report_time = self.step, time.perf_counter()
 
     def _report(self) -> None:
-        """Mean loss over all processes and micro-steps since the last report, to the bar, the table and the
-        tracker.""" steps = self.step - self.reported_step
+        """Mean loss over all processes and micro-steps since the last report: to the bar, the table, the tracker."""
+        steps = self.step - self.reported_step
         loss = self.accelerator.reduce(self.loss_sum, "mean") / (steps * self.options.gradient_accumulation_steps)
         seconds = time.perf_counter() - self.report_time
         self.seconds += seconds
@@ -261,8 +261,9 @@ class Trainer:
         """The pipeline as it would be saved now: with the averaged weights if there are any."""
         unet = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
         pipeline = DDPMPipeline(unet, self.plan.scheduler, id2label=self.plan.id2label)
-        pipeline.set_progress_bar_config(desc="sampling", leave=False, disable=not
-        self.accelerator.is_local_main_process) return pipeline
+        hidden = not self.accelerator.is_local_main_process
+        pipeline.set_progress_bar_config(desc="sampling", leave=False, disable=hidden)
+        return pipeline
 
     def _preview(self, name: str) -> None:
         """A labelled grid of images with fixed seeds, drawn by all processes together."""

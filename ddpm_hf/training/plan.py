@@ -274,7 +274,7 @@ def _build_scheduler(config: Config, preset: Preset, start: DDPMPipeline | None)
     if settings["beta_schedule"] != "squaredcos_cap_v2" and not settings["beta_start"] <= settings["beta_end"] < 1:
         raise ValueError(
             f"--beta_start {settings['beta_start']:g} and --beta_end {settings['beta_end']:g} must rise and stay "
-            f"below 1 (for --num_train_timesteps {settings['num_train_timesteps']} they are scaled by 1000/T by default); "
+            f"below 1 (they are scaled by 1000/T by default, and T is {settings['num_train_timesteps']}); "
             "give them, or choose --beta_schedule squaredcos_cap_v2"
         )
     return LinearDDPMScheduler(**{**preset.process, **settings})
