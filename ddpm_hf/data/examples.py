@@ -1,12 +1,12 @@
-"""Training examples by position, and the loader that hands them over in batches."""
+"""Training examples by position, out of a store."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .order import PositionSampler, position_bits, shuffled_rows, stream_key
+from .order import position_bits, shuffled_rows, stream_key
 from .store import PixelStore
 
 # Separate streams of random bits under one seed.
@@ -56,46 +56,19 @@ class TrainingData(Dataset):
         """
         positions = np.asarray(positions, dtype=np.int64)
         indices = self.indices[shuffled_rows(self.seed, positions, len(self))]
-        crop_bits = position_bits(stream_key(self.seed, CROP_STREAM), positions) if self.random_crop else None
-        images = self.store.gather(indices, crop_bits)
+        crop_bits = crop_bits_at(self.seed, positions) if self.random_crop else None
+        batch = self.store.batch(indices, crop_bits)
         if self.random_flip:
-            images = flip_some(images, self.seed, positions)
-        labels = None if self.store.labels is None else self.store.labels[indices]
-        return make_batch(images, self.store.rows[indices], labels)
+            flip_some(batch["images"].numpy(), self.seed, positions)
+        return batch
 
 
-def flip_some(images: np.ndarray, seed: int, positions: np.ndarray) -> np.ndarray:
-    """Mirror (B, C, H, W) images left to right, in place, where the position's coin says so."""
+def crop_bits_at(seed: int, positions: np.ndarray) -> np.ndarray:
+    """Random bits that place the crop of each position, uint64."""
+    return position_bits(stream_key(seed, CROP_STREAM), positions)
+
+
+def flip_some(images: np.ndarray, seed: int, positions: np.ndarray) -> None:
+    """Mirror (B, C, H, W) images left to right, in place, where the coin of their position says so."""
     heads = (position_bits(stream_key(seed, FLIP_STREAM), positions) >> np.uint64(63)).astype(bool)
     images[heads] = images[heads][..., ::-1]
-    return images
-
-
-def make_batch(images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> dict[str, torch.Tensor]:
-    """A batch as the training loop takes it: images, and whatever conditions them."""
-    batch = {"images": torch.from_numpy(images), "rows": torch.from_numpy(rows)}
-    if labels is not None:
-        batch["class_labels"] = torch.from_numpy(labels)
-    return batch
-
-
-def make_loader(
-    data: TrainingData, sampler: PositionSampler, *, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
-    """A DataLoader with one batch for each micro-step of `sampler`.
-
-    Not for `accelerator.prepare`, which would split it again. It has a generator of its own, so that starting it takes
-    nothing from torch's global one.
-    """
-    return DataLoader(
-        data,
-        batch_sampler=sampler,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-    )
-
-
-def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return batch

@@ -21,6 +21,13 @@ DIGITS = Path(__file__).with_name("digits.parquet")
 HOLDOUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
+class Split(NamedTuple):
+    """Rows, and how many they are (None: a stream that does not tell)."""
+
+    rows: "datasets.Dataset | datasets.IterableDataset"
+    count: int | None
+
+
 class RawRow(NamedTuple):
     """One row as stored: its number, the cell of the image column, its class id (None without labels)."""
 
@@ -39,7 +46,8 @@ class ImageData:
         features: column name -> type.
         image_column: the column of images.
         base_dir: where relative paths in that column start.
-        num_rows: how many rows there are; None when streaming.
+        streaming: whether `rows` can only be read one after the other.
+        num_rows: how many rows there are; None for a stream that does not tell.
         fingerprint: changes when rows change or the files that they name; None when streaming.
         label_column: the column of classes; None for unconditional training.
         class_names: name of each class id.
@@ -52,6 +60,7 @@ class ImageData:
     features: "datasets.Features"
     image_column: str
     base_dir: Path | None = None
+    streaming: bool = False
     num_rows: int | None = None
     fingerprint: str | None = None
     label_column: str | None = None
@@ -59,10 +68,6 @@ class ImageData:
     class_values: tuple | None = None
     holdout_split: str | None = None
     holdout: "ImageData | None" = None
-
-    @property
-    def streaming(self) -> bool:
-        return self.num_rows is None
 
     def batches(self, start: int = 0, batch_size: int = 256) -> Iterator[list[RawRow]]:
         """Rows from `start` in the data set's order, in lists of up to `batch_size`.
@@ -151,8 +156,8 @@ def load_images(
         path = DIGITS if train_data_dir is None else Path(train_data_dir)
         base_dir = path if path.is_dir() else path.parent
         splits = _load_local(path, streaming=streaming, cache_dir=cache_dir)
-    rows, used_splits = _choose_split(splits, dataset_split, name)
-    data = _describe_rows(name, rows, image_column, base_dir)
+    split, used_splits = _choose_split(splits, dataset_split, name)
+    data = _describe_rows(name, split, image_column, base_dir)
     if label_column is not None or class_conditional:
         data = _with_labels(data, label_column)
     own = next((word for word in HOLDOUT_SPLITS if word in splits and word not in used_splits), None)
@@ -163,26 +168,37 @@ def load_images(
     return replace(data, holdout_split=own, holdout=replace(own_rows, **columns))
 
 
-def _load(argument: str, path: str, config: str | None = None, **arguments) -> "dict[str, datasets.Dataset]":
+def _load(argument: str, path: str, config: str | None = None, **arguments) -> dict[str, Split]:
     """`datasets.load_dataset`, with whatever it finds wrong as one line that begins with `argument`."""
     import datasets
 
     try:
-        return datasets.load_dataset(path, config, **arguments)
+        splits = datasets.load_dataset(path, config, **arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise ValueError(f"{argument} cannot be loaded: {reason}") from error
+    return {name: Split(rows, _count(rows, name)) for name, rows in splits.items()}
 
 
-def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> "dict[str, datasets.Dataset]":
+def _count(rows: "datasets.Dataset | datasets.IterableDataset", split: str) -> int | None:
+    if hasattr(rows, "__len__"):
+        return len(rows)
+    known = (rows.info.splits or {}).get(split)
+    return known.num_examples if known and known.num_examples else None
+
+
+def _as_stream(splits: "dict[str, datasets.Dataset]", streaming: bool) -> dict[str, Split]:
+    return {name: Split(rows.to_iterable_dataset() if streaming else rows, len(rows)) for name, rows in splits.items()}
+
+
+def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> dict[str, Split]:
     import datasets
 
     if not path.exists():
         raise ValueError(f"train_data_dir {str(path)!r} does not exist")
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         saved = datasets.load_from_disk(str(path))
-        splits = saved if isinstance(saved, dict) else {"train": saved}
-        return {name: rows.to_iterable_dataset() if streaming else rows for name, rows in splits.items()}
+        return _as_stream(saved if isinstance(saved, dict) else {"train": saved}, streaming)
     if path.is_file():
         listing = FolderListing(path.parent)
         if path.suffix.lower() not in TABLE_SUFFIXES:
@@ -196,27 +212,29 @@ def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> "dict[
             f"(such as {listing.tables[0]}); give a folder with one kind"
         )
     if listing.images:
-        splits = image_splits(listing)
-        return {name: rows.to_iterable_dataset() if streaming else rows for name, rows in splits.items()}
+        return _as_stream(image_splits(listing), streaming)
     if listing.tables:
         return _load_tables(listing, streaming=streaming, cache_dir=cache_dir)
     raise ValueError(f"train_data_dir {str(path)!r} holds no images and no parquet or arrow files")
 
 
-def _load_tables(listing: FolderListing, **arguments) -> "dict[str, datasets.Dataset]":
+def _load_tables(listing: FolderListing, **arguments) -> dict[str, Split]:
     kinds = {path.suffix.lower() for path in listing.tables}
     if len(kinds) > 1:
         raise ValueError(f"train_data_dir {str(listing.root)!r} holds parquet and arrow files; choose one kind")
-    files = {}
+    kind = kinds.pop()[1:]
+    files, counts = {}, {}
     for name, paths in table_splits(listing).items():
-        paths = [listing.root / path for path in paths]
+        lengths = [_parquet_rows(listing.root / path) if kind == "parquet" else None for path in paths]
         # datasets cannot read a table of no rows, and takes names for patterns.
-        full = [path.absolute() for path in paths if path.suffix.lower() != ".parquet" or _parquet_rows(path) > 0]
-        files[name] = [glob.escape(str(path)) for path in full]
-    files = {name: paths for name, paths in files.items() if paths}
+        full = [path for path, length in zip(paths, lengths, strict=True) if length != 0]
+        if full:
+            files[name] = [glob.escape(str((listing.root / path).absolute())) for path in full]
+            counts[name] = None if None in lengths else sum(lengths)
     if not files:
         raise ValueError(f"train_data_dir {str(listing.root)!r} has no rows")
-    return _load(f"train_data_dir {str(listing.root)!r}", kinds.pop()[1:], data_files=files, **arguments)
+    splits = _load(f"train_data_dir {str(listing.root)!r}", kind, data_files=files, **arguments)
+    return {name: Split(split.rows, split.count or counts[name]) for name, split in splits.items()}
 
 
 def _parquet_rows(path: Path) -> int:
@@ -229,7 +247,7 @@ def _parquet_rows(path: Path) -> int:
         raise ValueError(f"train_data_dir: {str(path)!r} cannot be read: {error}") from None
 
 
-def _choose_split(splits: dict, wanted: str | None, name: str) -> "tuple[datasets.Dataset, set[str]]":
+def _choose_split(splits: dict[str, Split], wanted: str | None, name: str) -> tuple[Split, set[str]]:
     """The rows to train on, and the names of the splits that they come from."""
     import datasets
 
@@ -241,19 +259,21 @@ def _choose_split(splits: dict, wanted: str | None, name: str) -> "tuple[dataset
     if wanted in splits:
         return splits[wanted], {wanted}
     try:
-        lengths = {split: len(rows) for split, rows in splits.items()}
+        lengths = {name: len(split.rows) for name, split in splits.items()}
         parts = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
     except (ValueError, TypeError, AssertionError):
-        hint = "" if hasattr(next(iter(splits.values())), "__len__") else " (and a stream has no slices)"
+        hint = "" if hasattr(next(iter(splits.values())).rows, "__len__") else " (and a stream has no slices)"
         raise ValueError(f"dataset_split is {wanted!r}; {choices}{hint}") from None
-    slices = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
-    return datasets.concatenate_datasets(slices), {part.splitname for part in parts}
+    slices = [splits[part.splitname].rows.select(range(part.from_, part.to)) for part in parts]
+    rows = datasets.concatenate_datasets(slices)
+    return Split(rows, len(rows)), {part.splitname for part in parts}
 
 
-def _describe_rows(name: str, rows: "datasets.Dataset", image_column: str | None, base_dir: Path | None) -> ImageData:
+def _describe_rows(name: str, split: Split, image_column: str | None, base_dir: Path | None) -> ImageData:
     """An `ImageData` without labels: the image column found and set not to decode."""
     import datasets
 
+    rows = split.rows
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -269,7 +289,8 @@ def _describe_rows(name: str, rows: "datasets.Dataset", image_column: str | None
         features=features,
         image_column=column,
         base_dir=base_dir,
-        num_rows=None if streaming else len(rows),
+        streaming=streaming,
+        num_rows=split.count,
         fingerprint=None if streaming else _fingerprint(rows, column, base_dir),
     )
 

@@ -4,52 +4,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from .decoding import decode_rows, make_batch, make_decoder
 from .order import below
-from .sources import ImageData, RawRow
-from .transforms import Decoder, UnreadableImage, content_hash, native_channels, open_image
+from .sources import ImageData
+from .transforms import Decoder
 
 # Part of the key: raise it when the same data would give other pixels or other files.
 LAYOUT = 1
-ROWS_IN_A_BATCH = 256
-ROWS_LOOKED_AT = 64
-
-
-def deduce_channels(data: ImageData, rows_looked_at: int = ROWS_LOOKED_AT) -> int:
-    """The channels that the images need: 1 (grey modes), 4 (some transparent pixel) or 3.
-
-    Rows spread over the data are looked at; of a stream, the first. Unreadable ones are passed over here: the store or
-    stream reports them.
-
-    Raises:
-        ValueError: they differ, or none of them can be read.
-    """
-    found = {}
-    for row in _rows_to_look_at(data, rows_looked_at):
-        try:
-            found.setdefault(native_channels(open_image(data.payload(row))), row)
-        except UnreadableImage as error:
-            problem = f"{data.describe(row)}: {error}"
-    if not found:
-        raise ValueError(f"image_column {data.image_column!r} of {data.name} has no readable image; {problem}")
-    if len(found) > 1:
-        examples = "; ".join(f"{channels} in {data.describe(row)}" for channels, row in sorted(found.items()))
-        raise ValueError(f"channels is not given and the images differ ({examples}); choose channels 1, 3 or 4")
-    return next(iter(found))
-
-
-def _rows_to_look_at(data: ImageData, count: int) -> list[RawRow]:
-    if data.streaming:
-        return next(data.batches(0, count))
-    places = np.unique(np.linspace(0, data.num_rows - 1, count).astype(int))
-    return [next(data.batches(int(place), 1))[0] for place in places]
 
 
 class PixelStore:
@@ -120,8 +87,7 @@ class PixelStore:
         if self._uniform:
             return self._pixels[indices]
         height, width = self.size
-        rooms = self._sides[indices].astype(np.int64) - self.size
-        starts = rooms // 2 if crop_bits is None else below(crop_bits[:, None], rooms + 1)
+        starts = crop_starts(self._sides[indices], self.size, crop_bits)
         images = np.empty((len(indices), *self.shape), dtype=np.uint8)
         for image, index, (top, left) in zip(images, indices, starts, strict=True):
             stored_height, stored_width = map(int, self._sides[index])
@@ -130,6 +96,11 @@ class PixelStore:
             stored = stored.reshape(self.channels, stored_height, stored_width)
             image[:] = stored[:, top : top + height, left : left + width]
         return images
+
+    def batch(self, indices: np.ndarray, crop_bits: np.ndarray | None = None) -> dict[str, torch.Tensor]:
+        """As `gather`, but with rows and class ids, as the training loop takes it."""
+        labels = None if self.labels is None else self.labels[indices]
+        return make_batch(self.gather(indices, crop_bits), self.rows[indices], labels)
 
     @classmethod
     def build(
@@ -165,6 +136,10 @@ class PixelStore:
         from filelock import FileLock
 
         parent = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf"
+        # A store whose channels were deduced holds what a store of that many channels would hold.
+        deduced = parent / store_key(data, size, None, random_crop)
+        if deduced.exists() and channels in (None, cls(deduced).channels):
+            channels = None
         folder = parent / store_key(data, size, channels, random_crop)
         parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -184,10 +159,10 @@ class PixelStore:
         return store
 
 
-def make_decoder(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool) -> Decoder:
-    """A decoder for these images; with channels None, their channels are deduced and then bind every image."""
-    deduced = deduce_channels(data) if channels is None else channels
-    return Decoder(size=tuple(size), channels=deduced, keep_sides=random_crop, same_channels=channels is None)
+def crop_starts(sides: np.ndarray, size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:
+    """Upper left corners of crops of `size`, int64 (batch, 2), in images of `sides`: at random by bits, or centred."""
+    rooms = np.asarray(sides, dtype=np.int64) - size
+    return rooms // 2 if crop_bits is None else below(crop_bits[:, None], rooms + 1)
 
 
 def store_key(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool) -> str:
@@ -204,63 +179,19 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def decoded(
-    data: ImageData, decoder: Decoder, progress: bool
-) -> Iterator[tuple[RawRow, int, np.ndarray | UnreadableImage]]:
-    """(row, content hash, pixels or the reason why there are none), in order, decoded by several threads.
-
-    Pillow lets go of the interpreter while it decodes and resizes, so threads share the work on all but tiny images.
-    """
-    from tqdm.auto import tqdm
-
-    def decode(rows: list[RawRow]) -> list:
-        return [(row, *_decode_row(data, decoder, row)) for row in rows]
-
-    threads = min(16, os.cpu_count() or 1)
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(total=data.num_rows, desc="Decoding images once", unit=" images", disable=not progress) as bar,
-    ):
-        waiting = deque()
-        for rows in data.batches(batch_size=ROWS_IN_A_BATCH):
-            waiting.append(pool.submit(decode, rows))
-            if len(waiting) > 2 * threads:
-                yield from _finished(waiting.popleft(), bar)
-        while waiting:
-            yield from _finished(waiting.popleft(), bar)
-
-
-def _finished(future, bar):
-    results = future.result()
-    bar.update(len(results))
-    return results
-
-
-def _decode_row(data: ImageData, decoder: Decoder, row: RawRow) -> tuple[int, np.ndarray | UnreadableImage]:
-    try:
-        payload = data.payload(row)
-        return content_hash(payload), decoder(payload)
-    except UnreadableImage as error:
-        return 0, error
-    except ValueError as error:
-        raise ValueError(f"{data.name}: {data.describe(row)}: {error}") from None
-
-
 def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
     """Decode everything into `folder`: the pixels one image after the other, and what is known of each in arrays."""
     rows, labels, hashes, sides, unreadable = [], [], [], [], []
     with open(folder / "pixels.u8", "wb") as file:
-        for row, hash_, pixels in decoded(data, decoder, progress):
-            if isinstance(pixels, UnreadableImage):
-                unreadable.append(f"{data.describe(row)}: {pixels}")
-                if not skip_unreadable:
-                    raise ValueError(f"{data.name}: {unreadable[0]}; skip_unreadable leaves such images out")
+        for image in decode_rows(data, decoder, skip_unreadable, progress):
+            if image.pixels is None:
+                unreadable.append(image.problem)
                 continue
-            file.write(pixels)
-            rows.append(row.index)
-            hashes.append(hash_)
-            sides.append(pixels.shape[1:])
-            labels.append(row.label)
+            file.write(image.pixels)
+            rows.append(image.row.index)
+            labels.append(image.row.label)
+            hashes.append(image.content_hash)
+            sides.append(image.pixels.shape[1:])
         file.flush()
         os.fsync(file.fileno())
     if not rows:

@@ -127,12 +127,17 @@ def content_hash(payload: bytes | np.ndarray) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def open_image(payload: bytes | np.ndarray) -> Image.Image:
+def open_image(payload: bytes | np.ndarray, needed_side: int | None = None) -> Image.Image:
     """Encoded bytes or an array of pixels -> a loaded image with 8 bits a channel, oriented by its EXIF tag.
 
     16-bit grey is divided by 257, so that the whole range is kept. Integers of 32 bits count as 16-bit grey; floats as
     [0, 1] when none exceeds 1, as [0, 255] otherwise. Of an animation, the first frame. Arrays are (height, width),
     (height, width, channels) or (channels, height, width).
+
+    Args:
+        payload: from `read_payload`.
+        needed_side: pixels. A JPEG may come out at 1/2, 1/4 or 1/8 of its size, as long as both sides keep twice this
+            (its decoder halves for free, and twice the need leaves the resampling its say); None for all pixels.
 
     Raises:
         UnreadableImage: damaged, no image, over Pillow's limit of pixels (a decompression bomb), or out of range.
@@ -143,6 +148,8 @@ def open_image(payload: bytes | np.ndarray) -> Image.Image:
         raise UnreadableImage("the file has no bytes")
     try:
         image = Image.open(io.BytesIO(payload), formats=FORMATS)
+        if needed_side is not None:
+            image.draft(None, (2 * needed_side, 2 * needed_side))
         image.load()
         image = ImageOps.exif_transpose(image)
     except Image.UnidentifiedImageError:
@@ -262,7 +269,7 @@ class Decoder:
             UnreadableImage: it cannot be decoded.
             ValueError: it needs another number of channels than `same_channels` demands.
         """
-        image = open_image(payload)
+        image = open_image(payload, needed_side=max(self.size))
         if self.same_channels and (found := native_channels(image)) != self.channels:
             raise ValueError(f"it has {found} channels and others have {self.channels}; give channels (1, 3 or 4)")
         image = to_channels(image, self.channels)

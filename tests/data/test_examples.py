@@ -6,7 +6,8 @@ import torch
 from pictures import noise, write_png
 from scipy import stats
 
-from ddpm_hf.data.examples import TrainingData, make_loader
+from ddpm_hf.data.examples import TrainingData
+from ddpm_hf.data.loading import make_loader
 from ddpm_hf.data.order import PositionSampler
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore

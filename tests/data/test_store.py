@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pictures import noise, parquet, png, write_png
 
+from ddpm_hf.data.decoding import deduce_channels
 from ddpm_hf.data.sources import load_images
-from ddpm_hf.data.store import PixelStore, deduce_channels
+from ddpm_hf.data.store import PixelStore
 from ddpm_hf.data.transforms import Decoder
 
 
@@ -120,7 +121,7 @@ class TestCache:
         data = folder_of(tmp_path, {"1.png": noise(1)})
         first = PixelStore.build(data, (8, 8), progress=False)
         monkeypatch.setattr(Decoder, "__call__", None)
-        monkeypatch.setattr("ddpm_hf.data.store.deduce_channels", None)
+        monkeypatch.setattr("ddpm_hf.data.decoding.deduce_channels", None)
         second = PixelStore.build(data, (8, 8), progress=False)
         assert np.array_equal(second.gather(np.array([0])), first.gather(np.array([0])))
 

@@ -208,6 +208,18 @@ class TestSize:
     def test_cover_keeps_the_longer_side_up_to_a_limit(self, source, size, expected):
         assert resize_to_cover(Image.new("L", source[::-1]), size).size == expected[::-1]
 
+    def test_large_jpegs_are_shrunk_by_their_decoder_and_look_the_same(self):
+        across, down = np.meshgrid(np.linspace(0, 9, 1600), np.linspace(0, 7, 1200))
+        smooth = (127.5 + 127 * np.sin(across + down)[..., None] * np.array([1, 0.5, -1])).astype(np.uint8)
+        data = encoded(Image.fromarray(smooth), "JPEG", quality=95)
+        assert open_image(data).size == (1600, 1200)
+        assert open_image(data, needed_side=64).size == (200, 150)
+        assert open_image(data, needed_side=200).size == (800, 600)
+        assert open_image(encoded(Image.fromarray(smooth)), needed_side=64).size == (1600, 1200)
+        quick = Decoder(size=(64, 64), channels=3)(data).astype(int)
+        full = np.asarray(resize_and_crop(open_image(data), (64, 64))).transpose(2, 0, 1)
+        assert np.abs(quick - full).max() <= 3
+
     def test_transparent_pixels_do_not_bleed_their_colour(self):
         """Straight alpha resampled as it is would mix the hidden red into the edge; Pillow premultiplies."""
         image = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
@@ -271,6 +283,7 @@ class TestPayload:
         assert content_hash(b"x") == content_hash(b"x") != content_hash(b"y")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 class TestDamage:
     def test_every_damaged_file_is_called_unreadable(self):
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

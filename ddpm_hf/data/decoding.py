@@ -1,0 +1,130 @@
+"""Rows of a data set -> pixels, with words for the rows that cannot be decoded."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .sources import ImageData, RawRow
+from .transforms import Decoder, UnreadableImage, content_hash, native_channels, open_image
+
+ROWS_IN_A_BATCH = 256
+ROWS_LOOKED_AT = 64
+
+
+class DecodedRow(NamedTuple):
+    """A row and its pixels, uint8 (channels, height, width); or None, and the problem that names row and file."""
+
+    row: RawRow
+    pixels: np.ndarray | None
+    content_hash: int = 0
+    problem: str = ""
+
+
+def decode_row(data: ImageData, decoder: Decoder, row: RawRow, skip_unreadable: bool) -> DecodedRow:
+    """Decode one row.
+
+    Raises:
+        ValueError: it cannot be decoded and `skip_unreadable` is not set, or it has other channels than were deduced.
+    """
+    try:
+        payload = data.payload(row)
+        return DecodedRow(row, decoder(payload), content_hash(payload))
+    except UnreadableImage as error:
+        problem = f"{data.describe(row)}: {error}"
+        if skip_unreadable:
+            return DecodedRow(row, None, problem=problem)
+        raise ValueError(f"{data.name}: {problem}; skip_unreadable leaves such images out") from None
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {data.describe(row)}: {error}") from None
+
+
+def decode_rows(data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> Iterator[DecodedRow]:
+    """All rows in order, decoded by several threads.
+
+    Pillow lets go of the interpreter while it decodes and resizes, so threads share the work on all but tiny images.
+    """
+    from tqdm.auto import tqdm
+
+    def decode(rows: list[RawRow]) -> list[DecodedRow]:
+        return [decode_row(data, decoder, row, skip_unreadable) for row in rows]
+
+    threads = min(16, os.cpu_count() or 1)
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=data.num_rows, desc="Decoding images once", unit=" images", disable=not progress) as bar,
+    ):
+        batches = data.batches(batch_size=ROWS_IN_A_BATCH)
+        waiting = deque()
+        for rows in batches:
+            waiting.append(pool.submit(decode, rows))
+            if len(waiting) <= 2 * threads:
+                continue
+            yield from waiting.popleft().result()
+            bar.update(ROWS_IN_A_BATCH)
+        for future in waiting:
+            results = future.result()
+            yield from results
+            bar.update(len(results))
+
+
+def deduce_channels(data: ImageData, rows_looked_at: int = ROWS_LOOKED_AT) -> int:
+    """The channels that the images need: 1 (grey modes), 4 (some transparent pixel) or 3.
+
+    Rows spread over the data are looked at; of a stream, the first. Unreadable ones are passed over here: `decode_row`
+    reports them.
+
+    Raises:
+        ValueError: they differ, or none of them can be read.
+    """
+    found = {}
+    for row in _rows_to_look_at(data, rows_looked_at):
+        try:
+            found.setdefault(native_channels(open_image(data.payload(row), needed_side=1)), row)
+        except UnreadableImage as error:
+            problem = f"{data.describe(row)}: {error}"
+    if not found:
+        raise ValueError(f"image_column {data.image_column!r} of {data.name} has no readable image; {problem}")
+    if len(found) > 1:
+        examples = "; ".join(f"{channels} in {data.describe(row)}" for channels, row in sorted(found.items()))
+        raise ValueError(f"channels is not given and the images differ ({examples}); choose channels 1, 3 or 4")
+    return next(iter(found))
+
+
+def _rows_to_look_at(data: ImageData, count: int) -> list[RawRow]:
+    if data.streaming:
+        return next(data.batches(0, count))
+    places = np.unique(np.linspace(0, data.num_rows - 1, count).astype(int))
+    return [next(data.batches(int(place), 1))[0] for place in places]
+
+
+def make_decoder(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool = False) -> Decoder:
+    """A decoder for these images; with channels None, their channels are deduced and then bind every image."""
+    deduced = deduce_channels(data) if channels is None else channels
+    return Decoder(size=tuple(size), channels=deduced, keep_sides=random_crop, same_channels=channels is None)
+
+
+def make_batch(images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> dict[str, torch.Tensor]:
+    """A batch as the training loop takes it: images, and whatever conditions them.
+
+    Returns:
+        "images": uint8 (B, C, H, W); "rows": int64 (B,), of the data set; "class_labels": int64 (B,), if labelled.
+    """
+    batch = {"images": torch.from_numpy(images), "rows": torch.from_numpy(rows)}
+    if labels is not None:
+        batch["class_labels"] = torch.from_numpy(labels)
+    return batch
+
+
+def stack_batch(images: list[DecodedRow]) -> dict[str, torch.Tensor]:
+    """Decoded rows of equal shape as one batch."""
+    labels = [image.row.label for image in images]
+    return make_batch(
+        np.stack([image.pixels for image in images]),
+        np.array([image.row.index for image in images], dtype=np.int64),
+        None if None in labels else np.array(labels, dtype=np.int64),
+    )
