@@ -1,11 +1,20 @@
 """What training descends on: targets, one loss value per image, and how timesteps are drawn.
 
-Ho et al. 2020 (arXiv 2006.11239), Algorithm 1. Losses have shape (batch,); the caller reduces.
+Ho et al. 2020 (arXiv 2006.11239), Algorithm 1; Nichol & Dhariwal 2021 (arXiv 2102.09672) for the bound as a loss and
+for importance sampling. Losses have shape (batch,) and are float32 at least; the caller reduces.
 """
 
-import torch
+from collections.abc import Callable
 
-from .scheduler import EPSILON_WITHOUT_SIGNAL, LinearDDPMScheduler
+import torch
+from diffusers import DDPMScheduler
+
+from .bound import VariationalBound
+from .scheduler import EPSILON_WITHOUT_SIGNAL, LEARNED_VARIANCES, LinearDDPMScheduler
+
+LOSSES = ("simple", "vlb", "hybrid")
+WEIGHTINGS = ("none", "min_snr", "p2")
+VLB_WEIGHT = 0.001  # of L_vlb in L_hybrid, arXiv 2102.09672, §3.1
 
 
 def training_target(
@@ -31,8 +40,115 @@ def training_target(
 
 def simple_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L_simple, Eq. 14: the mean square error of each image, float32 or float64, shape (batch,)."""
-    prediction, target = (x if x.dtype == torch.float64 else x.float() for x in (prediction, target))
-    return (prediction - target).square().flatten(1).mean(1)
+    return (_at_least_float32(prediction) - _at_least_float32(target)).square().flatten(1).mean(1)
+
+
+def snr_weight(
+    snr: torch.Tensor, prediction_type: str, weighting: str, *, gamma: float, offset: float = 1.0
+) -> torch.Tensor:
+    """The weight of an image's square error, by its signal-to-noise ratio.
+
+    A weighting is one function of SNR on the error of x_0. The same error measured on eps is SNR times, on v SNR + 1
+    times as large (Salimans & Ho 2022, arXiv 2202.00512), so the weight is divided by that.
+
+    Args:
+        snr: any shape, ≥ 0, and > 0 for epsilon.
+        prediction_type: what the error is measured on.
+        weighting: "none" is 1 for each prediction type; "min_snr" is min(SNR, gamma) on x_0 (Hang et al. 2023, arXiv
+            2303.09556); "p2" is SNR / (offset + SNR)^gamma on x_0 (Choi et al. 2022, arXiv 2204.00227).
+        gamma, offset: parameters of the weighting.
+
+    Raises:
+        ValueError: for an unknown weighting.
+    """
+    if weighting == "none":
+        return torch.ones_like(snr)
+    if weighting == "min_snr":
+        on_x_0 = snr.clamp(max=gamma)
+    elif weighting == "p2":
+        on_x_0 = snr / (offset + snr) ** gamma
+    else:
+        raise ValueError(f"`weighting` is {weighting!r}; choose from {', '.join(WEIGHTINGS)}.")
+    return on_x_0 / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
+
+
+class DiffusionLoss:
+    """The loss of each image, from clean images, noise and timesteps.
+
+    - "simple": mean square error of what the network predicts (Eq. 14), times the weight.
+    - "vlb": the bound, T times the term of the drawn timestep, in bits/dim (Eq. 5), without clipping.
+    - "hybrid": "simple" + 0.001 "vlb", where the bound trains the predicted variance alone: its gradient to the mean
+      is stopped (arXiv 2102.09672, §3.1).
+
+    Args:
+        scheduler: the process; its config is copied, so that nobody's `set_timesteps` changes the loss.
+        loss: one of these three.
+        weighting: of the square error, see `snr_weight`.
+        gamma: parameter of the weighting; by default 5 for "min_snr" and 1 for "p2".
+
+    Raises:
+        ValueError: for unknown choices, a weight on a loss without the square error, epsilon with zero terminal SNR,
+            "hybrid" without a learned variance, and "simple" with one, which would never be trained.
+    """
+
+    def __init__(
+        self, scheduler: DDPMScheduler, loss: str = "simple", weighting: str = "none", gamma: float | None = None
+    ):
+        for name, value, choices in (("loss", loss, LOSSES), ("weighting", weighting, WEIGHTINGS)):
+            if value not in choices:
+                raise ValueError(f"`{name}` is {value!r}; choose from {', '.join(choices)}.")
+        if loss == "vlb" and weighting != "none":
+            raise ValueError(f"`weighting={weighting!r}` weights the square error, which `loss='vlb'` does not have.")
+        variance_type = scheduler.config.variance_type
+        if loss != "vlb" and (loss == "hybrid") != (variance_type in LEARNED_VARIANCES):
+            raise ValueError(
+                f"`loss={loss!r}` does not go with `variance_type={variance_type!r}`: 'simple' trains no variance and "
+                "'hybrid' needs a learned one. Choose 'hybrid' or 'vlb' for 'learned_range' and 'learned'."
+            )
+        self.bound = VariationalBound(scheduler, clip=False)
+        self.loss, self.weighting = loss, weighting
+        self.gamma = gamma if gamma is not None else {"min_snr": 5.0}.get(weighting, 1.0)
+
+    def __call__(
+        self,
+        network: Callable[..., torch.Tensor],
+        original_samples: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        **conditions,
+    ) -> torch.Tensor:
+        """One loss value per image, shape (batch,), float32 (float64 for float64 images), under autocast too.
+
+        Args:
+            network: called with (x_t, timesteps, **conditions); its output has C channels, 2C for learned variances.
+            original_samples: images in [-1, 1], (batch, C, H, W).
+            noise: standard normal, of the same shape.
+            timesteps: (batch,), in [0, T).
+            **conditions: handed to the network.
+        """
+        scheduler = self.bound.scheduler
+        x_0, noise = _at_least_float32(original_samples), _at_least_float32(noise)
+        x_t = scheduler.add_noise(x_0, noise, timesteps)
+        output = _at_least_float32(network(x_t, timesteps, **conditions))
+        if self.loss == "vlb":
+            return self._bound_loss(output, x_0, x_t, timesteps)
+        prediction, predicted_variance = scheduler.split_model_output(output, x_t)
+        error = simple_loss(prediction, training_target(scheduler, x_0, noise, timesteps))
+        loss = self._weight(timesteps).to(error) * error
+        if self.loss == "hybrid":
+            frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
+            loss = loss + VLB_WEIGHT * self._bound_loss(frozen_mean, x_0, x_t, timesteps)
+        return loss
+
+    def _bound_loss(
+        self, output: torch.Tensor, x_0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        return len(self.bound.chain) * self.bound.step_term(output, x_0, x_t, timesteps).bits
+
+    def _weight(self, timesteps: torch.Tensor) -> torch.Tensor:
+        scheduler = self.bound.scheduler
+        snr = scheduler.snr(timesteps)
+        return snr_weight(snr, scheduler.config.prediction_type, self.weighting, gamma=self.gamma)
 
 
 def uniform_timesteps(n: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:
@@ -53,3 +169,63 @@ def stratified_timesteps(n: int, num_train_timesteps: int, generator: torch.Gene
     uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
     timesteps = ((strata + uniform) * num_train_timesteps / n).long()
     return timesteps.clamp(max=num_train_timesteps - 1)  # for a uniform number that rounds up to 1
+
+
+class SecondMomentSampler:
+    """Timesteps drawn in proportion to √E[L_t²], for the bound as a loss: arXiv 2102.09672, §3.3 and Eq. 18.
+
+    Until every timestep has `history` losses it draws uniformly. All processes must call `update` with the timesteps
+    and losses of the whole global batch in the same order, and so hold the same state, which belongs in checkpoints.
+
+    Args:
+        num_train_timesteps: T.
+        history: how many of the latest losses of each timestep are kept.
+        uniform_share: the part of the draws that is uniform, so that no timestep is forgotten.
+    """
+
+    def __init__(self, num_train_timesteps: int, history: int = 10, uniform_share: float = 0.001):
+        self.uniform_share = uniform_share
+        self.losses = torch.zeros(num_train_timesteps, history, dtype=torch.float64)
+        self.counts = torch.zeros(num_train_timesteps, dtype=torch.int64)
+
+    def probabilities(self) -> torch.Tensor:
+        """Of each timestep: float64, shape (T,)."""
+        total = len(self.counts)
+        uniform = torch.full((total,), 1 / total, dtype=torch.float64)
+        root = self.losses.square().mean(1).sqrt()
+        if int(self.counts.min()) < self.losses.shape[1] or float(root.sum()) == 0:
+            return uniform
+        return (1 - self.uniform_share) * root / root.sum() + self.uniform_share * uniform
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """n timesteps (int64) and their weights 1 / (T p_t) (float32), which keep the mean of the loss unbiased.
+
+        Args:
+            generator: on the CPU, where the results are.
+        """
+        p = self.probabilities()
+        timesteps = torch.multinomial(p, n, replacement=True, generator=generator)
+        return timesteps, (1 / (len(p) * p[timesteps])).float()
+
+    def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
+        """Records the unweighted losses (batch,) at `timesteps` (batch,)."""
+        for t, loss in zip(timesteps.tolist(), losses.detach().tolist(), strict=True):
+            self.losses[t, self.counts[t] % self.losses.shape[1]] = loss
+            self.counts[t] += 1
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The losses kept and how many there were of each timestep, as tensors for safetensors or torch.save."""
+        return {"losses": self.losses, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state_dict` gave. Raises ValueError if it belongs to another T or history."""
+        if state["losses"].shape != self.losses.shape:
+            raise ValueError(
+                f"`state` holds losses of shape {tuple(state['losses'].shape)}; this sampler needs "
+                f"{tuple(self.losses.shape)} (timesteps, history)."
+            )
+        self.losses, self.counts = state["losses"].clone(), state["counts"].clone()
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -134,7 +134,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
 
     @timesteps.setter
     def timesteps(self, timesteps: torch.Tensor) -> None:
-        self._coefficients = Coefficients(self._alpha_bar, self.config.num_train_timesteps, timesteps.tolist())
+        self.coefficients = Coefficients(self._alpha_bar, self.config.num_train_timesteps, timesteps.tolist())
         self._timesteps = timesteps
 
     def set_timesteps(
@@ -192,13 +192,13 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
                 be waited for, it is not looked for: such a timestep is followed by the next lower one of the chain.
         """
         if isinstance(timestep, torch.Tensor):
-            return self._coefficients.at("previous", timestep).long()
+            return self.coefficients.at("previous", timestep).long()
         self._check_in_chain(timestep)
-        return self._coefficients.previous[timestep]
+        return self.coefficients.previous[timestep]
 
     def _check_in_chain(self, timestep: int) -> None:
-        chain = self._coefficients.chain
-        if timestep not in self._coefficients.previous:
+        chain = self.coefficients.chain
+        if timestep not in self.coefficients.previous:
             raise ValueError(
                 f"`timestep` {timestep} is not among the {len(chain)} timesteps of the chain, from {chain[0]} to "
                 f"{chain[-1]}, that `set_timesteps` chose."
@@ -227,13 +227,13 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
 
     def snr(self, timesteps: int | torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t): float32, of the timesteps' shape and device."""
-        return self._coefficients.at("snr", timesteps)
+        return self.coefficients.at("snr", timesteps)
 
     def _signal_and_noise(
         self, timesteps: int | torch.Tensor, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """√alpha_bar_t and √(1 - alpha_bar_t)."""
-        at = self._coefficients.at
+        at = self.coefficients.at
         return at("root_alpha_bar", timesteps, like), at("root_noise", timesteps, like)
 
     # From the network's output to x_0 and eps.
@@ -321,8 +321,8 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
                 pairs are worked out on the CPU and wait for the device of the timesteps.
         """
         x_0, x_t, dtype = *_at_least_float32(x_0, x_t), x_t.dtype
-        share_of_x_0 = self._coefficients.between("posterior_x_0", timesteps, prev_timesteps, x_t)
-        share_of_x_t = self._coefficients.between("posterior_x_t", timesteps, prev_timesteps, x_t)
+        share_of_x_0 = self.coefficients.between("posterior_x_0", timesteps, prev_timesteps, x_t)
+        share_of_x_t = self.coefficients.between("posterior_x_t", timesteps, prev_timesteps, x_t)
         return torch.addcmul(share_of_x_0 * x_0, share_of_x_t, x_t).to(dtype)
 
     def posterior_log_variance(
@@ -342,7 +342,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             like: images that the result is for; gives it their device, their dtype (at least float32) and the shape
                 (batch, 1, 1, 1). Without it: float32, the timesteps' shape and device.
         """
-        return self._coefficients.between("posterior_log_variance", timesteps, prev_timesteps, like)
+        return self.coefficients.between("posterior_log_variance", timesteps, prev_timesteps, like)
 
     def model_log_variance(
         self,
@@ -364,7 +364,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         """
         variance_type = self.config.variance_type
         if variance_type in FORWARD_VARIANCES:
-            return self._coefficients.between("log_beta", timesteps, prev_timesteps, like)
+            return self.coefficients.between("log_beta", timesteps, prev_timesteps, like)
         if variance_type not in LEARNED_VARIANCES:
             return self.posterior_log_variance(timesteps, prev_timesteps, like=like)
         if predicted is None:
@@ -372,7 +372,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         if variance_type == "learned":
             return predicted
         like = predicted if like is None else like
-        high = self._coefficients.between("log_beta", timesteps, prev_timesteps, like)
+        high = self.coefficients.between("log_beta", timesteps, prev_timesteps, like)
         low = self.posterior_log_variance(timesteps, prev_timesteps, like=like)
         fraction = (predicted + 1) / 2
         return fraction * high + (1 - fraction) * low
@@ -421,7 +421,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         #    generator as stock leaves it; at a timestep that only the device knows it is always drawn
         if not isinstance(t, int) or t > 0:
             z = randn_tensor(prediction.shape, generator, prediction.device, noise_dtype)
-            prev_sample = torch.addcmul(prev_sample, self._coefficients.at("noise_switch", t, x_t) * sigma, z)
+            prev_sample = torch.addcmul(prev_sample, self.coefficients.at("noise_switch", t, x_t) * sigma, z)
 
         prev_sample, x_0 = prev_sample.to(dtype), x_0.to(dtype)
         if not return_dict:
@@ -435,7 +435,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             chain = self._timesteps
             index, rest = divmod(timestep.data_ptr() - chain.data_ptr(), chain.element_size())
             known = timestep.ndim == 0 and timestep.device == chain.device and rest == 0 and 0 <= index < len(chain)
-            return self._coefficients.chain[index] if known else timestep
+            return self.coefficients.chain[index] if known else timestep
         timestep = int(timestep)
         self._check_in_chain(timestep)
         return timestep

@@ -1,0 +1,206 @@
+"""The variational bound on -log p(x_0), term by term and image by image, in bits per dimension.
+
+Ho et al. 2020 (arXiv 2006.11239), Eq. 5: L = L_T + Σ L_{t-1} + L_0. With a strided chain the sum runs over the steps
+of the chain, and its last step is the decoder L_0 (Nichol & Dhariwal 2021, arXiv 2102.09672, §4).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers import DDPMScheduler
+
+from .gaussian import CDFS, discretized_gaussian_log_likelihood, normal_kl, share_off_the_8_bit_grid
+from .scheduler import FORWARD_VARIANCES, LinearDDPMScheduler
+
+# (x_t, timesteps, **conditions) -> output: (pairs, C, H, W) and (pairs,) to (pairs, C or 2C, H, W)
+Network = Callable[..., torch.Tensor]
+
+
+class StepTerm(NamedTuple):
+    """One step's share of the bound; both of shape (batch,)."""
+
+    bits: torch.Tensor
+    """L_{t-1}, or L_0 at the chain's last timestep, in bits/dim."""
+    x_0_mse: torch.Tensor
+    """Mean square error of the predicted x_0 (clipped if the bound clips), pixels in [-1, 1]."""
+
+
+@dataclass
+class Bound:
+    """The bound of a batch of images: all of its n terms, or K of them drawn at random for each image."""
+
+    prior: torch.Tensor
+    """L_T in bits/dim, shape (batch,)."""
+    timesteps: torch.Tensor
+    """Which terms: shape (batch, K), entries of the chain."""
+    terms: torch.Tensor
+    """L_{t-1}, and L_0 at the chain's last timestep, in bits/dim, shape (batch, K)."""
+    x_0_mse: torch.Tensor
+    """Mean square error of the predicted x_0, pixels in [-1, 1], shape (batch, K)."""
+    chain: tuple[int, ...]
+    """The n timesteps of the chain, decreasing."""
+
+    @property
+    def total(self) -> torch.Tensor:
+        """L in bits/dim, shape (batch,): exact for all terms, an unbiased estimate for terms drawn at random."""
+        return self.prior + self.terms.mean(1) * len(self.chain)
+
+    @property
+    def distortion(self) -> torch.Tensor:
+        """L_0 in bits/dim, shape (batch,). Needs all terms."""
+        self._check_complete()
+        return self.terms[:, -1]
+
+    @property
+    def rate(self) -> torch.Tensor:
+        """L_1 + … + L_T in bits/dim, shape (batch,). Needs all terms."""
+        self._check_complete()
+        return self.prior + self.terms[:, :-1].sum(1)
+
+    def _check_complete(self) -> None:
+        if self.terms.shape[1] != len(self.chain):
+            raise ValueError(f"Rate and distortion need all {len(self.chain)} terms, not {self.terms.shape[1]}.")
+
+
+class VariationalBound:
+    """Computes the bound for one process and one chain.
+
+    Args:
+        scheduler: the process; its config is copied, so that nobody's `set_timesteps` changes the bound.
+        num_inference_steps: length of a strided chain, by the scheduler's spacing; default: all T timesteps.
+        timesteps: a chain of one's own instead, decreasing.
+        clip: clip the predicted x_0 to [-1, 1], as published bits/dim do.
+        cdf: of the discretized decoder, "erf" or "tanh"; see `discretized_gaussian_log_likelihood`.
+
+    Raises:
+        ValueError: for an unknown `cdf`, an impossible chain, or a prediction of epsilon with zero terminal SNR.
+    """
+
+    def __init__(
+        self,
+        scheduler: DDPMScheduler,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        *,
+        clip: bool = True,
+        cdf: str = "erf",
+    ):
+        if cdf not in CDFS:
+            raise ValueError(f"`cdf` is {cdf!r}; choose from {', '.join(CDFS)}.")
+        self.scheduler = LinearDDPMScheduler.from_config(scheduler.config)
+        if num_inference_steps is None and timesteps is None:
+            timesteps = range(self.scheduler.config.num_train_timesteps - 1, -1, -1)
+        self.scheduler.set_timesteps(num_inference_steps, timesteps=timesteps)
+        self.chain = tuple(self.scheduler.timesteps.tolist())
+        self.clip, self.cdf = clip, cdf
+
+    def prior_term(self, x_0: torch.Tensor) -> torch.Tensor:
+        """L_T = KL(q(x_T | x_0) ‖ N(0, I)) in bits/dim, shape (batch,), for x_0 of shape (batch, C, H, W)."""
+        at, zero = self.scheduler.coefficients.at, torch.zeros_like(x_0)
+        mean = at("root_alpha_bar", self.chain[0], x_0) * x_0
+        log_variance = zero + 2 * at("root_noise", self.chain[0], x_0).log()
+        return bits_per_dim(normal_kl(mean, log_variance, zero, zero))
+
+    def step_term(
+        self, model_output: torch.Tensor, x_0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+    ) -> StepTerm:
+        """L_{t-1} = KL(q(x_prev | x_t, x_0) ‖ p(x_prev | x_t)), or L_0 = -log p(x_0 | x_t) at the last timestep.
+
+        Args:
+            model_output: the network's output for x_t, (batch, C or 2C, H, W).
+            x_0: images in [-1, 1], (batch, C, H, W); on the 8-bit grid where L_0 is asked for.
+            x_t: the same images with noise.
+            timesteps: (batch,), entries of the chain.
+
+        Raises:
+            ValueError: for a wrong number of output channels (2C for learned variances, else C).
+        """
+        s, model_output = self.scheduler, model_output.to(x_0.dtype)
+        prediction, predicted_variance = s.split_model_output(model_output, x_0)
+        predicted_x_0 = s.predict_original_sample(prediction, x_t, timesteps)
+        if self.clip:
+            predicted_x_0 = predicted_x_0.clamp(-1, 1)
+
+        mean = s.posterior_mean(predicted_x_0, x_t, timesteps)
+        true_mean = s.posterior_mean(x_0, x_t, timesteps)
+        true_log_variance = s.posterior_log_variance(timesteps, like=x_0)
+        last = (timesteps == self.chain[-1]).to(x_0.device).reshape(true_log_variance.shape)
+        log_variance = s.model_log_variance(timesteps, predicted=predicted_variance, like=x_0)
+        if s.config.variance_type in FORWARD_VARIANCES:
+            # The decoder takes sigma_1² = the posterior variance of the step before, as the published code does.
+            log_variance = torch.where(last, true_log_variance, log_variance)
+
+        kl = normal_kl(true_mean, true_log_variance, mean, log_variance)
+        decoder = -discretized_gaussian_log_likelihood(x_0, mean, log_variance, cdf=self.cdf)
+        return StepTerm(
+            bits=bits_per_dim(torch.where(last, decoder, kl)),
+            x_0_mse=(predicted_x_0 - x_0).square().flatten(1).mean(1),
+        )
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        network: Network,
+        x_0: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        *,
+        num_terms: int | None = None,
+        pairs_per_call: int = 256,
+        **conditions: torch.Tensor,
+    ) -> Bound:
+        """The bound of each image: every term, or an unbiased estimate from `num_terms` of them.
+
+        Pairs of an image and a timestep go through the network together, whatever image they belong to. The numbers of
+        an image depend on its own generator alone, not on the batch.
+
+        Args:
+            network: called with x_t (pairs, C, H, W), timesteps (pairs,) and the conditions of these pairs.
+            x_0: images in [-1, 1] on the 8-bit grid, (batch, C, H, W); a warning names the share of pixels off it.
+            generators: one for each image, on the CPU.
+            num_terms: how many of the n terms, drawn without replacement for each image; default: all.
+            pairs_per_call: the network's batch size.
+            **conditions: tensors whose first dimension is the batch.
+
+        Raises:
+            ValueError: for `num_terms` outside 1 … n, or not one generator for each image.
+        """
+        n = len(self.chain)
+        count = n if num_terms is None else num_terms
+        if not 1 <= count <= n:
+            raise ValueError(f"`num_terms` is {num_terms}; the chain has {n} terms.")
+        if len(generators) != len(x_0):
+            raise ValueError(f"`generators` has {len(generators)} entries for {len(x_0)} images.")
+        off_grid = share_off_the_8_bit_grid(x_0)
+        if off_grid > 0:
+            warnings.warn(
+                f"{off_grid:.2%} of the pixels are not 8-bit values in [-1, 1]; L_0 assumes they are.", stacklevel=2
+            )
+
+        chain = torch.tensor(self.chain)
+        if count == n:
+            timesteps = chain.expand(len(x_0), n)
+        else:
+            chosen = [torch.randperm(n, generator=generator)[:count].sort().values for generator in generators]
+            timesteps = chain[torch.stack(chosen)]
+        # Timestep by timestep, so that every generator is used in the order of its own image's terms.
+        pairs = torch.arange(len(x_0) * count)
+        terms = x_0.new_empty(len(x_0), count)
+        x_0_mse = torch.empty_like(terms)
+        for part in pairs.split(pairs_per_call):
+            ks, images = part // len(x_0), part % len(x_0)
+            t, clean = timesteps[images, ks].to(x_0.device), x_0[images.to(x_0.device)]
+            noise = [torch.randn(x_0.shape[1:], generator=generators[i], dtype=x_0.dtype) for i in images.tolist()]
+            x_t = self.scheduler.add_noise(clean, torch.stack(noise).to(x_0.device), t)
+            output = network(x_t, t, **{name: value[images.to(value.device)] for name, value in conditions.items()})
+            term = self.step_term(output, clean, x_t, t)
+            terms[images, ks], x_0_mse[images, ks] = term.bits, term.x_0_mse
+        return Bound(self.prior_term(x_0), timesteps, terms, x_0_mse, self.chain)
+
+
+def bits_per_dim(nats: torch.Tensor) -> torch.Tensor:
+    """Nats of each element, (batch, C, H, W) -> bits per dimension of each image, (batch,)."""
+    return nats.flatten(1).mean(1) / math.log(2)
