@@ -46,3 +46,54 @@ def own_component(library: str | None, class_name: str | None) -> list[str | Non
         if (library, class_name) == ("diffusers", stock_name):
             return [PACKAGE, own_name]
     return [library, class_name]
+
+
+class StrictWeights:
+    """Mixin for our subclasses of diffusers' models: a file fits the network entirely, or loading it is an error.
+
+    diffusers fills what a file lacks with random numbers and says so in a warning, so a network half at random looks
+    like one that was loaded. It stands before the diffusers class in the list of bases.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers, which documents the arguments.
+
+        Raises:
+            ValueError: if the config is that of another class, or keys or shapes of the weights do not fit, listing
+                them. Shapes may differ with `ignore_mismatched_sizes=True`.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        # Tolerant here, so that all that does not fit comes together in one list.
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        differing = [] if may_differ else info["mismatched_keys"]
+        problems = {
+            "missing": info["missing_keys"],
+            "unknown": info["unexpected_keys"],
+            "of another shape": [f"{key} ({list(there)}, not {list(here)})" for key, there, here in differing],
+        }
+        if any(problems.values()):
+            listed = "; ".join(f"{what}: {_first_of(keys)}" for what, keys in problems.items() if keys)
+            raise ValueError(
+                f"the weights in {pretrained_model_name_or_path} do not fit their config for {cls.__name__}. {listed}"
+            )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in diffusers. ValueError for the config of a class that is none of this one's bases."""
+        config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        saved = (config[0] if isinstance(config, tuple) else config).get("_class_name")
+        if saved is not None and saved not in {base.__name__ for base in cls.__mro__}:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds the config of a {saved}; {cls.__name__} cannot be made of it"
+            )
+        return config
+
+
+def _first_of(keys: list[str], limit: int = 10) -> str:
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(sorted(keys)[:limit]) + more

@@ -22,7 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-from ddpm_hf.portable import PortableConfig
+from ddpm_hf.portable import PortableConfig, StrictWeights
 
 # The paper's code asks for a scale of 0 in closing layers and puts this number in its place.
 NEAR_ZERO_SCALE = 1e-10
@@ -63,7 +63,7 @@ class SelfAttnProcessor:
         return x / attn.rescale_output_factor
 
 
-class DDPMUNet2D(PortableConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
+class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """diffusers' `UNet2DModel` with the paper's construction and initialisation, for images of any size.
 
     State-dict keys, configuration and constructor arguments are those of `UNet2DModel`; the bare constructor draws the
