@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from .config import ARGUMENT_GROUPS, Config
+from .config import ARGUMENT_GROUPS, RECORDED, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
 RETIRED_FLAGS = {
@@ -100,6 +100,8 @@ def _arguments_from_yaml(file: str, parser: OneLineParser) -> list[str]:
         parser.error(f"argument --config: {file} holds no mapping of flags to values")
     arguments = []
     for name, value in content.items():
+        if name == RECORDED:
+            continue
         if f"--{name}" not in parser._option_string_actions or name == "config":
             parser.error(f"argument --config: {file} sets {name!r}, which is no flag; --help lists them")
         if value is None:

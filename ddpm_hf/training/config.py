@@ -163,6 +163,9 @@ class RunArguments:
 
 ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, OptimizationArguments, RunArguments)
 
+# The key under which `training_config.yaml` holds what was found rather than set: held-out rows, classes, sizes.
+RECORDED = "recorded"
+
 # These change what is stored or shown, never the weights: a run may be continued with other values.
 # Batch, accumulation and processes matter only by their product, which a run's summary holds.
 NOT_PART_OF_THE_RESULT = frozenset(

@@ -1,11 +1,16 @@
-"""The training images of a run: found, decoded once, and given out by position."""
+"""The training images of a run: found, decoded once, parted from those held out, and given out by position."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..data.examples import TrainingData
-from ..data.sources import load_images
+from ..data.holdout import Holdout, choose_holdout
+from ..data.sources import ImageData, load_images
 from ..data.store import PixelStore
+from ..data.streaming import StreamingData
 from ..data.transforms import parse_resolution
 from .config import Config
 
@@ -15,72 +20,86 @@ class TrainingImages:
     """Images by position, and what is known of them.
 
     Attributes:
-        data: batches by position; see `ddpm_hf.data.examples`.
-        name: what the user called the data set.
+        data: batches by position.
+        source: where they come from.
+        holdout: which images are kept out of training.
         count: training images; None for a stream that tells no length.
-        size: (height, width) of the images handed out.
-        channels: 1, 3 or 4.
-        class_names: of each label, when labels were asked for.
-        unreadable: images that were left out, and why.
     """
 
-    data: TrainingData
-    name: str
+    data: TrainingData | StreamingData
+    source: ImageData
+    holdout: Holdout
     count: int | None
-    size: tuple[int, int]
-    channels: int
-    class_names: tuple[str, ...] | None
-    unreadable: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images handed out."""
+        return self.data.shape if isinstance(self.data, StreamingData) else self.data.store.shape
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Images that were left out so far, and why: "row 17 (path): reason"."""
+        if isinstance(self.data, StreamingData):
+            return list(self.data.unreadable.values())
+        return list(self.data.store.unreadable)
 
     def facts(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
+        names = self.source.class_names
         return {
-            "dataset": self.name,
+            "dataset": self.source.name,
             "training_images": self.count,
-            "image_shape": [self.channels, *self.size],
-            "class_names": self.class_names,
+            "image_shape": list(self.shape),
+            "class_names": None if names is None else list(names),
+            "holdout": dataclasses.asdict(self.holdout),
         }
 
 
 def load_training_images(config: Config) -> TrainingImages:
-    """Find and decode the images that the settings name; fills in the number of channels.
+    """Find the images that the settings name, and decode them unless they are streamed; fills in the channels.
 
     Raises:
         ValueError: if there are none, or they do not fit the settings.
     """
-    options = config.data
+    options, seed = config.data, config.optimization.seed
     source = load_images(
         options.dataset_name,
         options.dataset_config_name,
         options.train_data_dir,
         dataset_split=options.dataset_split,
         image_column=options.image_column,
-        label_column=options.label_column,
+        label_column=options.label_column if config.model.class_conditional else None,
         class_conditional=config.model.class_conditional,
         streaming=options.streaming,
         cache_dir=options.cache_dir,
     )
-    store = PixelStore.build(
-        source,
-        parse_resolution(options.resolution),
-        options.channels,
-        random_crop=not options.center_crop,
-        skip_unreadable=options.skip_unreadable,
-        cache_dir=options.cache_dir,
-    )
-    options.channels = store.channels
-    data = TrainingData(
-        store,
-        config.optimization.seed,
-        random_flip=options.random_flip,
-        random_crop=not options.center_crop,
-    )
-    return TrainingImages(
-        data=data,
-        name=source.name,
-        count=len(data),
-        size=store.size,
-        channels=store.channels,
-        class_names=store.class_names,
-        unreadable=store.unreadable,
-    )
+    size = parse_resolution(options.resolution)
+    draws = {"random_flip": options.random_flip, "random_crop": not options.center_crop}
+    if options.streaming:
+        holdout = choose_holdout(source, options.holdout, seed)
+        data = StreamingData(
+            source,
+            size,
+            options.channels,
+            seed,
+            holdout=holdout,
+            shuffle_buffer=options.shuffle_buffer,
+            skip_unreadable=options.skip_unreadable,
+            **draws,
+        )
+        count = data.epoch_size
+    else:
+        store = PixelStore.build(
+            source,
+            size,
+            options.channels,
+            random_crop=draws["random_crop"],
+            skip_unreadable=options.skip_unreadable,
+            cache_dir=options.cache_dir,
+        )
+        holdout = choose_holdout(source, options.holdout, seed, store.hashes)
+        data = TrainingData(store, seed, indices=np.flatnonzero(~holdout.mask(store.hashes)), **draws)
+        count = len(data)
+    images = TrainingImages(data=data, source=source, holdout=holdout, count=count)
+    options.channels = images.shape[0]
+    return images

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
-from ..data.examples import make_loader
+from ..data.loading import make_loader
 from ..data.order import PositionSampler
 from ..data.transforms import normalize
 from ..diffusion.losses import simple_loss, stratified_timesteps, training_target
@@ -240,7 +240,7 @@ class Trainer:
         self.seconds += seconds
         row = {
             "step": self.step,
-            "epoch": self.step * self.sampler.global_batch_size / self.plan.images.count,
+            "epoch": self.step * self.sampler.global_batch_size / (self.plan.images.count or math.nan),
             "loss": loss.item(),
             "learning_rate": self.learning_rate_at(self.step - 1),
             "grad_norm": float(self.grad_norm),

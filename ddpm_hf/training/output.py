@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from .checkpoint import list_checkpoints
-from .config import NOT_PART_OF_THE_RESULT, Config
+from .config import NOT_PART_OF_THE_RESULT, RECORDED, Config
 
 CONFIG_FILE = "training_config.yaml"
 SUMMARY_FILE = "training_summary.json"
@@ -72,7 +72,8 @@ class OutputFolder:
             return summary
         self.path.mkdir(parents=True, exist_ok=True)
         flags = {name: value for name, value in config.flags().items() if name != "overwrite_output_dir"}
-        write_text(self / CONFIG_FILE, yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
+        content = {**flags, RECORDED: facts}
+        write_text(self / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         summary = {"status": "running", **facts}
         self.write_summary(summary)
         return summary

@@ -76,7 +76,7 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
     preset = _choose_preset(config, unet_config)
     _fill(config, preset, unet_config, start)
     images = load_training_images(config)
-    id2label = dict(enumerate(images.class_names)) if config.model.class_conditional else None
+    id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
     if unet_config is None:
         unet_config = _new_unet_config(config, images, id2label)
     unet = _build_unet(config, unet_config, images, id2label, start)
@@ -211,10 +211,10 @@ def _plain(value: Any) -> Any:
 
 def _new_unet_config(config: Config, images: TrainingImages, id2label: dict[int, str] | None) -> dict[str, Any]:
     model = config.model
-    height, width = images.size
+    channels, height, width = images.shape
     return paper_config(
         (height, width),
-        channels=images.channels,
+        channels=channels,
         base_channels=model.base_channels,
         channel_multipliers=model.channel_multipliers,
         attention_resolutions=model.attention_resolutions,
@@ -233,14 +233,15 @@ def _build_unet(
     start: DDPMPipeline | None,
 ) -> DDPMUNet2D:
     """The network with the paper's initial weights, or with those of the pipeline that is continued."""
-    if unet_config["in_channels"] != images.channels:
+    channels, height, width = images.shape
+    if unet_config["in_channels"] != channels:
         raise ValueError(
-            f"the network has {unet_config['in_channels']} channels and the images have {images.channels}; "
+            f"the network has {unet_config['in_channels']} channels and the images have {channels}; "
             f"--channels {unet_config['in_channels']} converts the images"
         )
     if start is not None:
         _check_classes(id2label, start)
-    changes = {"sample_size": images.size[0] if images.size[0] == images.size[1] else list(images.size)}
+    changes = {"sample_size": height if height == width else [height, width]}
     if config.model.dropout is not None:
         changes["dropout"] = config.model.dropout
     if id2label is not None and config.model.condition_dropout == 0 and start is None:

@@ -4,6 +4,7 @@ from accelerate import Accelerator
 
 from .config import Config
 from .device import make_accelerator
+from .images import TrainingImages
 from .loop import Trainer
 from .output import OutputFolder
 from .plan import Plan, make_plan
@@ -39,17 +40,28 @@ def prepare(config: Config) -> Trainer | None:
 def describe(plan: Plan, accelerator: Accelerator) -> str:
     """The run in a few lines, before its first step."""
     options, images, process = plan.config.optimization, plan.images, plan.scheduler.config
-    height, width = images.size
+    channels, height, width = images.shape
+    batch = plan.facts["global_batch_size"]
     classes = f", {len(plan.id2label)} classes" if plan.id2label is not None else ""
+    epochs = "" if images.count is None else f" ({plan.steps * batch / images.count:.1f} epochs)"
     lines = {
-        "data": f"{images.name}, {images.count} images of {width}x{height}, {images.channels} channels{classes}",
+        "data": f"{images.source.name}, {images.count or 'a stream of'} images of {width}x{height}, "
+        f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}",
         "model": f"{plan.facts['parameters']:,} parameters, channels {tuple(plan.unet.config.block_out_channels)}",
         "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
-        "training": f"{plan.steps} steps of {plan.facts['global_batch_size']} images "
-        f"({plan.steps * plan.facts['global_batch_size'] / images.count:.1f} epochs), "
+        "training": f"{plan.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
         "machine": f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
         f"precision {options.mixed_precision}",
         "output": plan.config.run.output_dir,
     }
     return "\n".join(f"{name:>9}: {text}" for name, text in lines.items())
+
+
+def _held_out(images: TrainingImages) -> str:
+    holdout = images.holdout
+    if holdout.split is not None:
+        return f"its {holdout.split} split is held out"
+    if holdout.threshold == 0:
+        return "nothing held out"
+    return f"{holdout.threshold / 2**64:.1%} held out"

@@ -1,0 +1,104 @@
+"""The commands as a user types them: each in a process of its own, on real small data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+TINY = (
+    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
+    "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 2 --preview_inference_steps 2"
+).split()
+
+pytestmark = pytest.mark.processes
+
+
+def run(script: str, *arguments: str, launcher: tuple[str, ...] = (sys.executable,), **environment: str):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [*launcher, str(SCRIPTS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def images_in(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A class-conditional pipeline on the embedded digits, made by the training script."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    result = run("train.py", "--output_dir", folder, "--class_conditional", *TINY)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_sampling_writes_numbered_images_and_a_grid(trained, tmp_path):
+    common = ["--num_inference_steps", "5", "--class_labels", "3,7", "--num_images", "5"]
+    first = run("sample.py", trained, "--output_dir", tmp_path / "a", "--batch_size", "5", *common)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines()[-1] == f"picture: {tmp_path / 'a' / 'overview' / 'grid.png'}"
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["00000.png", "00001.png", "00002.png", "00003.png", "00004.png", "overview"]
+    # The same images in batches of two, and other images for the next seed.
+    run("sample.py", trained, "--output_dir", tmp_path / "b", "--batch_size", "2", *common)
+    run("sample.py", trained, "--output_dir", tmp_path / "c", "--seed", "1", *common)
+    a, b, c = (images_in(tmp_path / name) for name in "abc")
+    assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) <= 1
+    assert min(np.abs(x - y).mean() for x in a for y in c) > 10
+
+
+def test_two_processes_train_on_the_same_batch_as_one(trained, tmp_path):
+    """The launcher's `--cpu --num_processes 2` silently starts one; this form starts two, and the run says so."""
+    launcher = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    launcher = (sys.executable, "-m", "accelerate.commands.accelerate_cli", *launcher[1:])
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    flags = [*TINY, "--class_conditional", "--train_batch_size", "2", "--output_dir", tmp_path / "out"]
+    result = run("train.py", *flags, launcher=launcher, ACCELERATE_USE_CPU="true")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 process(es) on cpu" in result.stdout
+    one, two = (json.loads((folder / "training_summary.json").read_text()) for folder in (trained, tmp_path / "out"))
+    assert one["global_batch_size"] == two["global_batch_size"] == 4
+    assert one["final_loss"] == pytest.approx(two["final_loss"], abs=1e-5)
+    assert np.abs(images_in(trained)[1] - images_in(tmp_path / "out")[1]).max() <= 1  # samples.png
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("train.py", ["--preset", "digit"], ["digit", "ddpm-cifar10"]),
+        ("train.py", ["--train_data_dir", "/nowhere"], ["train_data_dir", "/nowhere"]),
+        ("train.py", ["--train_data_dir", "EMPTY"], ["train_data_dir", "no images"]),
+        ("train.py", ["--resolution", "tiny"], ["resolution", "tiny"]),
+        ("train.py", ["--output_dir", "OCCUPIED"], ["--output_dir", "thesis.tex", "--overwrite_output_dir"]),
+        ("sample.py", ["/nowhere"], ["/nowhere"]),
+        ("sample.py", ["EMPTY"], ["model_index.json"]),
+        ("sample.py", ["PIPELINE", "--class_labels", "eleven"], ["eleven", "0 to 9"]),
+        ("sample.py", ["PIPELINE", "--class_labels", "10"], ["10", "0 to 9"]),
+        ("sample.py", ["PIPELINE"], ["class_labels"]),
+        ("sample.py", ["PIPELINE", "--scheduler", "dpmm"], ["dpmm", "ddim"]),
+        ("sample.py", ["PIPELINE", "--num_inference_steps", "1001", "--class_labels", "1"], ["1001", "1000"]),
+        ("sample.py", ["PIPELINE", "--num_images", "0"], ["--num_images", "0"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(trained, tmp_path, script, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.tex").write_text("all of it")
+    places = {"EMPTY": tmp_path / "empty", "OCCUPIED": tmp_path / "occupied", "PIPELINE": trained}
+    given = [str(places.get(argument, argument)) for argument in arguments]
+    if "--output_dir" not in given:
+        given += ["--output_dir", str(tmp_path / "out")]
+    before = sorted(tmp_path.rglob("*"))
+    result = run(script, *given)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith(f"{script}: error: ")
+    assert all(word in result.stderr for word in words), result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "occupied" / "thesis.tex").read_text() == "all of it"

@@ -1,0 +1,53 @@
+"""The wheel, installed outside the checkout and used from another folder."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+USE = """
+from pathlib import Path
+import ddpm_hf
+from ddpm_hf.data.sources import load_images
+assert {target!r} in ddpm_hf.__file__, ddpm_hf.__file__
+assert load_images().num_rows == 5000
+assert "card_data" in (Path(ddpm_hf.__file__).parent / "model_card.md").read_text()
+unet = ddpm_hf.DDPMUNet2D.from_paper(**{{**ddpm_hf.get_preset("digits").model}})
+ddpm_hf.DDPMPipeline(unet, ddpm_hf.LinearDDPMScheduler()).save_pretrained("saved")
+print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__)
+"""
+
+
+@pytest.mark.processes
+def test_the_wheel_works_outside_the_checkout(tmp_path):
+    # A copy, because building leaves folders beside setup.py.
+    files = subprocess.run(["git", "ls-files", "ddpm_hf", "setup.py", "README.md", "model_card.md", "LICENSE"], **RUN)
+    for name in files.stdout.split():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *offline, "-w", tmp_path, tmp_path / "source"], check=True)
+    (wheel,) = tmp_path.glob("ddpm_hf-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"ddpm_hf/data/digits.parquet", "ddpm_hf/data/digits.md", "ddpm_hf/model_card.md"} <= set(names)
+    assert not [name for name in names if name.startswith(("tests", "scripts", "benchmarks"))]
+
+    # The new environment borrows the heavy packages of this one and has the package from the wheel alone.
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    subprocess.run([*pip, "install", *offline[:2], "--target", site, wheel], check=True)
+    (borrowed,) = Path(sys.prefix).glob("lib/python*/site-packages")
+    (site / "borrowed.pth").write_text(f"{borrowed}\n")
+    code = USE.format(target=str(site))
+    result = subprocess.run([environment / "bin" / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "DDPMUNet2D"
+
+
+RUN = {"cwd": ROOT, "check": True, "capture_output": True, "text": True}

@@ -1,0 +1,61 @@
+"""Small real runs: a folder of images, a tiny network, a few steps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+
+from ddpm_hf.training.command_line import parse_training_arguments
+from ddpm_hf.training.loop import Trainer
+from ddpm_hf.training.start import prepare
+
+# float32, so that runs can be compared bit by bit.
+TINY = (
+    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 4 "
+    "--train_batch_size 4 --max_train_steps 6 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no "
+    "--preview_images 2 --preview_inference_steps 2 --preview_steps 0 --logging_steps 1 --holdout 0"
+).split()
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """24 grey-green 10x12 images in two folders, that is classes."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for k in range(12):
+            pixels = generator.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+            pixels[..., 0] = 255 * (name == "dog")
+            Image.fromarray(pixels).save(folder / name / f"{k}.png")
+    return folder
+
+
+@pytest.fixture
+def start(image_folder, tmp_path):
+    """Starts a run in this process: `start(*flags)` returns a prepared Trainer, or None."""
+
+    def run(*flags: str, output_dir: Path = tmp_path / "out", tiny: bool = True) -> Trainer | None:
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+        arguments = ["--train_data_dir", str(image_folder), "--output_dir", str(output_dir), *(TINY if tiny else [])]
+        arguments += flags
+        return prepare(parse_training_arguments(arguments))
+
+    yield run
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+@pytest.fixture
+def train(start):
+    """Runs to the end and returns the Trainer."""
+
+    def run(*flags: str, **places) -> Trainer:
+        trainer = start(*flags, **places)
+        trainer.train()
+        return trainer
+
+    return run

@@ -1,0 +1,106 @@
+"""What a user types, and what a wrong word gets."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from ddpm_hf.models.presets import PRESETS
+from ddpm_hf.training.command_line import RETIRED_FLAGS, parse_training_arguments
+from ddpm_hf.training.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
+
+ALL_FLAGS = {field.name for group in ARGUMENT_GROUPS for field in dataclasses.fields(group)}
+
+
+def one_line_of(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse_training_arguments(list(arguments))
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and output.err.startswith("train.py: error: ")
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--learning_rat", "1"], ["--learning_rat", "--learning_rate"]),
+        (["photos"], ["photos", "--help"]),
+        (["--learning_rate", "-1"], ["--learning_rate", "-1", "more than 0"]),
+        (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
+        (["--learning_rate", "fast"], ["--learning_rate", "fast"]),
+        (["--max_train_steps", "0"], ["--max_train_steps", "0", "at least 1"]),
+        (["--dropout", "1.5"], ["--dropout", "1.5", "at most 1"]),
+        (["--report_to", "paper"], ["--report_to", "'paper'", "tensorboard"]),
+        (["--channels", "2"], ["--channels", "2", "1 (grey), 3 (RGB) or 4 (RGBA)"]),
+        (["--beta_schedule", "steep"], ["--beta_schedule", "'steep'", "linear"]),
+        (["--random_flip", "perhaps"], ["--random_flip", "perhaps"]),
+        (["--max_train_steps", "5", "--num_epochs", "2"], ["--max_train_steps 5", "--num_epochs 2"]),
+        (["--dataset_name", "a", "--train_data_dir", "b"], ["--dataset_name a", "--train_data_dir b"]),
+        (["--preset", "digits", "--init_from", "x"], ["--preset digits", "--init_from x"]),
+        (["--config", "nowhere.yaml"], ["--config", "nowhere.yaml"]),
+    ],
+)
+def test_a_wrong_word_gets_one_line_that_names_it(capsys, arguments, words):
+    line = one_line_of(capsys, *arguments)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("flag", RETIRED_FLAGS)
+@pytest.mark.parametrize("form", ["{} 0", "{}=0"])
+def test_flags_without_a_counterpart_say_what_to_use(capsys, flag, form):
+    line = one_line_of(capsys, *form.format(flag).split())
+    assert flag in line and RETIRED_FLAGS[flag] in line
+
+
+def test_flags_of_the_example_of_diffusers_are_understood():
+    """A command line written for diffusers' examples/unconditional_image_generation/train_unconditional.py."""
+    config = parse_training_arguments(
+        "--dataset_name huggan/flowers --dataset_config_name default --model_config_name_or_path google/ddpm-cat-256 "
+        "--output_dir out --overwrite_output_dir --cache_dir cache --resolution 64 --center_crop --random_flip "
+        "--train_batch_size 16 --eval_batch_size 8 --dataloader_num_workers 2 --num_epochs 100 "
+        "--save_images_epochs 10 --save_model_epochs 5 --gradient_accumulation_steps 2 --learning_rate 1e-4 --lr_scheduler cosine "
+        "--lr_warmup_steps 500 --adam_beta1 0.95 --adam_beta2 0.999 --adam_weight_decay 1e-6 --adam_epsilon 1e-8 "
+        "--use_ema --ema_inv_gamma 1.0 --ema_power 0.75 --ema_max_decay 0.9999 --logger tensorboard "
+        "--logging_dir logs --mixed_precision fp16 --prediction_type sample --ddpm_num_steps 500 "
+        "--ddpm_num_inference_steps 100 --ddpm_beta_schedule squaredcos_cap_v2 --checkpointing_steps 250 --checkpoints_total_limit 3 "
+        "--resume_from_checkpoint latest".split()
+    )
+    assert config.run.preview_images == 8 and config.run.preview_inference_steps == 100
+    assert config.run.report_to == "tensorboard" and config.optimization.ema_decay == 0.9999
+    assert config.process.num_train_timesteps == 500 and config.process.beta_schedule == "squaredcos_cap_v2"
+    assert config.data.random_flip is True and config.optimization.adam_beta1 == 0.95
+
+
+def test_a_yaml_file_gives_flags_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "run.yaml"
+    content = {"learning_rate": 0.5, "channel_multipliers": [1, 2], "use_ema": False, "seed": 3, "cache_dir": None}
+    file.write_text(yaml.safe_dump(content))
+    config = parse_training_arguments(["--config", str(file), "--seed", "4"])
+    assert config.optimization.learning_rate == 0.5 and config.model.channel_multipliers == [1, 2]
+    assert config.optimization.use_ema is False and config.optimization.seed == 4
+
+
+def test_what_a_run_saves_can_be_read_back(tmp_path):
+    first = parse_training_arguments(
+        "--num_epochs 3 --random_flip --channel_multipliers 1 2 --beta_start 1e-5".split()
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(first.flags()))
+    assert parse_training_arguments([f"--config={file}"]).flags() == first.flags()
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "{", "colour: red\n"])
+def test_a_yaml_file_that_is_none_is_named(capsys, tmp_path, content):
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    assert str(file) in one_line_of(capsys, "--config", str(file))
+
+
+def test_lists_of_flags_name_flags_that_exist():
+    assert NOT_PART_OF_THE_RESULT <= ALL_FLAGS
+    # What a preset sets is either a flag or one of the process's settings that have none.
+    for preset in PRESETS.values():
+        assert set(preset.training) <= ALL_FLAGS
+        assert set(preset.process) - ALL_FLAGS <= {"clip_sample", "timestep_spacing"}
+        assert set(preset.model) <= ALL_FLAGS

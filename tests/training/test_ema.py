@@ -1,0 +1,52 @@
+"""The moving average against its closed forms."""
+
+import copy
+
+import diffusers.training_utils
+import pytest
+import torch
+from torch import nn
+
+from ddpm_hf.training.ema import EMA, ema_decay
+
+
+def network(value: float) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
+def test_constant_decay_on_a_step_has_its_closed_form():
+    """From 0 to 1: after n steps the average of constant decay d is 1 - d^n."""
+    ema = EMA(network(0.0), max_decay=0.9, inv_gamma=None, power=0.75)
+    for n in range(1, 30):
+        ema.update(network(1.0), n)
+        assert ema.model.weight.item() == pytest.approx(1 - 0.9**n, rel=1e-5)
+
+
+def test_a_line_is_followed_at_its_lag():
+    """Weights n after step n: the average of constant decay d tends to n - d / (1 - d)."""
+    ema = EMA(network(0.0), max_decay=0.5, inv_gamma=None, power=0.75)
+    for n in range(1, 41):
+        ema.update(network(float(n)), n)
+    assert ema.model.weight.item() == pytest.approx(40 - 1.0, rel=1e-5)
+
+
+def test_warm_up_is_that_of_diffusers():
+    """EMAModel counts from the first update, which copies: its decay after step n + 1 is ours after step n."""
+    reference = diffusers.training_utils.EMAModel(
+        [nn.Parameter(torch.zeros(1))], decay=0.99, use_ema_warmup=True, inv_gamma=2.0, power=0.75
+    )
+    for step in (1, 5, 100, 10_000):
+        assert ema_decay(step, 0.99, 2.0, 0.75) == pytest.approx(reference.get_decay(step + 1), rel=1e-12)
+
+
+def test_the_average_is_float32_apart_and_untrained():
+    model = network(0.5).to(torch.float64).train()
+    ema = EMA(model, 0.9, None, 0.75)
+    model.weight.data.fill_(2.0)
+    assert ema.model.weight.item() == 0.5 and ema.model.weight.dtype == torch.float32
+    assert not ema.model.training and not ema.model.weight.requires_grad
+    before = copy.deepcopy(model.weight)
+    ema.update(model.float(), 1)
+    assert torch.equal(model.weight, before.float())

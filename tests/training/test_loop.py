@@ -1,0 +1,252 @@
+"""Algorithm 1 on real small runs: what a step computes, and that a broken run equals an unbroken one."""
+
+import csv
+import json
+import math
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm_hf import DDPMPipeline
+from ddpm_hf.training.checkpoint import list_checkpoints
+from ddpm_hf.training.output import OutputFolder
+
+
+def rows_of(folder) -> list[dict[str, float]]:
+    with (folder / "loss.csv").open() as lines:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+
+
+def weights_of(trainer) -> dict[str, torch.Tensor]:
+    return {**trainer.plan.unet.state_dict(), **{f"ema.{k}": v for k, v in trainer.ema.model.state_dict().items()}}
+
+
+def assert_equal_weights(first, second) -> None:
+    first, second = weights_of(first), weights_of(second)
+    assert first.keys() == second.keys() and first
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_a_run_leaves_a_pipeline_curves_and_pictures_that_others_can_read(train, tmp_path):
+    folder = train("--preview_steps", "3", "--checkpointing_steps", "4").output.path
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    stock = diffusers.DDPMPipeline.from_pretrained(folder)
+    assert stock.scheduler.config.timestep_spacing == "linspace"
+    # Stock gets the averaged weights.
+    ema = load_file(folder / "checkpoint-6" / "ema.safetensors")
+    for name, value in stock.unet.state_dict().items():
+        assert torch.equal(value, ema[name])
+    for name in ("loss.png", "samples.png", "previews/step-0000003.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) >= 50 and np.asarray(picture).std() > 1
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-4", "checkpoint-6"]
+    summary = json.loads((folder / "training_summary.json").read_text())
+    assert summary["status"] == "finished" and summary["training_images"] == 24
+    assert [row["step"] for row in rows_of(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(train, start, capsys):
+    folder = train().output.path
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert start() is None
+    assert f"this run is finished: 6 steps; its results are in {folder}" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_the_saved_config_reproduces_the_run(train, tmp_path):
+    first = train("--random_flip", "--dropout", "0.2")
+    config = first.output / "training_config.yaml"
+    assert yaml.safe_load(config.read_text())["dropout"] == 0.2
+    second = train("--config", str(config), "--output_dir", str(tmp_path / "again"))
+    assert_equal_weights(first, second)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--dropout", "0.3", "--random_flip", "--gradient_accumulation_steps", "2"],
+        ["--class_conditional", "--condition_dropout", "0.5", "--dataloader_num_workers", "2"],
+    ],
+    ids=["plain", "dropout, flips and accumulation", "classes and workers"],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(train, start, tmp_path, flags):
+    unbroken = train(*flags, output_dir=tmp_path / "unbroken")
+    broken = start(*flags, "--checkpointing_steps", "2", output_dir=tmp_path / "broken")
+    stop_after(broken, 3)
+    assert [path.name for path in list_checkpoints(tmp_path / "broken")] == ["checkpoint-2"]
+    resumed = train(*flags, output_dir=tmp_path / "broken")
+    assert_equal_weights(unbroken, resumed)
+    losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("unbroken", "broken")]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_after(trainer, step: int) -> None:
+    """Train until an exception ends it right after an optimizer step, before anything of that step is written."""
+    after_step = trainer._after_step
+
+    def patched():
+        if trainer.step == step:
+            raise Killed
+        after_step()
+
+    trainer._after_step = patched
+    with pytest.raises(Killed):
+        trainer.train()
+
+
+def test_accumulating_gives_the_step_of_the_whole_batch(train, tmp_path):
+    rate = ["--learning_rate", "1e-4"]  # Adam divides by the gradient's size: rounding shows at the rate's scale
+    whole = train("--train_batch_size", "8", *rate, output_dir=tmp_path / "a")
+    parts = train("--train_batch_size", "2", "--gradient_accumulation_steps", "4", *rate, output_dir=tmp_path / "b")
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(value, weights_of(parts)[name], atol=1e-5, rtol=0)
+    for one, other in zip(rows_of(tmp_path / "a"), rows_of(tmp_path / "b"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_learning_rate_follows_the_closed_form_whatever_the_accumulation(train):
+    folder = train("--gradient_accumulation_steps", "3", "--lr_scheduler", "cosine").output.path
+    for row in rows_of(folder):
+        n = row["step"] - 1
+        progress = (n - 2) / (6 - 2)
+        factor = n / 2 if n < 2 else 0.5 * (1 + math.cos(math.pi * progress))
+        assert row["learning_rate"] == pytest.approx(1e-3 * factor, rel=1e-5), n
+
+
+def test_first_loss_is_that_of_a_network_that_says_zero(train):
+    """The paper's initialisation predicts 0, so the loss of epsilon-prediction starts at E eps² = 1."""
+    folder = train("--train_batch_size", "16", "--max_train_steps", "1", "--prediction_type", "epsilon").output.path
+    values = 16 * 3 * 8 * 8
+    assert rows_of(folder)[0]["loss"] == pytest.approx(1.0, abs=4 * math.sqrt(2 / values))
+
+
+def test_training_learns(train):
+    """On images of one colour each, the network soon beats the zero predictor by far."""
+    flags = (
+        "--max_train_steps 60 --train_batch_size 16 --learning_rate 5e-3 --logging_steps 20 --prediction_type epsilon"
+    )
+    losses = [row["loss"] for row in rows_of(train(*flags.split()).output.path)]
+    assert losses[-1] < 0.5 < losses[0]
+
+
+def test_classes_reach_the_saved_pipeline(train):
+    trainer = train("--class_conditional", "--preview_images", "4")
+    pipeline = DDPMPipeline.from_pretrained(trainer.output.path)
+    assert pipeline.id2label == {0: "cat", 1: "dog"} and pipeline.null_class == 2
+    image = pipeline(class_labels="dog", guidance_scale=2.0, num_inference_steps=2).images[0]
+    assert image.size == (8, 8)
+    with Image.open(trainer.output / "samples.png") as picture:
+        assert picture.width > picture.height, "two rows of two, with their names on the left"
+
+
+def test_without_condition_dropout_there_is_no_null_class(train):
+    trainer = train("--class_conditional", "--condition_dropout", "0")
+    assert DDPMPipeline.from_pretrained(trainer.output.path).null_class is None
+
+
+def test_fine_tuning_starts_from_the_weights_architecture_and_process(train, start, tmp_path):
+    first = train("--prediction_type", "v_prediction", "--num_train_timesteps", "100", output_dir=tmp_path / "a")
+    flags = ["--resolution", "8", "--mixed_precision", "no", "--train_batch_size", "4"]
+    tuned = start(*flags, "--init_from", str(first.output.path), output_dir=tmp_path / "b", tiny=False)
+    for name, value in tuned.plan.unet.state_dict().items():
+        assert torch.equal(value, first.ema.model.state_dict()[name])
+    assert tuned.plan.scheduler.config.prediction_type == "v_prediction"
+    assert tuned.plan.scheduler.config.num_train_timesteps == 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prediction_type", "sample"], ["--prediction_type sample", "--init_from", "epsilon"]),
+        (["--resolution", "16"], ["--resolution 16", "--init_from", "8"]),
+        (["--channels", "1"], ["--channels 1", "--init_from", "3"]),
+        (["--class_conditional"], ["--init_from", "none", "cat, dog"]),
+        (["--base_channels", "16"], ["--base_channels", "--init_from"]),
+    ],
+)
+def test_flags_that_contradict_the_start_are_refused(train, start, tmp_path, flags, words):
+    first = train("--prediction_type", "epsilon", output_dir=tmp_path / "a")
+    with pytest.raises(ValueError) as problem:
+        start("--init_from", str(first.output.path), *flags, output_dir=tmp_path / "b", tiny=False)
+    assert all(word in str(problem.value) for word in words), problem.value
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--preset", "digit"], ["digit", "ddpm-cifar10", "small-64"]),
+        (["--preset", "small-32"], ["--base_channels 8", "--preset small-32", "64"]),
+        (["--train_batch_size", "25"], ["--train_batch_size 25", "24"]),
+        (["--prediction_type", "epsilon", "--rescale_betas_zero_snr"], ["--rescale_betas_zero_snr", "v_prediction"]),
+        (["--beta_schedule", "linear", "--num_train_timesteps", "15"], ["num_train_timesteps", "15"]),
+        (["--resolution", "0"], ["resolution", "0"]),
+        (["--image_column", "picture"], ["image_column", "picture", "image (Image)"]),
+        (["--init_from", "/nowhere"], ["/nowhere"]),
+        (["--model_config_name_or_path", "/nowhere"], ["--model_config_name_or_path", "/nowhere"]),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(start, tmp_path, flags, words):
+    if flags[0] in ("--init_from", "--model_config_name_or_path"):
+        flags = [*flags, "--resolution", "8"]
+    with pytest.raises(ValueError) as problem:
+        start(*flags, tiny=flags[0] not in ("--init_from", "--model_config_name_or_path"))
+    assert all(word in str(problem.value) for word in words), problem.value
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_save_is_ignored_and_cleared_away(train, start, tmp_path):
+    broken = start("--checkpointing_steps", "2")
+    stop_after(broken, 3)
+    folder = broken.output.path
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4.partial")
+    resumed = train()
+    assert resumed.step == 6 and not list(folder.glob("*.partial"))
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(train, monkeypatch, capsys):
+    from accelerate import Accelerator
+
+    save = Accelerator.save_state
+
+    def fail_at_two(self, folder, **arguments):
+        if "checkpoint-2" in str(folder):
+            raise OSError(28, "No space left on device")
+        return save(self, folder, **arguments)
+
+    monkeypatch.setattr(Accelerator, "save_state", fail_at_two)
+    trainer = train("--checkpointing_steps", "2", "--checkpoints_total_limit", "9")
+    assert [path.name for path in list_checkpoints(trainer.output.path)] == ["checkpoint-4", "checkpoint-6"]
+    assert "checkpoint at step 2 was not saved" in capsys.readouterr().out
+
+
+def test_rotation_keeps_the_newest(train):
+    trainer = train("--checkpointing_steps", "1", "--checkpoints_total_limit", "2")
+    assert [path.name for path in list_checkpoints(trainer.output.path)] == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_dry_run_writes_nothing(start, tmp_path, capsys):
+    assert start("--dry_run") is None
+    assert not (tmp_path / "out").exists()
+    assert "24 images of 8x8" in capsys.readouterr().out
+
+
+def test_output_folder_of_another_kind_is_refused(start, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="notes.txt"):
+        start()
+    assert [path.name for path in OutputFolder(tmp_path / "out").path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,69 @@
+"""The output folder: whose it is, and what a killed process leaves."""
+
+import pytest
+
+from ddpm_hf.training.command_line import parse_training_arguments
+from ddpm_hf.training.output import LossTable, OutputFolder, write_text
+
+FACTS = {"steps": 10, "image_shape": (1, 8, 8)}
+
+
+def config_of(path, *flags):
+    return parse_training_arguments(["--output_dir", str(path), *flags])
+
+
+def test_a_run_is_recognised_and_another_one_refused_with_the_differences(tmp_path):
+    folder = OutputFolder(tmp_path / "out")
+    assert folder.open(config_of(folder.path, "--seed", "1"), FACTS)["status"] == "running"
+    # The same settings, and others that do not change the result.
+    assert folder.open(config_of(folder.path, "--seed", "1", "--preview_images", "4"), FACTS)["steps"] == 10
+    with pytest.raises(
+        ValueError, match=r"seed: 1 there, 2 now; dropout: None there, 0.5 now|dropout.*seed: 1 there, 2"
+    ):
+        folder.open(config_of(folder.path, "--seed", "2", "--dropout", "0.5"), FACTS)
+    with pytest.raises(ValueError, match="steps: 10 there, 12 now"):
+        folder.open(config_of(folder.path, "--seed", "1"), {**FACTS, "steps": 12})
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
+    folder = OutputFolder(tmp_path)
+    folder.open(config_of(tmp_path), FACTS)
+    for name in ("checkpoint-5", "unet", "holiday", "checkpoint-notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "model_index.json").touch()
+    folder.open(config_of(tmp_path, "--overwrite_output_dir", "--seed", "2"), FACTS)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"holiday", "checkpoint-notes", "training_config.yaml", "training_summary.json"}
+
+
+def test_other_peoples_folders_and_files_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="thesis.tex"):
+        OutputFolder(tmp_path).check_is_ours(overwrite=False)
+    OutputFolder(tmp_path).check_is_ours(overwrite=True)
+    with pytest.raises(ValueError, match="is a file"):
+        OutputFolder(tmp_path / "thesis.tex").check_is_ours(overwrite=True)
+    OutputFolder(tmp_path / "new").check_is_ours(overwrite=False)
+
+
+def test_going_on_drops_the_lines_after_the_checkpoint(tmp_path):
+    file = tmp_path / "loss.csv"
+    row = dict.fromkeys(("epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds"), 0.5)
+    table = LossTable(file, 0)
+    for step in (1, 2, 3):
+        table.append(step=step, **row)
+    again = LossTable(file, 2)
+    again.append(step=3, **row | {"loss": 0.25})
+    lines = file.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3"]
+    assert lines[-1].split(",")[2] == "0.25"
+    again.plot(tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_a_file_is_replaced_in_one_stroke(tmp_path):
+    file = tmp_path / "a.json"
+    write_text(file, "one")
+    write_text(file, "two")
+    assert file.read_text() == "two" and [path.name for path in tmp_path.iterdir()] == ["a.json"]
