@@ -46,6 +46,9 @@ def list_folder(root: Path) -> FolderListing:
     """Walk a folder in sorted order, links included; each real folder is entered once, so that a loop of links ends.
 
     Hidden files and folders (a leading dot) are passed over. In a folder of images `metadata.parquet` is metadata.
+
+    Raises:
+        ValueError: a name that is not UTF-8, which no table could hold.
     """
     listing = FolderListing(root)
     entered = set()
@@ -60,6 +63,10 @@ def list_folder(root: Path) -> FolderListing:
             path, suffix = Path(folder, name).relative_to(root), Path(name).suffix.lower()
             if name.startswith("."):
                 continue
+            if not name.isascii() and name != name.encode(errors="replace").decode():
+                raise ValueError(
+                    f"train_data_dir: the name of {ascii(os.path.join(folder, name))} is no UTF-8; rename it"
+                )
             if name in METADATA_NAMES:
                 listing.metadata.append(path)
             elif suffix in IMAGE_SUFFIXES:

@@ -137,7 +137,7 @@ def held_out_batches(
         raise ValueError(f"holdout is the split {holdout.split!r}; that of {data.name} is {data.holdout_split!r}")
     if source.streaming:
         decoder = Decoder(size=tuple(size), channels=channels)
-        rows = rows_of_side(source, holdout, True) if holdout.split is None else rows_of_side(source, holdout, False)
+        rows = rows_of_side(source, holdout, held_out=holdout.split is None)  # of an own split, all
         images = (decode_row(source, decoder, row, skip_unreadable) for row in rows)
         images = islice((image for image in images if image.pixels is not None), most)
         while chosen := list(islice(images, batch_size)):

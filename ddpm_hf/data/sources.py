@@ -4,12 +4,14 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .columns import find_classes, find_image_column, listed
 from .folder import TABLE_SUFFIXES, FolderListing, image_splits, list_folder, table_splits
-from .transforms import UnreadableImage, open_image, read_payload
+from .transforms import read_payload
 
 if TYPE_CHECKING:
     import datasets
@@ -50,8 +52,7 @@ class ImageData:
         num_rows: how many rows there are; None for a stream that does not tell.
         fingerprint: changes when rows change or the files that they name; None when streaming.
         label_column: the column of classes; None for unconditional training.
-        class_names: name of each class id.
-        class_values: what stands in the label column for each class id.
+        classes: what stands in the label column -> the name of its class, in the order of class ids.
         holdout_split, holdout: the data set's own test or validation split, if it has one.
     """
 
@@ -64,10 +65,14 @@ class ImageData:
     num_rows: int | None = None
     fingerprint: str | None = None
     label_column: str | None = None
-    class_names: tuple[str, ...] | None = None
-    class_values: tuple | None = None
+    classes: dict[object, str] | None = None
     holdout_split: str | None = None
     holdout: "ImageData | None" = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of each class id; None without a label column."""
+        return None if self.classes is None else tuple(self.classes.values())
 
     def batches(self, start: int = 0, batch_size: int = 256) -> Iterator[list[RawRow]]:
         """Rows from `start` in the data set's order, in lists of up to `batch_size`.
@@ -101,13 +106,13 @@ class ImageData:
         return f"row {row.index}" + (f" ({path})" if isinstance(path, (str, os.PathLike)) else "")
 
     def _class_ids(self, table: "pa.Table", start: int) -> list[int]:
-        id_of = {value: i for i, value in enumerate(self.class_values)}
+        id_of = {value: i for i, value in enumerate(self.classes)}
         values = table[self.label_column].to_pylist()
         for i, value in enumerate(values):
             if value not in id_of:
                 raise ValueError(
                     f"label_column {self.label_column!r}: row {start + i} of {self.name} has {value!r}, "
-                    f"which is no class; the classes are {_listed(self.class_names)}"
+                    f"which is no class; the classes are {listed(self.class_names)}"
                 )
         return [id_of[value] for value in values]
 
@@ -159,24 +164,34 @@ def load_images(
     split, used_splits = _choose_split(splits, dataset_split, name)
     data = _describe_rows(name, split, image_column, base_dir)
     if label_column is not None or class_conditional:
-        data = _with_labels(data, label_column)
-    own = next((word for word in HOLDOUT_SPLITS if word in splits and word not in used_splits), None)
+        label_column, classes = find_classes(data.features, data.rows, label_column)
+        data = replace(data, label_column=label_column, classes=classes)
+    free = {word for word, split in splits.items() if split.count != 0} - used_splits
+    own = next((word for word in HOLDOUT_SPLITS if word in free), None)
     if own is None:
         return data
-    own_rows = _describe_rows(f"{name} ({own})", splits[own], data.image_column, base_dir)
-    columns = {"label_column": data.label_column, "class_names": data.class_names, "class_values": data.class_values}
-    return replace(data, holdout_split=own, holdout=replace(own_rows, **columns))
+    own_data = _describe_rows(f"{name} ({own})", splits[own], data.image_column, base_dir)
+    own_data = replace(own_data, label_column=data.label_column, classes=data.classes)
+    return replace(data, holdout_split=own, holdout=own_data)
 
 
-def _load(argument: str, path: str, config: str | None = None, **arguments) -> dict[str, Split]:
-    """`datasets.load_dataset`, with whatever it finds wrong as one line that begins with `argument`."""
+@contextmanager
+def _in_one_line(argument: str) -> Iterator[None]:
+    """What `datasets` finds wrong, as one line that begins with the argument."""
     import datasets
 
     try:
-        splits = datasets.load_dataset(path, config, **arguments)
+        yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise ValueError(f"{argument} cannot be loaded: {reason}") from error
+
+
+def _load(argument: str, path: str, config: str | None = None, **arguments) -> dict[str, Split]:
+    import datasets
+
+    with _in_one_line(argument):
+        splits = datasets.load_dataset(path, config, **arguments)
     return {name: Split(rows, _count(rows, name)) for name, rows in splits.items()}
 
 
@@ -197,7 +212,8 @@ def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> dict[s
     if not path.exists():
         raise ValueError(f"train_data_dir {str(path)!r} does not exist")
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        saved = datasets.load_from_disk(str(path))
+        with _in_one_line(f"train_data_dir {str(path)!r}"):
+            saved = datasets.load_from_disk(str(path))
         return _as_stream(saved if isinstance(saved, dict) else {"train": saved}, streaming)
     if path.is_file():
         listing = FolderListing(path.parent)
@@ -214,14 +230,14 @@ def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> dict[s
     if listing.images:
         return _as_stream(image_splits(listing), streaming)
     if listing.tables:
-        return _load_tables(listing, streaming=streaming, cache_dir=cache_dir)
+        return _load_tables(f"train_data_dir {str(path)!r}", listing, streaming=streaming, cache_dir=cache_dir)
     raise ValueError(f"train_data_dir {str(path)!r} holds no images and no parquet or arrow files")
 
 
-def _load_tables(listing: FolderListing, **arguments) -> dict[str, Split]:
+def _load_tables(argument: str, listing: FolderListing, **arguments) -> dict[str, Split]:
     kinds = {path.suffix.lower() for path in listing.tables}
     if len(kinds) > 1:
-        raise ValueError(f"train_data_dir {str(listing.root)!r} holds parquet and arrow files; choose one kind")
+        raise ValueError(f"{argument} holds parquet and arrow files; choose one kind")
     kind = kinds.pop()[1:]
     files, counts = {}, {}
     for name, paths in table_splits(listing).items():
@@ -232,8 +248,8 @@ def _load_tables(listing: FolderListing, **arguments) -> dict[str, Split]:
             files[name] = [glob.escape(str((listing.root / path).absolute())) for path in full]
             counts[name] = None if None in lengths else sum(lengths)
     if not files:
-        raise ValueError(f"train_data_dir {str(listing.root)!r} has no rows")
-    splits = _load(f"train_data_dir {str(listing.root)!r}", kind, data_files=files, **arguments)
+        raise ValueError(f"{argument} has no rows")
+    splits = _load(argument, kind, data_files=files, **arguments)
     return {name: Split(split.rows, split.count or counts[name]) for name, split in splits.items()}
 
 
@@ -277,11 +293,12 @@ def _describe_rows(name: str, split: Split, image_column: str | None, base_dir: 
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
-    first = next(iter(rows.with_format("arrow").iter(1)), None)
+    with _in_one_line(name):
+        first = next(iter(rows.with_format("arrow").iter(1)), None)
     if first is None or len(first) == 0:
         raise ValueError(f"{name} has no rows")
     features = rows.features or datasets.Features.from_arrow_schema(first.schema)
-    column = _find_image_column(features, first, image_column, base_dir)
+    column = find_image_column(features, first, image_column, base_dir)
     streaming = isinstance(rows, datasets.IterableDataset)
     return ImageData(
         name=name,
@@ -293,75 +310,6 @@ def _describe_rows(name: str, split: Split, image_column: str | None, base_dir: 
         num_rows=split.count,
         fingerprint=None if streaming else _fingerprint(rows, column, base_dir),
     )
-
-
-def _find_image_column(
-    features: "datasets.Features", first: "pa.Table", wanted: str | None, base_dir: Path | None
-) -> str:
-    import datasets
-
-    if wanted is not None:
-        return _existing_column("image_column", wanted, features)
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = found or [name for name in features if _decodes(first[name][0].as_py(), base_dir)]
-    if "image" in found:
-        return "image"
-    if len(found) != 1:
-        problem = f"{', '.join(found)} could each be it" if found else "no column holds images"
-        raise ValueError(f"image_column is not given and {problem}; the columns are {_typed(features)}")
-    return found[0]
-
-
-def _decodes(value: object, base_dir: Path | None) -> bool:
-    try:
-        open_image(read_payload(value, base_dir))
-    except UnreadableImage:
-        return False
-    return True
-
-
-def _with_labels(data: ImageData, label_column: str | None) -> ImageData:
-    """The same rows with a label column and its classes."""
-    import datasets
-
-    if label_column is None:
-        found = [name for name, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
-        if "label" in data.features:
-            found = ["label"]
-        if len(found) != 1:
-            problem = f"{', '.join(found)} could each be it" if found else "no column is called label or has classes"
-            raise ValueError(f"label_column is not given and {problem}; the columns are {_typed(data.features)}")
-        label_column = found[0]
-    feature = data.features[_existing_column("label_column", label_column, data.features)]
-    if isinstance(feature, datasets.ClassLabel):
-        values, names = range(feature.num_classes), feature.names
-    elif data.streaming:
-        raise ValueError(f"label_column {label_column!r} is {_type(feature)}; streaming needs a ClassLabel")
-    elif getattr(feature, "dtype", "").startswith(("int", "uint", "bool", "string", "large_string")):
-        values = sorted(value for value in data.rows.unique(label_column) if value is not None)
-        names = map(str, values)
-    else:
-        raise ValueError(f"label_column {label_column!r} is {_type(feature)}; give ClassLabel, string or integer")
-    return replace(data, label_column=label_column, class_names=tuple(names), class_values=tuple(values))
-
-
-def _existing_column(argument: str, column: str, features: "datasets.Features") -> str:
-    if column not in features:
-        raise ValueError(f"{argument} is {column!r}; the columns are {_typed(features)}")
-    return column
-
-
-def _typed(features: "datasets.Features") -> str:
-    return ", ".join(f"{name} ({_type(feature)})" for name, feature in features.items())
-
-
-def _type(feature: object) -> str:
-    kind = type(feature).__name__
-    return feature.dtype if kind == "Value" else kind
-
-
-def _listed(names: tuple[str, ...], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _fingerprint(rows: "datasets.Dataset", column: str, base_dir: Path | None) -> str:

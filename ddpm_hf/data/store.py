@@ -129,8 +129,8 @@ class PixelStore:
             progress: show a bar while decoding.
 
         Raises:
-            ValueError: an image cannot be decoded (its row and file are named), none can, or channels differ.
-            OSError: the cache folder cannot be written, or its disk is full.
+            ValueError: an image cannot be decoded (its row and file are named), none can, or channels differ; or the
+                cache folder cannot be written.
         """
         import datasets
         from filelock import FileLock
@@ -141,18 +141,14 @@ class PixelStore:
         if deduced.exists() and channels in (None, cls(deduced).channels):
             channels = None
         folder = parent / store_key(data, size, channels, random_crop)
-        parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                partial = folder.with_name(f"{folder.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                try:
-                    _write(partial, data, make_decoder(data, size, channels, random_crop), skip_unreadable, progress)
-                except BaseException:
-                    shutil.rmtree(partial, ignore_errors=True)
-                    raise
-                partial.rename(folder)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    decoder = make_decoder(data, size, channels, random_crop)
+                    _write(folder, data, decoder, skip_unreadable, progress)
+        except OSError as error:
+            raise ValueError(f"cache_dir: decoded images cannot be kept in {str(parent)!r}: {error}") from error
         store = cls(folder)
         if store.unreadable and not skip_unreadable:
             raise ValueError(f"{data.name}: {store.unreadable[0]}; skip_unreadable leaves such images out")
@@ -161,7 +157,7 @@ class PixelStore:
 
 def crop_starts(sides: np.ndarray, size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:
     """Upper left corners of crops of `size`, int64 (batch, 2), in images of `sides`: at random by bits, or centred."""
-    rooms = np.asarray(sides, dtype=np.int64) - size
+    rooms = np.asarray(sides, dtype=np.int64) - size  # one of the two is 0, so the same bits do for both
     return rooms // 2 if crop_bits is None else below(crop_bits[:, None], rooms + 1)
 
 
@@ -180,7 +176,23 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
 
 
 def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """Decode everything into `folder`: the pixels one image after the other, and what is known of each in arrays."""
+    """Decode everything into a folder that gets its name when all is on the disk."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _write_files(partial, data, decoder, skip_unreadable, progress)
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
+    """The pixels one image after the other, and what is known of each in arrays."""
     rows, labels, hashes, sides, unreadable = [], [], [], [], []
     with open(folder / "pixels.u8", "wb") as file:
         for image in decode_rows(data, decoder, skip_unreadable, progress):
@@ -192,8 +204,6 @@ def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: boo
             labels.append(image.row.label)
             hashes.append(image.content_hash)
             sides.append(image.pixels.shape[1:])
-        file.flush()
-        os.fsync(file.fileno())
     if not rows:
         raise ValueError(f"{data.name} has no readable image; {unreadable[0]}")
     arrays = {"rows": (rows, np.int64), "hashes": (hashes, np.uint64), "sides": (sides, np.int32)}

@@ -54,7 +54,7 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
 
     Source: "linearly scaled to [-1, 1]", Ho et al. 2020 (arXiv 2006.11239), section 3.3.
     """
-    return pixels.to(torch.float32).div(127.5).sub_(1)
+    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def denormalize(samples: torch.Tensor) -> torch.Tensor:

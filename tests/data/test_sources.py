@@ -1,5 +1,8 @@
 """The user's words: every kind of source, found columns, and one line for what is wrong."""
 
+import io
+import tarfile
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -194,6 +197,30 @@ class TestTables:
             data = load_images(train_data_dir=path, cache_dir=tmp_path / "cache")
             assert same(images_of(data), [noise(i) for i in range(3)])
         assert load_images(train_data_dir=tmp_path / "dict").holdout.num_rows == 1
+
+    def test_a_damaged_saved_data_set(self, tmp_path):
+        (tmp_path / "state.json").write_text("{}")
+        with pytest.raises(ValueError, match="train_data_dir .* cannot be loaded: "):
+            load_images(train_data_dir=tmp_path)
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_what_datasets_reads_itself(self, tmp_path, streaming):
+        """A folder by `dataset_name` goes through `datasets.load_dataset`; tar files are the Hub's WebDatasets."""
+        for name in ("train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"):
+            write_png(tmp_path / "images" / name, noise(int(name[-5])))
+        arguments = {"cache_dir": tmp_path / "c", "streaming": streaming}
+        data = load_images(str(tmp_path / "images"), class_conditional=True, **arguments)
+        assert same(images_of(data), [noise(1), noise(2)]) and labels_of(data) == [0, 1]
+        assert same(images_of(data.holdout), [noise(3), noise(4)])
+
+        (tmp_path / "tar").mkdir()
+        with tarfile.open(tmp_path / "tar" / "train-0.tar", "w") as tar:
+            for i in range(3):
+                entry = tarfile.TarInfo(f"{i}.png")
+                entry.size = len(png(noise(i)))
+                tar.addfile(entry, io.BytesIO(png(noise(i))))
+        data = load_images(str(tmp_path / "tar"), **arguments)
+        assert data.image_column == "png" and same(images_of(data), [noise(0), noise(1), noise(2)])
 
     def test_a_folder_by_dataset_name(self, tmp_path):
         parquet(tmp_path / "d" / "x.parquet", {"x": [png(noise(0))]})

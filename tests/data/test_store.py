@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import resource
 
 import datasets
 import numpy as np
@@ -167,6 +168,20 @@ class TestCache:
             PixelStore.build(data, (8, 8), 3, progress=False)
         assert stores(own_cache) == []
 
+    def test_a_cache_that_cannot_be_written(self, tmp_path):
+        data = folder_of(tmp_path, {"1.png": noise(1)})
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(ValueError, match=r"cache_dir: decoded images cannot be kept in .*file/ddpm_hf'"):
+            PixelStore.build(data, (8, 8), cache_dir=tmp_path / "file", progress=False)
+
+    @pytest.mark.processes
+    def test_a_full_disk_is_said_and_leaves_nothing(self, tmp_path, own_cache):
+        folder_of(tmp_path, {f"{i}.png": noise(i, (64, 64)) for i in range(8)})
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            message = pool.apply(_build_within, (50_000, tmp_path / "images", own_cache))
+        assert "cache_dir: decoded images cannot be kept in" in message and "File too large" in message
+        assert stores(own_cache) == []
+
     def test_it_travels_to_other_processes_without_its_pixels(self, tmp_path):
         data = folder_of(tmp_path, {f"{i}.png": noise(i, (64, 64)) for i in range(8)})
         store = PixelStore.build(data, (64, 64), progress=False)
@@ -186,6 +201,14 @@ class TestCache:
 def _sum_of_pixels(folder, cache):
     store = PixelStore.build(load_images(train_data_dir=folder), (8, 8), cache_dir=cache, progress=False)
     return int(store.gather(np.arange(len(store))).sum())
+
+
+def _build_within(limit, folder, cache):
+    """The error of building a store when no file may grow beyond `limit` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with pytest.raises(ValueError) as raised:
+        PixelStore.build(load_images(train_data_dir=folder), (64, 64), cache_dir=cache, progress=False)
+    return str(raised.value)
 
 
 class TestUnreadable:
