@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils.logging import disable_progress_bar
 
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.generation import generate
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(SampleArguments, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("pipeline", help="A folder with model_index.json, or a Hub name.")
     arguments, names = parser.parse(argv)
+    disable_progress_bar()  # of loading: two files; the bar worth seeing is that of the steps
     with one_line_errors(parser.prog):
         pipeline, labels = prepare(names.pipeline, arguments)
     write_images(pipeline, labels, arguments)

@@ -52,3 +52,16 @@ def tiny_pipeline():
         return pipeline
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps the first configuration of a process; every test has its own."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = (AcceleratorState, PartialState, GradientState)
+    for state in states:
+        state._reset_state()
+    yield
+    for state in states:
+        state._reset_state()

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import torch
@@ -157,7 +157,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         """
         if self.num_classes == 0:
             if class_labels is not None:
-                raise ValueError("class_labels was given, but this model is unconditional: leave it out")
+                self._refuse_class(class_labels)
             if guidance_scale != 1.0:
                 raise ValueError(f"guidance_scale is {guidance_scale}, but this model is unconditional: leave it out")
             return None, batch_size
@@ -185,6 +185,11 @@ class DDPMPipeline(diffusers.DDPMPipeline):
                 return number
         if isinstance(label, Integral) and 0 <= label < self.num_classes:
             return int(label)
+        self._refuse_class(label)
+
+    def _refuse_class(self, label) -> NoReturn:
+        if self.num_classes == 0:
+            raise ValueError(f"class_labels is {label!r}, but this model is unconditional: leave it out")
         raise ValueError(f"class_labels contains {label!r}, which is no class; {self._class_choices()}")
 
     def _class_choices(self) -> str:

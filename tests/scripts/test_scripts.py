@@ -1,5 +1,6 @@
 """The commands as a user types them: each in a process of its own, on real small data."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,6 +25,14 @@ def run(script: str, *arguments: str, launcher: tuple[str, ...] = (sys.executabl
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     command = [*launcher, str(SCRIPTS / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def load_script(name: str):
+    """A script as a module, for what need not pay for a process."""
+    specification = importlib.util.spec_from_file_location(name.removesuffix(".py"), SCRIPTS / name)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def images_in(folder: Path) -> list[np.ndarray]:
@@ -87,7 +96,7 @@ def test_two_processes_train_on_the_same_batch_as_one(trained, tmp_path):
         ("sample.py", ["PIPELINE", "--num_images", "0"], ["--num_images", "0"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(trained, tmp_path, script, arguments, words):
+def test_bad_input_is_one_line_and_status_two(trained, tmp_path, capsys, script, arguments, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.tex").write_text("all of it")
@@ -96,9 +105,20 @@ def test_bad_input_is_one_line_and_status_two(trained, tmp_path, script, argumen
     if "--output_dir" not in given:
         given += ["--output_dir", str(tmp_path / "out")]
     before = sorted(tmp_path.rglob("*"))
-    result = run(script, *given)
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith(f"{script}: error: ")
-    assert all(word in result.stderr for word in words), result.stderr
+    with pytest.raises(SystemExit) as stop:
+        load_script(script).main(given)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1 and error.startswith(f"{script}: error: ")
+    assert all(word in error for word in words), error
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "occupied" / "thesis.tex").read_text() == "all of it"
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_bad_input_in_a_process_of_its_own(script, tmp_path):
+    result = run(
+        script, "/nowhere" if script == "sample.py" else "--train_data_dir=/nowhere", "--output_dir", tmp_path
+    )
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "/nowhere" in result.stderr

@@ -44,9 +44,7 @@ def start(image_folder, tmp_path):
         arguments += flags
         return prepare(parse_training_arguments(arguments))
 
-    yield run
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    return run
 
 
 @pytest.fixture

@@ -58,12 +58,12 @@ def test_flags_of_the_example_of_diffusers_are_understood():
     config = parse_training_arguments(
         "--dataset_name huggan/flowers --dataset_config_name default --model_config_name_or_path google/ddpm-cat-256 "
         "--output_dir out --overwrite_output_dir --cache_dir cache --resolution 64 --center_crop --random_flip "
-        "--train_batch_size 16 --eval_batch_size 8 --dataloader_num_workers 2 --num_epochs 100 "
-        "--save_images_epochs 10 --save_model_epochs 5 --gradient_accumulation_steps 2 --learning_rate 1e-4 --lr_scheduler cosine "
+        "--train_batch_size 16 --eval_batch_size 8 --dataloader_num_workers 2 --num_epochs 100 --save_images_epochs "
+        "10 --save_model_epochs 5 --gradient_accumulation_steps 2 --learning_rate 1e-4 --lr_scheduler cosine "
         "--lr_warmup_steps 500 --adam_beta1 0.95 --adam_beta2 0.999 --adam_weight_decay 1e-6 --adam_epsilon 1e-8 "
-        "--use_ema --ema_inv_gamma 1.0 --ema_power 0.75 --ema_max_decay 0.9999 --logger tensorboard "
-        "--logging_dir logs --mixed_precision fp16 --prediction_type sample --ddpm_num_steps 500 "
-        "--ddpm_num_inference_steps 100 --ddpm_beta_schedule squaredcos_cap_v2 --checkpointing_steps 250 --checkpoints_total_limit 3 "
+        "--use_ema --ema_inv_gamma 1.0 --ema_power 0.75 --ema_max_decay 0.9999 --logger tensorboard --logging_dir "
+        "logs --mixed_precision fp16 --prediction_type sample --ddpm_num_steps 500 --ddpm_num_inference_steps 100 "
+        "--ddpm_beta_schedule squaredcos_cap_v2 --checkpointing_steps 250 --checkpoints_total_limit 3 "
         "--resume_from_checkpoint latest".split()
     )
     assert config.run.preview_images == 8 and config.run.preview_inference_steps == 100
