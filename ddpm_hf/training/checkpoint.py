@@ -10,8 +10,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from .ema import EMA
-
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _PARTIAL_SUFFIX = ".partial"
 
@@ -45,7 +43,11 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, progress: dict, ema: EMA | None, total_limit: int | None
+    accelerator: Accelerator,
+    output_dir: Path,
+    progress: dict,
+    tensors: dict[str, dict[str, torch.Tensor]],
+    total_limit: int | None,
 ) -> bool:
     """Write `checkpoint-<step>` with all that cannot be computed from (seed, step). Called by every process.
 
@@ -53,7 +55,7 @@ def save_checkpoint(
         accelerator: holds model, optimizer and gradient scaler.
         output_dir: where checkpoints lie.
         progress: JSON-able state of the run; `progress["step"]` counts finished optimizer steps.
-        ema: averaged weights, if any.
+        tensors: further state by name, each kept in a file of that name.
         total_limit: how many checkpoints are kept; None for all.
 
     Returns:
@@ -73,8 +75,9 @@ def save_checkpoint(
         try:
             accelerator.save_state(str(partial))
             if accelerator.is_main_process:
-                if ema is not None:
-                    save_file(ema.model.state_dict(), partial / "ema.safetensors")
+                for name, state in tensors.items():
+                    save_file(state, partial / f"{name}.safetensors")
+                progress = {**progress, "tensors": list(tensors)}
                 (partial / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
         # torch reports a failed write as RuntimeError, safetensors with an exception of its own.
         except Exception as error:
@@ -92,12 +95,11 @@ def save_checkpoint(
     return written
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMA | None) -> dict:
-    """Put the state of a checkpoint into the prepared objects and return its `progress`."""
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
+    """Put the state of a checkpoint into the prepared objects; returns its `progress` and further `tensors`."""
     accelerator.load_state(str(folder))
-    if ema is not None:
-        ema.model.load_state_dict(load_file(folder / "ema.safetensors"))
-    return json.loads((folder / "progress.json").read_text())
+    progress = json.loads((folder / "progress.json").read_text())
+    return progress, {name: load_file(folder / f"{name}.safetensors") for name in progress["tensors"]}
 
 
 def _all_well(accelerator: Accelerator, problem: Exception | None) -> bool:

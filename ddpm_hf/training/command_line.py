@@ -17,6 +17,8 @@ RETIRED_FLAGS = {
     "--local_rank": "start the script with `accelerate launch`, which tells every process its rank",
     "--enable_xformers_memory_efficient_attention": "PyTorch's own memory-efficient attention is always on",
     "--preserve_input_precision": "16-bit images are scaled to 8 bits, the grid on which the likelihood is defined",
+    "--hub_token": "other users of the machine can read a command line, so a token given there is no secret any more; "
+    "set HF_TOKEN, run `hf auth login`, or name a file with --hub_token_file",
 }
 
 
@@ -26,6 +28,12 @@ class OneLineParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         sys.exit(2)
+
+    def refuse_retired(self, arguments: list[str]) -> None:
+        """End with a line of advice if one of `RETIRED_FLAGS` was given; its value is not repeated."""
+        for retired, advice in RETIRED_FLAGS.items():
+            if any(argument.partition("=")[0] == retired for argument in arguments):
+                self.error(f"argument {retired} has no counterpart here: {advice}; leave it out")
 
     def parse(self, arguments: list[str]) -> tuple[Any, ...]:
         """The filled dataclasses; an unknown flag ends with a line that names the nearest known one."""
@@ -68,14 +76,12 @@ def parse_training_arguments(arguments: list[str], prog: str = "train.py") -> Co
         epilog=f"Example: accelerate launch scripts/{prog} --train_data_dir photos --resolution 64 --output_dir out",
     )
     parser.add_argument("--config", help="A YAML file of flags and values; the command line wins over it.")
-    for retired, advice in RETIRED_FLAGS.items():
-        if any(argument.partition("=")[0] == retired for argument in arguments):
-            parser.error(f"argument {retired} has no counterpart here: {advice}; leave it out")
+    parser.refuse_retired(arguments)
     file = _option(arguments, "--config")
     if file is not None:
         arguments = [*_arguments_from_yaml(file, parser), *arguments]
     groups = parser.parse(arguments)[: len(ARGUMENT_GROUPS)]
-    config = Config(**dict(zip(("data", "model", "process", "optimization", "run"), groups, strict=True)))
+    config = Config(**dict(zip(("data", "model", "process", "optimization", "run", "hub"), groups, strict=True)))
     with one_line_errors(prog):
         config.check()
     return config

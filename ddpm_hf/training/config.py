@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ..hub.folder import RECORDED as RECORDED
+
 BETA_SCHEDULES = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 VARIANCE_TYPES = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 LR_SCHEDULERS = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -108,6 +110,13 @@ class OptimizationArguments:
 
     _argument_group_name = "optimization"
 
+    loss: Literal["simple", "vlb", "hybrid"] | None = flag(
+        help="simple: square error; vlb: the bound; hybrid: both, which a learned variance needs and gets by default."
+    )
+    loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weights of the square error by timestep.")
+    timestep_sampling: Literal["uniform", "stratified", "importance"] | None = flag(
+        help="uniform as in the paper; stratified: spread evenly over the batch; importance: where the loss is large."
+    )
     max_train_steps: int | None = flag(help="Optimizer steps. Give this or --num_epochs.")
     num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
     train_batch_size: int | None = flag(help="Images per device and micro-step. 16.")
@@ -161,10 +170,35 @@ class RunArguments:
     dry_run: bool = flag(False, help="Print the plan of the run and stop.")
 
 
-ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, OptimizationArguments, RunArguments)
+@dataclass(kw_only=True)
+class PageArguments:
+    """Which page of the Hub a model goes to. `scripts/push.py` takes the same flags."""
 
-# The key under which `training_config.yaml` holds what was found rather than set: held-out rows, classes, sizes.
-RECORDED = "recorded"
+    _argument_group_name = "hub"
+
+    hub_model_id: str | None = flag(help="user/name, or a name of your own; by default that of the folder.")
+    hub_private_repo: bool = flag(False, help="The page is for your eyes only.")
+    hub_license: str | None = flag(help="The licence on the card, as the Hub spells it, e.g. apache-2.0. Left open.")
+    hub_token_file: str | None = flag(
+        help="A file that holds the token. By default HF_TOKEN or the stored login. There is no --hub_token: other "
+        "users of the machine can read a command line."
+    )
+
+
+@dataclass(kw_only=True)
+class HubArguments(PageArguments):
+    """Whether and when a run's model goes to the Hub."""
+
+    push_to_hub: bool = flag(False, help="Push pipeline, card and pictures to the Hub.")
+    hub_strategy: Literal["end", "checkpoint"] = flag(
+        "end", help="Push at the end only, or in the background at every checkpoint too."
+    )
+
+
+ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, OptimizationArguments, RunArguments, HubArguments)
+
+# Where a model is published is no property of the run: who repeats it from its settings must not push to that page.
+HUB_FLAGS = frozenset(entry.name for entry in dataclasses.fields(HubArguments))
 
 # These change what is stored or shown, never the weights: a run may be continued with other values.
 # Batch, accumulation and processes matter only by their product, which a run's summary holds.
@@ -172,7 +206,7 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
     "save_model_epochs preview_images preview_inference_steps report_to logging_dir logging_steps dry_run".split()
-)
+).union(HUB_FLAGS)
 
 # (flag, lowest value, whether that value itself is allowed, highest value)
 _RANGES = (
@@ -222,9 +256,10 @@ class Config:
     process: ProcessArguments
     optimization: OptimizationArguments
     run: RunArguments
+    hub: HubArguments = dataclasses.field(default_factory=HubArguments)
 
     def flags(self) -> dict[str, Any]:
-        """Every flag and its value, as `training_config.yaml` holds them."""
+        """Every flag and its value."""
         return {name: value for group in self._groups() for name, value in dataclasses.asdict(group).items()}
 
     def fill(self, values: dict[str, Any]) -> None:
@@ -261,7 +296,7 @@ class Config:
             raise ValueError(f"--channels is {flags['channels']}; choose 1 (grey), 3 (RGB) or 4 (RGBA)")
 
     def _groups(self) -> tuple[Any, ...]:
-        return (self.data, self.model, self.process, self.optimization, self.run)
+        return (self.data, self.model, self.process, self.optimization, self.run, self.hub)
 
 
 def choices_of(name: str) -> tuple[str, ...]:

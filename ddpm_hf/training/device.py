@@ -1,4 +1,9 @@
-"""The Accelerator of a run: precision, accumulation, trackers."""
+"""The machine of a run: its name and memory, and the Accelerator with precision, accumulation and trackers."""
+
+import os
+import platform
+import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -34,3 +39,34 @@ def make_accelerator(config: Config) -> Accelerator:
             project_dir=output_dir, logging_dir=f"{output_dir}/{config.run.logging_dir}"
         ),
     )
+
+
+def describe_hardware(accelerator: Accelerator) -> str:
+    """What the run computes on, as the card says it: "2 x NVIDIA H100", "Apple M2 (mps)", "AMD EPYC (16 threads)"."""
+    device, count = accelerator.device, accelerator.num_processes
+    if device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return f"{_processor_name()} ({device.type})"
+    processes = f", {count} processes" if count > 1 else ""
+    return f"{_processor_name()} ({os.cpu_count()} threads in the machine{processes})"
+
+
+def _processor_name() -> str:
+    """As Linux tells it; elsewhere what Python knows."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has had: on its GPU, else in main memory; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -34,3 +34,11 @@ class EMA:
         """Move the average towards the (unwrapped) network as it is after optimizer step `step`."""
         decay = ema_decay(step, self.max_decay, self.inv_gamma, self.power)
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The averaged weights under the network's own names."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.model.load_state_dict(state)

@@ -7,6 +7,7 @@ of (seed, step). A resumed run therefore needs only its weights and its step to 
 import math
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -17,17 +18,19 @@ from tqdm.auto import tqdm
 from ..data.loading import make_loader
 from ..data.order import PositionSampler
 from ..data.transforms import normalize
-from ..diffusion.losses import simple_loss, stratified_timesteps, training_target
+from ..diffusion.losses import SecondMomentSampler, stratified_timesteps, uniform_timesteps
+from ..hub.access import Page
+from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
 from ..pipelines.pictures import image_grid
 from ..seeds import derive_seed, generator_for
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
+from .device import describe_hardware, peak_memory
 from .ema import EMA
 from .output import LossTable, OutputFolder
 from .plan import Plan
-
-SAMPLES_FILE = "samples.png"
+from .publish import Publisher, draw_chain
 
 
 class Trainer:
@@ -38,19 +41,28 @@ class Trainer:
         accelerator: made by `make_accelerator` from the same settings.
         output: the open output folder.
         summary: what the folder says of the run so far.
+        page: where the model is pushed to; None for nowhere.
     """
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, output: OutputFolder, summary: dict):
+    def __init__(
+        self, plan: Plan, accelerator: Accelerator, output: OutputFolder, summary: dict, page: Page | None = None
+    ):
         self.plan, self.accelerator, self.output, self.summary = plan, accelerator, output, summary
         self.options = plan.config.optimization
         self.run = plan.config.run
         self.step = 0
+        self.picture, self.drawn = None, None  # the newest preview, and what is to be said of it
         self.seconds = 0.0  # of training, over all sessions of this run
+        self.peak_memory = 0
+        self.publisher = Publisher(plan.config, output, page, tqdm.write) if accelerator.is_main_process else None
         self.ema = None
         if self.options.use_ema:
             inv_gamma = self.options.ema_inv_gamma if self.options.ema_warmup else None
             self.ema = EMA(plan.unet, self.options.ema_decay, inv_gamma, self.options.ema_power)
             self.ema.model.to(accelerator.device)
+        self.timestep_sampler, self.seen = None, []
+        if self.options.timestep_sampling == "importance":
+            self.timestep_sampler = SecondMomentSampler(plan.scheduler.config.num_train_timesteps)
         self._prepare_model()
 
     def _prepare_model(self) -> None:
@@ -89,7 +101,10 @@ class Trainer:
     def train(self) -> None:
         """Train to the last step, going on from the newest checkpoint, and write everything a run leaves behind."""
         self._resume()
-        self.table = LossTable(self.output / "loss.csv", self.step) if self.accelerator.is_main_process else None
+        self.table = LossTable(self.output / LOSS_FILE, self.step) if self.accelerator.is_main_process else None
+        hardware = describe_hardware(self.accelerator)
+        if hardware not in self.summary.setdefault("hardware", []):
+            self.summary["hardware"].append(hardware)
         self._start_report()
         with tqdm(
             total=self.plan.steps,
@@ -115,9 +130,17 @@ class Trainer:
         else:
             checkpoint = next(reversed(list_checkpoints(self.output.path)), None)
         if checkpoint is not None:
-            progress = load_checkpoint(self.accelerator, checkpoint, self.ema)
+            progress, tensors = load_checkpoint(self.accelerator, checkpoint)
+            for name, holder in self._holders().items():
+                holder.load_state_dict(tensors[name])
             self.step, self.seconds = progress["step"], progress["seconds"]
+            self.peak_memory = progress.get("peak_memory_bytes") or 0
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
+
+    def _holders(self) -> dict[str, EMA | SecondMomentSampler]:
+        """What has state beside model and optimizer, under the names of its checkpoint files."""
+        holders = {"ema": self.ema, "timestep_sampler": self.timestep_sampler}
+        return {name: holder for name, holder in holders.items() if holder is not None}
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The micro-batches of this process from the current step to the last, on the device."""
@@ -142,18 +165,34 @@ class Trainer:
     def _finish(self) -> None:
         self._write_curves()
         self._preview(SAMPLES_FILE)
+        with self.accelerator.autocast():
+            chain = draw_chain(self.pipeline(), self.plan, self.output.path if self.publisher else None)
         self.save_pipeline()
         self._checkpoint()
-        if self.accelerator.is_main_process:
-            self.summary |= {
-                "status": "finished",
-                "steps": self.step,
-                "training_seconds": round(self.seconds, 1),
-                "images_per_second": round(self.step * self.sampler.global_batch_size / self.seconds, 1),
-                "final_loss": self.table.rows[-1]["loss"],
-            }
-            self.output.write_summary(self.summary)
+        if self.publisher is not None:
+            self.output.write_summary(self._summary_so_far() | {"status": "finished", "chain": self.drawn | chain})
         self.accelerator.end_training()
+        # Alone, since no other process waits any more.
+        if self.publisher is not None:
+            self.publisher.finish()
+
+    def _summary_so_far(self) -> dict:
+        """The summary with what the run has cost and shown up to the last report."""
+        return self.summary | {
+            "step": self.step,
+            "training_seconds": round(self.seconds, 1),
+            "images_per_second": round(self.reported_step * self.sampler.global_batch_size / self.seconds, 1),
+            "final_loss": self.table.rows[-1]["loss"],
+            "peak_memory_bytes": self._peak_memory(),
+            "precision": self.accelerator.mixed_precision,
+            "software": {name: version(name) for name in ("torch", "diffusers", "accelerate")},
+            "samples": self.drawn,
+            "unreadable": self.plan.images.unreadable,
+        }
+
+    def _peak_memory(self) -> int | None:
+        now = peak_memory(self.accelerator.device)
+        return None if now is None else max(now, self.peak_memory)
 
     # One optimizer step
 
@@ -162,27 +201,28 @@ class Trainer:
         with self.accelerator.accumulate(self.model):
             # 1. x_0 from the data, t and eps; all in float32 whatever the precision of the network
             x_0 = normalize(batch["images"])
-            noise, timesteps, conditions = self._draw(batch, x_0)
-            # 2. x_t and what the network should say about it
-            scheduler = self.plan.scheduler
-            x_t = scheduler.add_noise(x_0, noise, timesteps)
-            target = training_target(scheduler, x_0, noise, timesteps)
-            # 3. Gradient descent on the loss
+            noise, timesteps, weights, conditions = self._draw(batch, x_0)
+            # 2. One loss per image: x_t, the network's output, and how far it is from what it should be
             torch.manual_seed(self._address("dropout", self.micro_step, self.accelerator.process_index))
-            output = self.model(x_t, timesteps, **conditions).sample
-            loss = simple_loss(output.float(), target).mean()
-            self.accelerator.backward(loss)
-            self.loss_sum += loss.detach()
+            losses = self.plan.loss(self._network, x_0, noise, timesteps, **conditions)
+            # 3. Gradient descent on their mean
+            self.accelerator.backward((losses * weights).mean())
+            self.loss_sum += (losses.detach() * weights).mean()
+            if self.timestep_sampler is not None:
+                self.seen.append(self.accelerator.gather(torch.stack([timesteps, losses.detach()], dim=1)))
             if self.accelerator.sync_gradients:
                 self._set_learning_rate(self.learning_rate_at(self.step))
                 self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
 
+    def _network(self, x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+        return self.model(x_t, timesteps, **conditions).sample
+
     def _draw(
         self, batch: dict[str, torch.Tensor], x_0: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Noise, timesteps and conditions for this process's slice of the global batch."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Noise, timesteps with their weights, and conditions for this process's slice of the global batch."""
         positions = self.sampler.positions(self.step, self.micro_step)
         shape = x_0.shape[1:]
         generators = [generator_for(self.options.seed, "noise", position) for position in positions]
@@ -190,15 +230,22 @@ class Trainer:
         first = positions.start - self.step * self.sampler.global_batch_size
         own = slice(first, first + len(positions))
         total = self.sampler.global_batch_size
-        generator = torch.Generator().manual_seed(self._address("timesteps"))
-        timesteps = stratified_timesteps(total, self.plan.scheduler.config.num_train_timesteps, generator)[own]
+        timesteps, weights = (drawn[own].to(x_0.device) for drawn in self._draw_timesteps(total))
         conditions = {}
         if self.plan.id2label is not None:
             generator = torch.Generator().manual_seed(self._address("condition dropout"))
             hidden = torch.rand(total, generator=generator)[own] < self.plan.config.model.condition_dropout
             labels = batch["class_labels"]
             conditions["class_labels"] = torch.where(hidden.to(labels.device), len(self.plan.id2label), labels)
-        return noise.to(x_0.device), timesteps.to(x_0.device), conditions
+        return noise.to(x_0.device), timesteps, weights, conditions
+
+    def _draw_timesteps(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Timesteps of the global batch, and the weights that keep the mean loss unbiased."""
+        generator = torch.Generator().manual_seed(self._address("timesteps"))
+        if self.timestep_sampler is not None:
+            return self.timestep_sampler.sample(count, generator)
+        draw = uniform_timesteps if self.options.timestep_sampling == "uniform" else stratified_timesteps
+        return draw(count, self.plan.scheduler.config.num_train_timesteps, generator), torch.ones(count)
 
     def _address(self, purpose: str, *place: int) -> int:
         return derive_seed(self.options.seed, purpose, self.step, *place)
@@ -210,6 +257,10 @@ class Trainer:
     def _after_step(self) -> None:
         """Everything that hangs on the clock, once the weights have moved."""
         self.step += 1
+        if self.timestep_sampler is not None:
+            for timesteps, losses in (micro_batch.cpu().unbind(1) for micro_batch in self.seen):
+                self.timestep_sampler.update(timesteps.long(), losses)
+            self.seen.clear()
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(self.model), self.step)
         self.bar.update()
@@ -225,6 +276,8 @@ class Trainer:
             self.save_pipeline()
         if self.step % self.run.checkpointing_steps == 0:
             self._checkpoint()
+            if self.publisher is not None and self.table.rows:
+                self.publisher.checkpoint(self.pipeline(), self._summary_so_far(), self.picture)
 
     # What a run tells
 
@@ -255,7 +308,7 @@ class Trainer:
 
     def _write_curves(self) -> None:
         if self.table is not None and self.table.rows:
-            self.table.plot(self.output / "loss.png")
+            self.table.plot(self.output / CURVE_FILE)
 
     def pipeline(self) -> DDPMPipeline:
         """The pipeline as it would be saved now: with the averaged weights if there are any."""
@@ -289,6 +342,15 @@ class Trainer:
             (self.output / name).parent.mkdir(exist_ok=True)
             grid.save(self.output / name)
             self._track_image(np.asarray(grid))
+        self.picture = self.output / name
+        self.drawn = {
+            "count": count,
+            "step": self.step,
+            "seed": self.options.seed,
+            "num_inference_steps": steps,
+            "ema": self.ema is not None,
+            "classes": row_names,
+        }
         self.report_time += time.perf_counter() - started
 
     def _track_image(self, grid: np.ndarray) -> None:
@@ -304,8 +366,9 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         started = time.perf_counter()
-        progress = {"step": self.step, "seconds": self.seconds}
-        save_checkpoint(self.accelerator, self.output.path, progress, self.ema, self.run.checkpoints_total_limit)
+        progress = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak_memory()}
+        tensors = {name: holder.state_dict() for name, holder in self._holders().items()}
+        save_checkpoint(self.accelerator, self.output.path, progress, tensors, self.run.checkpoints_total_limit)
         self.report_time += time.perf_counter() - started
 
 

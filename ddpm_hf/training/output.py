@@ -9,16 +9,36 @@ from typing import Any
 
 import yaml
 
+from ..hub.folder import (
+    ANIMATION_FILE,
+    CARD_FILE,
+    CHAIN_FILE,
+    CONFIG_FILE,
+    CURVE_FILE,
+    LOSS_FILE,
+    SAMPLES_FILE,
+    STANDALONE_FILE,
+    SUMMARY_FILE,
+)
 from .checkpoint import list_checkpoints
-from .config import NOT_PART_OF_THE_RESULT, RECORDED, Config
+from .config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, RECORDED, Config
 
-CONFIG_FILE = "training_config.yaml"
-SUMMARY_FILE = "training_summary.json"
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
 # Everything that a run writes; `--overwrite_output_dir` removes these names and nothing else.
 _OWN_NAMES = (
-    "model_index.json unet scheduler README.md samples.png loss.csv loss.png previews logs " + CONFIG_FILE
-).split() + [SUMMARY_FILE]
+    *(
+        "model_index.json",
+        "unet",
+        "scheduler",
+        "previews",
+        "logs",
+        STANDALONE_FILE,
+        CARD_FILE,
+        SAMPLES_FILE,
+        LOSS_FILE,
+    ),
+    *(CURVE_FILE, CHAIN_FILE, ANIMATION_FILE, CONFIG_FILE, SUMMARY_FILE),
+)
 
 
 class OutputFolder:
@@ -71,7 +91,8 @@ class OutputFolder:
             self._check_same_run(config, facts, summary)
             return summary
         self.path.mkdir(parents=True, exist_ok=True)
-        flags = {name: value for name, value in config.flags().items() if name != "overwrite_output_dir"}
+        unrecorded = {"overwrite_output_dir", *HUB_FLAGS}
+        flags = {name: value for name, value in config.flags().items() if name not in unrecorded}
         content = {**flags, RECORDED: facts}
         write_text(self / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         summary = {"status": "running", **facts}

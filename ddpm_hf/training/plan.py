@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..data.transforms import parse_resolution
+from ..diffusion.losses import DiffusionLoss
 from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
 from ..models.presets import Preset, get_preset
 from ..models.unet import DDPMUNet2D, default_depth, paper_config
@@ -36,7 +37,7 @@ class Plan:
         config: with every setting filled in.
         images: the training images, by position, and what is known of them.
         id2label: class names, for class-conditional runs.
-        unet, scheduler: network and process.
+        unet, scheduler, loss: network, process and what is minimised.
         steps: optimizer steps of the whole run.
         preview_steps, pipeline_steps: steps between previews and between saved pipelines; 0 for none.
         facts: what a run cannot go on without finding again, for its summary.
@@ -47,6 +48,7 @@ class Plan:
     id2label: dict[int, str] | None
     unet: DDPMUNet2D
     scheduler: LinearDDPMScheduler
+    loss: DiffusionLoss
     steps: int
     preview_steps: int
     pipeline_steps: int
@@ -82,6 +84,7 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
     unet = _build_unet(config, unet_config, images, id2label, start)
     scheduler = _build_scheduler(config, preset, start)
     _check_outputs(unet, scheduler)
+    loss = DiffusionLoss(scheduler, config.optimization.loss, config.optimization.loss_weighting)
     batch = accelerator.num_processes * config.optimization.gradient_accumulation_steps
     batch *= config.optimization.train_batch_size
     if images.count is not None and batch > images.count:
@@ -97,6 +100,7 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
         id2label=id2label,
         unet=unet,
         scheduler=scheduler,
+        loss=loss,
         steps=steps,
         preview_steps=_interval(run.preview_steps, run.save_images_epochs, steps_per_epoch, math.ceil(steps / 10)),
         pipeline_steps=_interval(None, run.save_model_epochs, steps_per_epoch, 0),
@@ -167,10 +171,12 @@ def _fill(config: Config, preset: Preset, unet_config: dict[str, Any] | None, st
             model["channel_multipliers"] = _to_depth(model["channel_multipliers"], default_depth(height, width))
         config.fill(model)
     _fill_process(config, preset)
+    learned = config.process.variance_type in LEARNED_VARIANCES
+    config.fill({"loss": "hybrid" if learned else "simple"})
     training = dict(preset.training)
     if config.optimization.num_epochs is not None:
         del training["max_train_steps"]
-    config.fill({"ema_warmup": True, **training})
+    config.fill({"loss_weighting": "none", "timestep_sampling": "stratified", "ema_warmup": True} | training)
 
 
 def _fill_process(config: Config, preset: Preset) -> None:

@@ -8,6 +8,7 @@ from .images import TrainingImages
 from .loop import Trainer
 from .output import OutputFolder
 from .plan import Plan, make_plan
+from .publish import Publisher, page_for
 
 
 def prepare(config: Config) -> Trainer | None:
@@ -19,6 +20,9 @@ def prepare(config: Config) -> Trainer | None:
     output = OutputFolder(config.run.output_dir)
     output.check_is_ours(config.run.overwrite_output_dir)
     accelerator = make_accelerator(config)
+    page = None
+    if config.hub.push_to_hub and accelerator.is_main_process and not config.run.dry_run:
+        page = page_for(config.hub, output.path)
     plan = make_plan(config, accelerator)
     accelerator.print(describe(plan, accelerator))
     if config.run.dry_run:
@@ -30,11 +34,13 @@ def prepare(config: Config) -> Trainer | None:
         summary = output.open(config, plan.facts)
     if summary["status"] == "finished":
         accelerator.print(f"this run is finished: {summary['steps']} steps; its results are in {output.path}")
+        if page is not None:
+            Publisher(config, output, page, print).finish()
         return None
     if config.run.report_to != "none":
         settings = {name: str(value) for name, value in config.flags().items()}
         accelerator.init_trackers("ddpm_hf", settings)
-    return Trainer(plan, accelerator, output, summary)
+    return Trainer(plan, accelerator, output, summary, page)
 
 
 def describe(plan: Plan, accelerator: Accelerator) -> str:

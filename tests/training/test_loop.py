@@ -75,8 +75,12 @@ def test_the_saved_config_reproduces_the_run(train, tmp_path):
         [],
         ["--dropout", "0.3", "--random_flip", "--gradient_accumulation_steps", "2"],
         ["--class_conditional", "--condition_dropout", "0.5", "--dataloader_num_workers", "2"],
+        ["--streaming", "--shuffle_buffer", "7", "--dataloader_num_workers", "2", "--holdout", "0.2"],
+        # T of 4, so that the sampler has its history and leaves the uniform law before the run ends.
+        "--loss vlb --variance_type learned_range --timestep_sampling importance --train_batch_size 12 "
+        "--num_train_timesteps 4 --beta_schedule squaredcos_cap_v2 --max_train_steps 12".split(),
     ],
-    ids=["plain", "dropout, flips and accumulation", "classes and workers"],
+    ids=["plain", "dropout, flips and accumulation", "classes and workers", "stream", "importance sampling"],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(train, start, tmp_path, flags):
     unbroken = train(*flags, output_dir=tmp_path / "unbroken")
@@ -86,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(train, start, tmp_path, flags):
     resumed = train(*flags, output_dir=tmp_path / "broken")
     assert_equal_weights(unbroken, resumed)
     losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("unbroken", "broken")]
-    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert losses[0] == losses[1] and len(losses[0]) >= 6
 
 
 class Killed(Exception):

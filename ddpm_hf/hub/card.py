@@ -1,0 +1,332 @@
+"""The model card: a page whose every sentence has its source in the model folder."""
+
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .folder import (
+    ANIMATION_FILE,
+    CARD_FILE,
+    CHAIN_FILE,
+    CURVE_FILE,
+    RECORDED,
+    SAMPLES_FILE,
+    STANDALONE_FILE,
+    ModelFolder,
+)
+from .stock import fast_samplers, needs_standalone, obstacles, write_standalone
+
+TEMPLATE_FILE = "model_card.md"
+MARKER = "Written by ddpm_hf, and written anew by it; without this line the card stays as it is."
+TASK = "unconditional-image-generation"
+FEWER_STEPS = 20
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# Settings of this machine and this folder, of no use to anybody else.
+_PRIVATE_SETTINGS = frozenset("output_dir cache_dir logging_dir resume_from_checkpoint".split())
+_PATH_SETTINGS = ("dataset_name", "train_data_dir", "init_from", "model_config_name_or_path")
+CONFIG_HEADER = (
+    "# The settings of the run, for `train.py --config`; paths of the machine that it ran on are cut off.\n"
+)
+
+
+def write_card(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> Path:
+    """Write the card of a model folder, and the one-file pipeline if diffusers alone cannot draw with the model.
+
+    A card from which the last line, the mark of this function, was taken out belongs to its author and stays.
+
+    Args:
+        folder: a saved pipeline with whatever a run wrote beside it.
+        repo_id: "user/name" for the code examples; without one they load the folder they are run in.
+        license: an identifier of the Hub's list; None leaves it open.
+
+    Returns:
+        The card's file.
+
+    Raises:
+        ValueError: if it is no folder of a DDPM pipeline, or one of its files is not what it should be.
+    """
+    model = ModelFolder.read(folder)
+    write_standalone(model)
+    file = model.path / CARD_FILE
+    if not file.is_file() or MARKER in file.read_text(encoding="utf-8"):
+        render_card(model, repo_id, license).save(file)
+    return file
+
+
+def render_card(model: ModelFolder, repo_id: str | None = None, license: str | None = None) -> ModelCard:
+    """The card of a model folder; arguments as in `write_card`."""
+    name = repo_id.rpartition("/")[2] if repo_id else model.path.resolve().name
+    return ModelCard.from_template(
+        card_data(model, name, license),
+        template_str=template(),
+        name=name,
+        place=repo_id or ".",
+        marker=MARKER,
+        **_what_it_is(model),
+        **_how_to_use(model),
+        **_what_the_run_says(model),
+    )
+
+
+def template() -> str:
+    """The text of `model_card.md`: in the installed package, else at the top level of the checkout."""
+    packaged = files("ddpm_hf") / TEMPLATE_FILE
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).parents[2] / TEMPLATE_FILE).read_text(encoding="utf-8")
+
+
+def card_data(model: ModelFolder, name: str, license: str | None = None) -> ModelCardData:
+    """The metadata of the card; `model-index` has every metric of the evaluation report."""
+    dataset = model.settings.get("dataset_name")
+    start = model.settings.get("init_from")
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=public_name(metric.get("dataset") or "unknown"),
+            dataset_name=public_name(metric.get("dataset") or "unknown"),
+            dataset_split=metric.get("split"),
+            metric_type=metric["name"],
+            metric_name=metric["name"].replace("_", " "),
+            metric_value=metric["value"],
+            metric_args={key: value for key, value in _conditions(metric).items() if value is not None} or None,
+        )
+        for metric in model.metrics
+    ]
+    return ModelCardData(
+        license=license,
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        tags=["ddpm", "diffusion-models", "ddpm_hf"]
+        + ["class-conditional-image-generation"] * bool(model.class_names),
+        datasets=[dataset] if dataset and _is_hub_name(dataset) else None,
+        base_model=start if start and _is_hub_name(start) else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+
+
+def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run as they may be published: of paths on this machine only the last part is left."""
+    public = {name: value for name, value in settings.items() if name not in _PRIVATE_SETTINGS}
+    for name in _PATH_SETTINGS:
+        if public.get(name):
+            public[name] = public_name(public[name])
+    if public.get(RECORDED, {}).get("dataset"):
+        public[RECORDED] = {**public[RECORDED], "dataset": public_name(public[RECORDED]["dataset"])}
+    return public
+
+
+def public_metrics(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics of a report as they may be published."""
+    return [
+        {**metric, "dataset": public_name(metric["dataset"])} if metric.get("dataset") else metric
+        for metric in metrics
+    ]
+
+
+def public_name(name: str) -> str:
+    """A name of the Hub as it is; of a path on this machine only the last part."""
+    return name if _is_hub_name(name) else Path(name).name or name
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(name)) and not os.path.exists(name)
+
+
+# What the template is filled with
+
+
+def _what_it_is(model: ModelFolder) -> dict[str, Any]:
+    height, width = model.size
+    kinds = {1: "grey", 3: "RGB", 4: "RGBA"}
+    summary, data = model.summary, None
+    if "dataset" in summary:
+        count = summary.get("training_images")
+        data = (f"{count:,} images of " if count else "a stream of ") + f"`{public_name(summary['dataset'])}`"
+        if model.settings.get("init_from"):
+            data += f", starting from the weights of `{public_name(model.settings['init_from'])}`"
+    unfinished = None
+    if summary.get("status") == "running" and "step" in summary:
+        unfinished = {"step": f"{summary['step']:,}", "steps": f"{summary['steps']:,}"}
+    return {
+        "kind": kinds.get(model.channels, f"{model.channels}-channel"),
+        "height": height,
+        "width": width,
+        "data": data,
+        "unfinished": unfinished,
+        "timesteps": model.timesteps,
+        "limits": _limits(model),
+    }
+
+
+def _how_to_use(model: ModelFolder) -> dict[str, Any]:
+    """Calls and sentences for the section on use."""
+    names, blocked = model.class_names, obstacles(model)
+    # As Python source: a name, or a number where classes have no names.
+    labels = [repr(name) if model.index.get("id2label") else name for name in names]
+    one_class = [f"class_labels={labels[0]}"] if names else []
+    if model.is_guided:
+        one_class.append("guidance_scale=2.0")
+    # Only diffusers' own pipeline does not know the number by itself.
+    all_steps = [f"num_inference_steps={model.timesteps}"] if model.timesteps != 1000 and not blocked else []
+    several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
+    fewer_steps = FEWER_STEPS if model.timesteps > 2 * FEWER_STEPS else None
+    return {
+        "obstacles": blocked,
+        "needs_standalone": needs_standalone(model),
+        "standalone_file": STANDALONE_FILE,
+        "call": ", ".join(one_class + all_steps),
+        "own_call": several,
+        "classes": ", ".join(names[:100]) + ", …" * (len(names) > 100),
+        "guided": model.is_guided,
+        "fewer_steps": fewer_steps,
+        "fewer_call": ", ".join([*one_class, f"num_inference_steps={fewer_steps}"]),
+        "learned_variance": model.learns_variance,
+        "stock_samplers": ["DDPMScheduler", *fast_samplers(model)] if not blocked else [],
+    }
+
+
+def _limits(model: ModelFolder) -> list[str]:
+    height, width = model.size
+    limits = [f"It draws {width}x{height} pixels and no other size."]
+    if model.class_names:
+        limits.append(f"It draws the {len(model.class_names)} classes named above and no others.")
+    if model.summary.get("training_images") and not model.settings.get("init_from"):
+        limits.append(f"All that it knows comes from {model.summary['training_images']:,} training images.")
+    if model.summary.get("unreadable"):
+        limits.append(f"{len(model.summary['unreadable'])} images could not be read and were left out of training.")
+    if not model.metrics:
+        limits.append("Its quality was not measured.")
+    return limits
+
+
+def _what_the_run_says(model: ModelFolder) -> dict[str, Any]:
+    """Pictures, figures and settings; nothing for a folder that no run has written."""
+    return {
+        "samples": _samples(model),
+        "chain": _chain(model),
+        "curve": _curve(model),
+        "metrics": _table([_row(metric) for metric in model.metrics]) if model.metrics else None,
+        "training": _training(model),
+        "settings": yaml.safe_dump(
+            {name: value for name, value in public_settings(model.settings).items() if name != RECORDED},
+            sort_keys=False,
+            allow_unicode=True,
+        ).strip(),
+        "cost": _cost(model.summary),
+    }
+
+
+def _samples(model: ModelFolder) -> dict[str, str] | None:
+    facts = model.summary.get("samples")
+    if not facts or not model.has(SAMPLES_FILE):
+        return None
+    rows = f", a row for each class: {', '.join(facts['classes'])}" if facts.get("classes") else ""
+    height, width = model.size
+    return {
+        "file": SAMPLES_FILE,
+        "alt": f"A grid of {facts['count']} generated images of {width}x{height} pixels{rows}",
+        "caption": f"{facts['count']} images, not selected{rows}. {_drawn(model, facts)}",
+    }
+
+
+def _drawn(model: ModelFolder, facts: dict[str, Any]) -> str:
+    weights = "the moving average of the weights" if facts["ema"] else "the weights of the last step"
+    return (
+        f"Drawn after step {facts['step']:,} with {weights}, seed {facts['seed']}, in {facts['num_inference_steps']} "
+        f"of {model.timesteps} denoising steps of the DDPM sampler."
+    )
+
+
+def _chain(model: ModelFolder) -> dict[str, str] | None:
+    facts = model.summary.get("chain")
+    if not facts or not model.has(CHAIN_FILE) or not model.has(ANIMATION_FILE):
+        return None
+    shown = ", ".join(map(str, facts["shown_steps"]))
+    return {
+        "strip": CHAIN_FILE,
+        "strip_alt": f"{facts['count']} rows of images that turn from noise on the left into pictures on the right",
+        "animation": ANIMATION_FILE,
+        "animation_alt": f"The same {facts['count']} images in motion, from noise to picture",
+        "caption": f"{facts['count']} images after {shown} steps. {_drawn(model, facts)}",
+    }
+
+
+def _curve(model: ModelFolder) -> dict[str, str] | None:
+    if not model.has(CURVE_FILE) or "final_loss" not in model.summary:
+        return None
+    final = f"{model.summary['final_loss']:.4f}"
+    return {
+        "file": CURVE_FILE,
+        "alt": f"Curve of the training loss over the optimizer steps, which ends at {final}",
+        "caption": f"The training loss over the optimizer steps, both axes logarithmic. The last value is {final}.",
+    }
+
+
+def _training(model: ModelFolder) -> str | None:
+    if not model.settings or "step" not in model.summary:
+        return None
+    summary = model.summary
+    software = ", ".join(f"{name} {version}" for name, version in summary.get("software", {}).items())
+    return (
+        f"{summary['step']:,} optimizer steps of {summary['global_batch_size']} images, "
+        f"{summary['parameters']:,} parameters{f', with {software}' if software else ''}. All settings:"
+    )
+
+
+def _cost(summary: dict[str, Any]) -> str | None:
+    if "training_seconds" not in summary or "hardware" not in summary:
+        return None
+    memory = summary["peak_memory_bytes"]
+    cells = {
+        "training": duration(summary["training_seconds"]),
+        "hardware": ", later ".join(summary["hardware"]),
+        "precision": {"no": "float32"}.get(summary["precision"], summary["precision"]),
+        "images a second": f"{summary['images_per_second']:,.1f}",
+        "peak memory": "not measured" if memory is None else f"{memory / 1e9:.2f} GB per process",
+    }
+    return _table([cells]) + "\n\nThe time is that of the training steps; pictures and checkpoints are not counted."
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "2 h 03 min", "4 min 05 s", "0.7 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return (
+        f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
+
+
+def _conditions(metric: dict[str, Any]) -> dict[str, Any]:
+    """All that a metric says beside what it is, its value and its data."""
+    return {key: value for key, value in metric.items() if key not in ("name", "value", "dataset", "split")}
+
+
+def _row(metric: dict[str, Any]) -> dict[str, str]:
+    data = public_name(metric["dataset"]) if metric.get("dataset") else ""
+    split = f" ({metric['split']})" if metric.get("split") else ""
+    named = {"metric": metric["name"], "value": metric["value"], "data": data + split, "n": metric.get("n")}
+    return named | {key.replace("_", " "): value for key, value in _conditions(metric).items() if key != "n"}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with a column for every key that any of the rows has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,148 @@
+"""What a model folder says of itself: its index, its configs, and what the run that made it wrote beside them."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..pipelines.loading import check_index
+from ..pipelines.samplers import LEARNED_VARIANCES
+
+INDEX_FILE = "model_index.json"
+CARD_FILE = "README.md"
+CONFIG_FILE = "training_config.yaml"
+SUMMARY_FILE = "training_summary.json"
+EVALUATION_FILE = "evaluation.json"
+SAMPLES_FILE = "samples.png"
+CHAIN_FILE = "denoising.png"
+ANIMATION_FILE = "denoising.gif"
+LOSS_FILE = "loss.csv"
+CURVE_FILE = "loss.png"
+STANDALONE_FILE = "pipeline.py"
+
+# The key under which `training_config.yaml` holds what was found rather than set: held-out rows, classes, sizes.
+RECORDED = "recorded"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that holds a DDPM pipeline.
+
+    Attributes:
+        path: of the folder.
+        index, unet, scheduler: its configs as they stand in the files.
+        settings: `training_config.yaml`; empty without.
+        summary: `training_summary.json`; empty without.
+        metrics: of `evaluation.json`, each with at least `name` and `value`; empty without.
+    """
+
+    path: Path
+    index: dict[str, Any]
+    unet: dict[str, Any]
+    scheduler: dict[str, Any]
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ModelFolder":
+        """Read a folder's small files; weights are not looked at.
+
+        Raises:
+            ValueError: if it is no folder of a DDPM pipeline, or one of its files is not what it should be.
+        """
+        path = Path(path)
+        if not (path / INDEX_FILE).is_file():
+            raise ValueError(f"{path} is no pipeline folder: it has no {INDEX_FILE}")
+        index = _json(path / INDEX_FILE)
+        check_index(index, str(path))
+        return cls(
+            path=path,
+            index=index,
+            unet=_json(component_folder(path, "unet") / "config.json"),
+            scheduler=_json(component_folder(path, "scheduler") / "scheduler_config.json"),
+            settings=_settings(path / CONFIG_FILE),
+            summary=_json(path / SUMMARY_FILE) if (path / SUMMARY_FILE).is_file() else {},
+            metrics=_metrics(path / EVALUATION_FILE) if (path / EVALUATION_FILE).is_file() else [],
+        )
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.path / name).is_file()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        size = self.unet["sample_size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.unet["in_channels"]
+
+    @property
+    def timesteps(self) -> int:
+        """T, the noise levels that the network was trained on."""
+        return self.scheduler["num_train_timesteps"]
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether half of the network's output is a variance."""
+        return self.scheduler.get("variance_type") in LEARNED_VARIANCES
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by number; numbers where they have no names; empty for an unconditional model."""
+        names = self.index.get("id2label") or {}
+        count = len(names) or self.unet.get("num_class_embeds") or 0
+        return [names.get(str(number), str(number)) for number in range(count)]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the network was trained with a class for "none", which guidance needs."""
+        return bool(self.class_names) and self.unet["num_class_embeds"] == len(self.class_names) + 1
+
+
+def component_folder(path: Path, component: str) -> Path:
+    """Where a component's files lie: in a folder of its name, or, as in the first repositories, beside the index."""
+    return path / component if (path / component).is_dir() else path
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise ValueError(f"{file} cannot be read as JSON: {problem}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__} where there should be a mapping")
+    return content
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds no mapping of settings to values")
+    return settings
+
+
+def _metrics(file: Path) -> list[dict[str, Any]]:
+    report = _json(file)
+    if report.get("schema") != 1:
+        raise ValueError(f"{file} has schema {report.get('schema')!r}; this version reads schema 1")
+    metrics = report.get("metrics")
+    if not isinstance(metrics, list):
+        raise ValueError(f"{file} has no list of metrics")
+    for metric in metrics:
+        number = metric.get("value") if isinstance(metric, dict) else None
+        if not isinstance(number, int | float) or isinstance(number, bool) or not metric.get("name"):
+            raise ValueError(f"{file}: each metric has a name and a number as its value; this one has not: {metric!r}")
+    return metrics

@@ -1,0 +1,135 @@
+"""One commit with all that belongs on a model page, and a look at what arrived."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HTTPError
+from safetensors import safe_open
+
+from .access import Page
+from .card import CONFIG_HEADER, public_metrics, public_settings
+from .folder import (
+    ANIMATION_FILE,
+    CARD_FILE,
+    CHAIN_FILE,
+    CONFIG_FILE,
+    CURVE_FILE,
+    EVALUATION_FILE,
+    INDEX_FILE,
+    LOSS_FILE,
+    SAMPLES_FILE,
+    STANDALONE_FILE,
+    ModelFolder,
+    component_folder,
+)
+from .retry import one_line, persistently
+
+# Beside the pipeline itself. Checkpoints with their optimizer states, logs and whatever else lies there stay at home.
+PAGE_FILES = (
+    *(INDEX_FILE, CARD_FILE, STANDALONE_FILE, LOSS_FILE),
+    *(SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE, CURVE_FILE),
+)
+
+
+class PushFailed(Exception):
+    """The page is not what it should be; the folder is untouched."""
+
+
+def push(folder: str | Path, page: Page, message: str, report: Callable[[str], None] = print) -> str:
+    """Put a model folder on its page, in one commit, and check what arrived.
+
+    Args:
+        folder: a pipeline with its card, see `write_card`.
+        page: from `open_page`.
+        message: of the commit.
+        report: told of failed attempts.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        ValueError: if the folder is no DDPM pipeline.
+        PushFailed: if the Hub refuses, stays away, or holds something else than the folder in the end.
+    """
+    files = page_files(ModelFolder.read(folder))
+    api = HfApi(token=page.token)
+    try:
+        commit = persistently(lambda: _commit(api, page.repo_id, files, message), report)
+        persistently(lambda: _check(api, page.repo_id, commit.oid, files), report)
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise PushFailed(one_line(error)) from error
+    return page.url
+
+
+def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
+    """What belongs on the page of a model: path there -> file or content.
+
+    Settings and metrics go out without the paths of this machine.
+
+    Raises:
+        ValueError: if the folder has no card, or no weights in the safetensors format.
+    """
+    if not model.has(CARD_FILE):
+        raise ValueError(f"{model.path} has no card ({CARD_FILE})")
+    files: dict[str, Path | bytes] = {name: model.path / name for name in PAGE_FILES if model.has(name)}
+    if model.settings:
+        text = yaml.safe_dump(public_settings(model.settings), sort_keys=False, allow_unicode=True)
+        files[CONFIG_FILE] = (CONFIG_HEADER + text).encode()
+    if model.metrics:
+        report = {"schema": 1, "metrics": public_metrics(model.metrics)}
+        files[EVALUATION_FILE] = (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
+    for component in ("unet", "scheduler"):
+        place = component_folder(model.path, component)
+        for pattern in ("*config.json", "*.safetensors", "*.safetensors.index*.json"):
+            files |= {path.relative_to(model.path).as_posix(): path for path in sorted(place.glob(pattern))}
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ValueError(f"{model.path} has no weights in the safetensors format; load the pipeline and save it again")
+    return files
+
+
+def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str):
+    """The files as the page's only model: what an earlier one left in its folders is deleted in the same commit."""
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    there = [path for path in api.list_repo_files(repo_id) if "/" in path and path.partition("/")[0] in folders]
+    left_over = sorted(set(there) - files.keys())
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    operations += [CommitOperationDelete(path, is_folder=False) for path in left_over]
+    # Not upload_folder, which may split a folder into several commits.
+    return api.create_commit(repo_id, operations, commit_message=message)
+
+
+def _check(api: HfApi, repo_id: str, revision: str, files: dict[str, Path | bytes]) -> None:
+    """Read the page back; ValueError if a file, the index, the card or the shapes of the weights are not as sent."""
+    there = {entry.path: entry for entry in api.get_paths_info(repo_id, list(files), revision=revision)}
+    differing = [name for name, content in files.items() if name not in there or not _same(there[name], content)]
+    if differing:
+        raise ValueError(f"{repo_id} holds something else than was sent: {', '.join(differing)}")
+    with tempfile.TemporaryDirectory() as download:
+        for name in (INDEX_FILE, CARD_FILE):
+            path = api.hf_hub_download(repo_id, name, revision=revision, cache_dir=download)
+            if Path(path).read_bytes() != files[name].read_bytes():
+                raise ValueError(f"{repo_id} gives out another {name} than was sent")
+        ModelCard.load(path)
+    for name, content in files.items():
+        if name.endswith(".safetensors"):
+            shapes = api.parse_safetensors_file_metadata(repo_id, name, revision=revision).tensors
+            if {key: tuple(tensor.shape) for key, tensor in shapes.items()} != _shapes(content):
+                raise ValueError(f"{repo_id} gives out other shapes in {name} than were sent")
+
+
+def _same(entry, content: Path | bytes) -> bool:
+    if entry.lfs is not None and isinstance(content, Path):
+        with content.open("rb") as file:
+            return entry.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest()
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(file, framework="pt") as tensors:
+        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}

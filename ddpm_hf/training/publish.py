@@ -1,0 +1,152 @@
+"""What becomes of a run's results: a card always, a page on the Hub if asked for. No failure here can cost them."""
+
+import json
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import disable_progress_bars
+
+from ..hub.access import Page, open_page
+from ..hub.card import write_card
+from ..hub.folder import (
+    ANIMATION_FILE,
+    CHAIN_FILE,
+    CONFIG_FILE,
+    CURVE_FILE,
+    LOSS_FILE,
+    SAMPLES_FILE,
+    SUMMARY_FILE,
+)
+from ..hub.push import push
+from ..hub.retry import one_line
+from ..pipelines.chain import denoising_chain, save_chain
+from ..pipelines.ddpm import DDPMPipeline
+from .config import Config, PageArguments
+from .output import OutputFolder
+from .plan import Plan
+
+_STAGING_FOLDER = "hub-upload.partial"
+_CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
+
+
+def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = print) -> Page:
+    """The page that the flags name, by default of the folder's name; ValueError if it cannot be written to."""
+    return open_page(
+        hub.hub_model_id or folder.resolve().name,
+        private=hub.hub_private_repo,
+        license=hub.hub_license,
+        token_file=hub.hub_token_file,
+        report=report,
+    )
+
+
+def push_command(hub: PageArguments, folder: Path, repo_id: str) -> str:
+    """The command line that pushes a folder as these flags would."""
+    script = Path(sys.argv[0]).with_name("push.py")
+    words = [sys.executable, str(script), str(folder), "--hub_model_id", repo_id]
+    words += ["--hub_private_repo"] if hub.hub_private_repo else []
+    for name in ("hub_license", "hub_token_file"):
+        if getattr(hub, name) is not None:
+            words += [f"--{name}", getattr(hub, name)]
+    return shlex.join(words)
+
+
+def draw_chain(pipeline: DDPMPipeline, plan: Plan, folder: Path | None) -> dict[str, Any]:
+    """Draw the first images of the preview once more, with what they looked like on the way. Called by every process.
+
+    Args:
+        folder: where strip and animation go; None in all but the main process.
+
+    Returns:
+        How many images, and after which steps the strip shows them.
+    """
+    count, labels, _, columns = plan.preview_layout()
+    # Of a class-conditional model the first image of each row, which is one of each class.
+    indices = list(range(0, count, columns if labels else 1))[:_CHAIN_IMAGES]
+    chain, steps = denoising_chain(
+        pipeline,
+        indices,
+        plan.config.optimization.seed,
+        min(plan.config.run.preview_inference_steps, plan.scheduler.config.num_train_timesteps),
+        _CHAIN_FRAMES,
+        None if labels is None else [labels[index] for index in indices],
+    )
+    if folder is None:
+        return {}
+    shown = save_chain(chain, folder / CHAIN_FILE, folder / ANIMATION_FILE)
+    return {"count": len(indices), "shown_steps": [steps[frame] for frame in shown]}
+
+
+class Publisher:
+    """The results of one run on their way to the public. Lives in the main process alone.
+
+    Args:
+        config: of the run.
+        output: its folder.
+        page: where to push; None for nowhere.
+        report: prints a line without disturbing a progress bar.
+    """
+
+    def __init__(self, config: Config, output: OutputFolder, page: Page | None, report: Callable[[str], None]):
+        self.hub, self.output, self.page, self.report = config.hub, output, page, report
+        self.staging = output / _STAGING_FOLDER
+        self.upload: threading.Thread | None = None
+        if page is not None:
+            disable_progress_bars()  # two bars would draw over each other
+
+    def checkpoint(self, pipeline: DDPMPipeline, summary: dict[str, Any], picture: Path | None) -> None:
+        """Push what there is at a checkpoint, in the background, if that was asked for.
+
+        An upload that is slower than the checkpoints come leaves some of them out.
+
+        Args:
+            pipeline: as it would be saved now.
+            summary: of the run at this step.
+            picture: samples to show, if there are any yet.
+        """
+        if self.page is None or self.hub.hub_strategy != "checkpoint":
+            return
+        if self.upload is not None and self.upload.is_alive():
+            self.report(f"the upload before is still under way; step {summary['step']} is not pushed")
+            return
+        # A copy, because the run goes on writing into its folder.
+        shutil.rmtree(self.staging, ignore_errors=True)
+        pipeline.save_pretrained(self.staging)
+        for name in (CONFIG_FILE, LOSS_FILE, CURVE_FILE):
+            if (self.output / name).is_file():
+                shutil.copyfile(self.output / name, self.staging / name)
+        if picture is not None:
+            shutil.copyfile(picture, self.staging / SAMPLES_FILE)
+        (self.staging / SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
+        write_card(self.staging, self.page.repo_id, self.page.license)
+        self.upload = threading.Thread(target=self._push_staged, args=(summary["step"],), daemon=True)
+        self.upload.start()
+
+    def _push_staged(self, step: int) -> None:
+        try:
+            push(self.staging, self.page, f"Training, step {step}", self.report)
+        except Exception as error:
+            self.report(f"step {step} was not pushed: {one_line(error)}; the run goes on")
+
+    def finish(self) -> None:
+        """Write the card, and push the folder. A failure of the Hub ends with the command that pushes it later."""
+        if self.upload is not None:
+            self.upload.join()
+        shutil.rmtree(self.staging, ignore_errors=True)
+        if self.page is None:
+            write_card(self.output.path, license=self.hub.hub_license)
+            return
+        write_card(self.output.path, self.page.repo_id, self.page.license)
+        try:
+            self.report(f"model page: {push(self.output.path, self.page, 'End of training', self.report)}")
+        except Exception as error:
+            command = push_command(self.hub, self.output.path, self.page.repo_id)
+            self.report(
+                f"the model was not pushed: {one_line(error)}\nAll results are in {self.output.path}. To push them "
+                f"later:\n    {command}"
+            )

@@ -1,0 +1,35 @@
+"""Push a model folder to its page on the Hub: pipeline, card and pictures, in one commit.
+
+python scripts/push.py demo --hub_model_id user/digits-ddpm
+"""
+
+import sys
+from pathlib import Path
+
+from ddpm_hf.hub.card import write_card
+from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.hub.push import PushFailed, push
+from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.training.command_line import OneLineParser, one_line_errors
+from ddpm_hf.training.config import PageArguments
+from ddpm_hf.training.publish import page_for
+
+
+def main(argv: list[str]) -> None:
+    parser = OneLineParser(PageArguments, prog="push.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="A folder that train.py wrote, or any saved DDPM pipeline.")
+    parser.refuse_retired(argv)
+    arguments, names = parser.parse(argv)
+    with one_line_errors(parser.prog):
+        ModelFolder.read(names.folder)
+        load_pipeline(str(names.folder))  # refuses weights that do not fit before anybody else meets them
+        page = page_for(arguments, names.folder)
+        write_card(names.folder, page.repo_id, page.license)
+        try:
+            print(f"model page: {push(names.folder, page, 'Push with ddpm_hf')}")
+        except PushFailed as problem:
+            raise ValueError(f"the model was not pushed: {problem}") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
