@@ -144,8 +144,7 @@ class StreamingData:
             for number, block in enumerate(_in_blocks(rows, self.shuffle_buffer), start=skipped):
                 seed = int(stream_key(self.seed, BLOCK_STREAM, number))
                 yield _Block(first + number * self.shuffle_buffer, block, epoch_permutation(seed, epoch, len(block)))
-            if position < first + self.epoch_size:
-                epoch += 1
+            epoch += 1
 
     def _training_rows(self, skip: int) -> Iterator[RawRow]:
         """The training rows of one epoch but the first `skip`. At the end the length of an epoch is known."""

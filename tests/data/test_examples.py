@@ -75,6 +75,16 @@ def test_flips_are_fair_and_independent_of_the_row(store):
     assert stats.chi2.sf(((counts - 200) ** 2 / 100).sum(), 23) > 1e-3
 
 
+def test_crop_and_flip_are_independent(tmp_path):
+    write_png(tmp_path / "ramp.png", np.tile(np.arange(15, dtype=np.uint8) * 10, (8, 1)))
+    ramp = PixelStore.build(load_images(train_data_dir=tmp_path), (8, 8), random_crop=True, progress=False)
+    batch = TrainingData(ramp, 2, random_flip=True, random_crop=True).__getitems__(range(4000))
+    ends = batch["images"][:, 0, 0, [0, -1]].numpy().astype(int) // 10
+    flipped, left = ends[:, 0] > ends[:, 1], ends.min(axis=1)
+    table = np.stack([np.bincount(left[flipped == side], minlength=8) for side in (False, True)])
+    assert stats.chisquare(table.ravel()).pvalue > 1e-3  # 8 places x 2 sides, all as likely
+
+
 def test_seeds_differ(store):
     first, second = (TrainingData(store, seed, random_flip=True).__getitems__(range(23)) for seed in (0, 1))
     assert not torch.equal(first["rows"], second["rows"])

@@ -139,6 +139,14 @@ class TestStreaming:
         assert stats.binomtest(count, 200, share).pvalue > 1e-3
         assert chosen.threshold == pytest.approx(share * 2**64)
 
+    def test_what_cannot_be_read_is_not_held_out(self, tmp_path):
+        write_png(tmp_path / "there.png", noise(0))
+        cells = {"image": [str(tmp_path / "there.png"), str(tmp_path / "gone.png")]}
+        stream = load_images(train_data_dir=parquet(tmp_path / "t" / "x.parquet", cells), streaming=True)
+        everything = Holdout(threshold=2**64 - 1)
+        assert [row.index for row in rows_of_side(stream, everything, True)] == [0]
+        assert [row.index for row in rows_of_side(stream, everything, False)] == [1]
+
     def test_a_number_needs_a_length(self, tmp_path):
         import datasets
 

@@ -137,6 +137,22 @@ class TestCache:
             PixelStore.build(labelled, (8, 8), 3, progress=False)
         assert len(stores(own_cache)) == 5
 
+    def test_other_columns_are_other_stores(self, tmp_path):
+        cells = {"left": [png(noise(1))], "right": [png(noise(2))], "a": ["x"], "b": ["x"]}
+        path = parquet(tmp_path / "x.parquet", cells)
+        for column, label in (("left", None), ("right", None), ("right", "a"), ("right", "b")):
+            columns = {"image_column": column, "label_column": label}
+            data = load_images(train_data_dir=path, cache_dir=tmp_path / "c", **columns)
+            store = PixelStore.build(data, (8, 8), cache_dir=tmp_path / "c", progress=False)
+            assert np.array_equal(store.gather(np.array([0]))[0], noise(1 + (column == "right")).transpose(2, 0, 1))
+        assert len(stores(tmp_path / "c")) == 4
+
+    def test_deduced_channels_serve_who_asks_for_them(self, tmp_path, own_cache):
+        data = folder_of(tmp_path, {"1.png": noise(1)})
+        for channels, shape, count in ((None, (3, 8, 8), 1), (3, (3, 8, 8), 1), (1, (1, 8, 8), 2)):
+            assert PixelStore.build(data, (8, 8), channels, progress=False).shape == shape
+            assert len(stores(own_cache)) == count
+
     def test_a_changed_file_is_decoded_again(self, tmp_path):
         first = PixelStore.build(folder_of(tmp_path, {"1.png": noise(1)}), (8, 8), progress=False)
         second = PixelStore.build(folder_of(tmp_path, {"1.png": noise(2)}), (8, 8), progress=False)
