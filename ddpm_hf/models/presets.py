@@ -50,6 +50,7 @@ _PAPER_TRAINING = {
     "adam_weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "ema_decay": 0.9999,
+    "ema_warmup": False,
     "random_flip": True,
 }
 
@@ -145,7 +146,7 @@ PRESETS: dict[str, Preset] = {
             **_SMALL_TRAINING,
             "learning_rate": 2e-3,
             "lr_warmup_steps": 50,
-            "max_train_steps": 850,
+            "max_train_steps": 1300,
             "ema_decay": 0.99,
         },
     ),

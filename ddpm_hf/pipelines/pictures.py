@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_SHORTEST_CELL = 56
+_SHORTEST_CELL = 64
 _MARGIN = 2
 
 

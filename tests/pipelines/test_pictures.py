@@ -8,11 +8,11 @@ from ddpm_hf.pipelines.pictures import image_grid
 def test_cells_are_enlarged_by_whole_factors_and_lie_row_by_row():
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * 40 + np.zeros((6, 8, 8, 1), np.uint8)
     grid = np.asarray(image_grid(images, columns=3))
-    factor = 56 // 8
-    assert grid.shape == (2 + 2 * (56 + 2), 2 + 3 * (56 + 2), 3)
+    factor = 64 // 8
+    assert grid.shape == (2 + 2 * (64 + 2), 2 + 3 * (64 + 2), 3)
     for k in range(6):
         row, column = divmod(k, 3)
-        cell = grid[2 + row * 58 : 2 + row * 58 + 8 * factor, 2 + column * 58 : 2 + column * 58 + 8 * factor]
+        cell = grid[2 + row * 66 : 2 + row * 66 + 8 * factor, 2 + column * 66 : 2 + column * 66 + 8 * factor]
         assert (cell == 40 * k).all()
 
 
@@ -25,7 +25,7 @@ def test_large_images_keep_their_size_and_transparency_shows_white():
 
 
 def test_row_names_take_room_on_the_left():
-    images = np.zeros((4, 56, 56, 3), np.uint8)
+    images = np.zeros((4, 64, 64, 3), np.uint8)
     plain, named = image_grid(images, 2), image_grid(images, 2, ["a cat", "a dog"])
     assert named.height == plain.height and named.width > plain.width
     left = np.asarray(named)[:, : named.width - plain.width + 2]
