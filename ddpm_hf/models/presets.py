@@ -51,6 +51,7 @@ _PAPER_TRAINING = {
     "max_grad_norm": 1.0,
     "ema_decay": 0.9999,
     "ema_warmup": False,
+    "timestep_sampling": "uniform",
     "random_flip": True,
 }
 

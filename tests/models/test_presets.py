@@ -99,6 +99,8 @@ def test_paper_presets_are_the_paper(name):
         adam_weight_decay=0.0,
         max_grad_norm=1.0,
         ema_decay=0.9999,
+        ema_warmup=False,
+        timestep_sampling="uniform",
         random_flip=True,
     )
 
