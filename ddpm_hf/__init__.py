@@ -10,6 +10,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
 from .diffusion.scheduler import LinearDDPMScheduler
+from .hub import make_portable
 from .models.presets import PRESETS, get_preset
 from .models.unet import DDPMUNet2D
 from .pipelines.ddpm import DDPMPipeline
@@ -24,6 +25,7 @@ __all__ = [
     "ModelMixin",
     "SchedulerMixin",
     "get_preset",
+    "make_portable",
     "register",
 ]
 

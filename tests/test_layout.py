@@ -21,7 +21,7 @@ ALLOWED = {
     "evaluation": {"portable", "seeds", "data", "diffusion", "pipelines"},
     "hub": {"portable", "seeds", "pipelines"},
     "training": {"portable", "seeds", "data", "diffusion", "models", "pipelines", "evaluation", "hub"},
-    "__init__": {"portable", "diffusion", "models", "pipelines"},
+    "__init__": {"portable", "diffusion", "models", "pipelines", "hub"},
 }
 
 
