@@ -10,13 +10,14 @@ INSTALLED := $(VENV)/.installed
 install: $(INSTALLED)
 
 $(INSTALLED): setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "make: Python 3.11 or newer is needed, and '$(PYTHON)' is not; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	@$(PYTHON) -c 'import venv, ensurepip' || \
-		{ echo "make: '$(PYTHON)' has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,quality]'
+	$(if $(shell $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) and print("new")' 2>/dev/null),,$(error \
+		Python 3.11 or newer is needed and '$(PYTHON)' is not; name one, e.g. make $(MAKECMDGOALS) PYTHON=python3.12))
+	$(if $(shell $(PYTHON) -c 'import venv, ensurepip; print("has")' 2>/dev/null),,$(error \
+		'$(PYTHON)' has no venv module; on Debian and Ubuntu: apt-get install python3-venv))
+	@echo "installing into $(VENV), which takes some minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,quality]'
 	@touch $@
 
 demo: install

@@ -37,10 +37,11 @@ def image_folder(tmp_path_factory) -> Path:
 def start(image_folder, tmp_path):
     """Starts a run in this process: `start(*flags)` returns a prepared Trainer, or None."""
 
-    def run(*flags: str, output_dir: Path = tmp_path / "out", tiny: bool = True) -> Trainer | None:
+    def run(*flags: str, output_dir: Path = tmp_path / "out", tiny: bool = True, data: bool = True) -> Trainer | None:
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
-        arguments = ["--train_data_dir", str(image_folder), "--output_dir", str(output_dir), *(TINY if tiny else [])]
+        arguments = ["--output_dir", str(output_dir), *(TINY if tiny else [])]
+        arguments += ["--train_data_dir", str(image_folder)] if data else []
         arguments += flags
         return prepare(parse_training_arguments(arguments))
 

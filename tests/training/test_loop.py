@@ -112,7 +112,7 @@ def stop_after(trainer, step: int) -> None:
 
 
 def test_accumulating_gives_the_step_of_the_whole_batch(train, tmp_path):
-    # Adam divides by the gradient's size, so rounding shows at the rate's scale; dropout is drawn per micro-step.
+    # Adam divides by the gradient's size, so rounding shows at the rate's scale; dropout differs by micro-step.
     rate = ["--learning_rate", "1e-4", "--dropout", "0"]
     whole = train("--train_batch_size", "8", *rate, output_dir=tmp_path / "a")
     parts = train("--train_batch_size", "2", "--gradient_accumulation_steps", "4", *rate, output_dir=tmp_path / "b")
@@ -120,6 +120,14 @@ def test_accumulating_gives_the_step_of_the_whole_batch(train, tmp_path):
         torch.testing.assert_close(value, weights_of(parts)[name], atol=1e-5, rtol=0)
     for one, other in zip(rows_of(tmp_path / "a"), rows_of(tmp_path / "b"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("size", ["31x45", "7", "12x8"])
+def test_any_size_trains_and_samples(train, size):
+    folder = train("--resolution", size, "--base_channels", "4", "--center_crop").output.path
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    height, width = (int(side) for side in (size.split("x") * 2)[:2])
+    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, height, width, 3)
 
 
 def test_learning_rate_follows_the_closed_form_whatever_the_accumulation(train):
@@ -170,6 +178,25 @@ def test_fine_tuning_starts_from_the_weights_architecture_and_process(train, sta
         assert torch.equal(value, first.ema.model.state_dict()[name])
     assert tuned.plan.scheduler.config.prediction_type == "v_prediction"
     assert tuned.plan.scheduler.config.num_train_timesteps == 100
+
+
+def test_fine_tuning_starts_at_the_loss_that_was_reached(train, tmp_path):
+    learn = "--prediction_type epsilon --train_batch_size 16 --dropout 0 --ema_decay 0.9".split()
+    first = train(*learn, *"--max_train_steps 80 --learning_rate 5e-3".split(), output_dir=tmp_path / "a")
+    reached = np.mean([row["loss"] for row in rows_of(tmp_path / "a")[-10:]])
+    start = "--train_batch_size 16 --holdout 0 --logging_steps 1 --max_train_steps 8 --preview_steps 0"
+    flags = [
+        *start.split(),
+        "--mixed_precision",
+        "no",
+        "--learning_rate",
+        "1e-6",
+        "--init_from",
+        str(first.output.path),
+    ]
+    train(*flags, output_dir=tmp_path / "b", tiny=False)
+    begun = np.mean([row["loss"] for row in rows_of(tmp_path / "b")])
+    assert begun == pytest.approx(reached, rel=0.3) and begun < 0.5
 
 
 @pytest.mark.parametrize(
@@ -247,6 +274,34 @@ def test_dry_run_writes_nothing(start, tmp_path, capsys):
     assert start("--dry_run") is None
     assert not (tmp_path / "out").exists()
     assert "24 images of 8x8" in capsys.readouterr().out
+
+
+def test_a_command_line_of_the_example_of_diffusers_runs(train, image_folder, tmp_path):
+    """Every flag of train_unconditional.py but the network's (tests/hub) and those of RETIRED_FLAGS."""
+    network = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    network.save_config(tmp_path / "network")
+    flags = (
+        f"--dataset_name {image_folder} --dataset_config_name default --model_config_name_or_path {tmp_path}/network "
+        f"--overwrite_output_dir --cache_dir {tmp_path}/cache --resolution 8 --center_crop --random_flip "
+        "--train_batch_size 4 --eval_batch_size 4 --dataloader_num_workers 1 --num_epochs 1 --save_images_epochs 1 "
+        "--save_model_epochs 1 --gradient_accumulation_steps 2 --learning_rate 1e-4 --lr_scheduler cosine "
+        "--lr_warmup_steps 1 --adam_beta1 0.95 --adam_beta2 0.999 --adam_weight_decay 1e-6 --adam_epsilon 1e-8 "
+        "--use_ema --ema_inv_gamma 1.0 --ema_power 0.75 --ema_max_decay 0.9999 --logger tensorboard "
+        "--logging_dir logs --mixed_precision bf16 --prediction_type sample --ddpm_num_steps 100 "
+        "--ddpm_num_inference_steps 5 --ddpm_beta_schedule squaredcos_cap_v2 --checkpointing_steps 2 "
+        "--checkpoints_total_limit 1"
+    )
+    folder = train(*flags.split(), data=False, tiny=False).output.path
+    pipeline = diffusers.DDPMPipeline.from_pretrained(folder)
+    assert pipeline.scheduler.config.prediction_type == "sample" and pipeline.unet.config.norm_num_groups == 4
+    assert list((folder / "logs").rglob("events*")), "tensorboard has its files"
 
 
 def test_output_folder_of_another_kind_is_refused(start, tmp_path):
