@@ -166,8 +166,7 @@ def load_images(
     if label_column is not None or class_conditional:
         label_column, classes = find_classes(data.features, data.rows, label_column)
         data = replace(data, label_column=label_column, classes=classes)
-    free = {word for word, split in splits.items() if split.count != 0} - used_splits
-    own = next((word for word in HOLDOUT_SPLITS if word in free), None)
+    own = next((word for word in HOLDOUT_SPLITS if word in splits and word not in used_splits), None)
     if own is None:
         return data
     own_data = _describe_rows(f"{name} ({own})", splits[own], data.image_column, base_dir)
@@ -177,12 +176,12 @@ def load_images(
 
 @contextmanager
 def _in_one_line(argument: str) -> Iterator[None]:
-    """What `datasets` finds wrong, as one line that begins with the argument."""
+    """What `datasets` finds wrong, as one line that begins with the argument (IndexError: a saved set of no rows)."""
     import datasets
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, IndexError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise ValueError(f"{argument} cannot be loaded: {reason}") from error
 

@@ -222,6 +222,12 @@ class TestTables:
         data = load_images(str(tmp_path / "tar"), **arguments)
         assert data.image_column == "png" and same(images_of(data), [noise(0), noise(1), noise(2)])
 
+    def test_the_length_that_a_card_tells(self, tmp_path):
+        parquet(tmp_path / "d" / "train-0.parquet", {"image": [png(noise(i)) for i in range(3)]})
+        lines = ["---", "dataset_info:", "  splits:", "  - name: train", "    num_examples: 3", "---", ""]
+        (tmp_path / "d" / "README.md").write_text("\n".join(lines))
+        assert load_images(str(tmp_path / "d"), cache_dir=tmp_path / "c", streaming=True).num_rows == 3
+
     def test_a_folder_by_dataset_name(self, tmp_path):
         parquet(tmp_path / "d" / "x.parquet", {"x": [png(noise(0))]})
         assert load_images(str(tmp_path / "d"), cache_dir=tmp_path / "c").num_rows == 1
@@ -268,6 +274,15 @@ class TestLabels:
         path = parquet(tmp_path / "x.parquet", {"x": [png(noise(0))] * 3, "y": values})
         data = load_images(train_data_dir=path, label_column="y", cache_dir=tmp_path / "c")
         assert data.class_names == names and labels_of(data) == [1, 0, 1]
+
+    def test_of_several_columns_of_classes_the_one_called_label(self, tmp_path):
+        label = datasets.ClassLabel(names=["a", "b"])
+        for names, found in ((("fine", "label"), "label"), (("fine",), "fine")):
+            columns = {"x": [png(noise(0))], **{name: [1] for name in names}}
+            features = {"x": datasets.Value("binary"), **dict.fromkeys(names, label)}
+            path = parquet(tmp_path / f"{len(names)}.parquet", columns, features)
+            data = load_images(train_data_dir=path, class_conditional=True, cache_dir=tmp_path / "c")
+            assert data.label_column == found
 
     @pytest.mark.parametrize("bad", [-1, 2])
     @pytest.mark.parametrize("streaming", [False, True])
@@ -334,6 +349,11 @@ class TestBadInput:
         for streaming in (False, True):
             with pytest.raises(ValueError, match="has no rows"):
                 load_images(train_data_dir=path, cache_dir=tmp_path / "c", streaming=streaming)
+
+    def test_no_rows_in_a_saved_data_set(self, tmp_path):
+        datasets.Dataset.from_dict({"image": []}).save_to_disk(tmp_path / "saved")
+        with pytest.raises(ValueError, match="train_data_dir .*saved' cannot be loaded"):
+            load_images(train_data_dir=tmp_path / "saved")
 
     @pytest.mark.parametrize("argument", ["image_column", "label_column"])
     def test_unknown_column(self, tmp_path, argument):
