@@ -1,7 +1,9 @@
 """The commands as a user types them: each in a process of its own, on real small data."""
 
+import csv
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +19,12 @@ TINY = (
     "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
     "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 2 --preview_inference_steps 2"
 ).split()
+
+# `--cpu --num_processes 2` would start one process without a word.
+TWO_PROCESSES = (
+    *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
 
 pytestmark = pytest.mark.processes
 
@@ -64,18 +72,38 @@ def test_sampling_writes_numbered_images_and_a_grid(trained, tmp_path):
 
 
 def test_two_processes_train_on_the_same_batch_as_one(trained, tmp_path):
-    """The launcher's `--cpu --num_processes 2` silently starts one; this form starts two, and the run says so."""
-    launcher = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    launcher = (sys.executable, "-m", "accelerate.commands.accelerate_cli", *launcher[1:])
-    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    """The same loss and the same pictures, and the run says how many processes it has."""
     flags = [*TINY, "--class_conditional", "--train_batch_size", "2", "--output_dir", tmp_path / "out"]
-    result = run("train.py", *flags, launcher=launcher, ACCELERATE_USE_CPU="true")
+    result = run("train.py", *flags, launcher=TWO_PROCESSES, ACCELERATE_USE_CPU="true")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "2 process(es) on cpu" in result.stdout
     one, two = (json.loads((folder / "training_summary.json").read_text()) for folder in (trained, tmp_path / "out"))
     assert one["global_batch_size"] == two["global_batch_size"] == 4
     assert one["final_loss"] == pytest.approx(two["final_loss"], abs=1e-5)
-    assert np.abs(images_in(trained)[1] - images_in(tmp_path / "out")[1]).max() <= 1  # samples.png
+    pictures = [np.asarray(Image.open(folder / "samples.png")).astype(int) for folder in (trained, tmp_path / "out")]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_learning_rate_of_two_processes_with_accumulation_follows_the_closed_form(tmp_path):
+    flags = [
+        *TINY,
+        "--max_train_steps",
+        "6",
+        "--lr_warmup_steps",
+        "2",
+        "--lr_scheduler",
+        "cosine",
+        "--logging_steps",
+        "1",
+    ]
+    flags += ["--learning_rate", "1e-3", "--gradient_accumulation_steps", "4", "--output_dir", tmp_path / "out"]
+    result = run("train.py", *flags, launcher=TWO_PROCESSES, ACCELERATE_USE_CPU="true")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 process(es) on cpu" in result.stdout
+    with (tmp_path / "out" / "loss.csv").open() as lines:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(lines)]
+    factors = [0, 1 / 2, *((1 + math.cos(math.pi * n / 4)) / 2 for n in range(4))]
+    assert rates == pytest.approx([1e-3 * factor for factor in factors], rel=1e-5)
 
 
 @pytest.mark.parametrize(
