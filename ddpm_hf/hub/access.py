@@ -108,7 +108,7 @@ def _answer(request: Callable[[], Result], refusal: str, report: Callable[[str],
     except (HTTPError, ConnectionError) as error:
         if is_transient(error) or isinstance(error, OfflineModeIsEnabled):
             raise ValueError(
-                f"the Hub cannot be reached ({one_line(error)}), so that it is not known whether the model can be "
-                "pushed; start without --push_to_hub and push the result later with push.py"
+                f"the Hub cannot be reached ({one_line(error)}). Try again later; or train without --push_to_hub, and "
+                "push the result with push.py when the Hub is back"
             ) from None
         raise ValueError(f"{refusal} ({one_line(error)})") from None

@@ -43,7 +43,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, license: str | No
     Args:
         folder: a saved pipeline with whatever a run wrote beside it.
         repo_id: "user/name" for the code examples; without one they load the folder they are run in.
-        license: an identifier of the Hub's list; None leaves it open.
+        license: an identifier of the Hub's list; None keeps that of an earlier card, or leaves it open.
 
     Returns:
         The card's file.
@@ -54,8 +54,9 @@ def write_card(folder: str | Path, repo_id: str | None = None, license: str | No
     model = ModelFolder.read(folder)
     write_standalone(model)
     file = model.path / CARD_FILE
-    if not file.is_file() or MARKER in file.read_text(encoding="utf-8"):
-        render_card(model, repo_id, license).save(file)
+    before = ModelCard.load(file) if file.is_file() else None
+    if before is None or MARKER in before.text:
+        render_card(model, repo_id, license or (before and before.data.license)).save(file)
     return file
 
 

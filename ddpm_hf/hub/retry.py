@@ -58,11 +58,10 @@ def is_transient(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, without line breaks; the kind of error where it has no words of its own."""
-    root = list(_with_causes(error))[-1]
-    text = " ".join(str(error).split())
-    if root is not error and str(root) and not getattr(error, "response", None):
-        text = f"{text} ({' '.join(str(root).split())})"
-    return text or type(root).__name__
+    advice = " For more information check:"  # of the HTTP client: an article on status codes
+    texts = [" ".join(str(cause).split()).partition(advice)[0] for cause in _with_causes(error)]
+    root = texts[-1] or type(error).__name__
+    return texts[0] if root in texts[0] else f"{texts[0]} ({root})".strip()
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

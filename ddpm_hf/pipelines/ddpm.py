@@ -34,7 +34,8 @@ class DDPMPipeline(diffusers.DDPMPipeline):
             there are names was trained for guidance: its last embedding stands for "no class".
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
+    # diffusers holds what it reads from JSON against the annotation, and JSON has no numbers for keys: a bare dict.
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
         super().__init__(unet=unet, scheduler=scheduler)
         if id2label is not None:
             # JSON turns the keys into strings; a pipeline in memory always has numbers.
