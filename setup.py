@@ -45,6 +45,7 @@ setup(
         "datasets>=4,<6",
         "huggingface_hub>=1,<3",
         "safetensors>=0.5",
+        "filelock>=3.13",
         "numpy>=1.26",
         "pillow>=10.3",
         "pyyaml>=6",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ..hub.folder import RECORDED as RECORDED
+from .interruption import parse_duration
 
 BETA_SCHEDULES = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 VARIANCE_TYPES = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
@@ -118,6 +119,10 @@ class OptimizationArguments:
         help="uniform as in the paper; stratified: spread evenly over the batch; importance: where the loss is large."
     )
     max_train_steps: int | None = flag(help="Optimizer steps. Give this or --num_epochs.")
+    max_train_time: str | None = flag(
+        help="Save and stop after this time, in seconds, M:SS or H:MM:SS; the same command goes on from there."
+    )
+    max_bad_steps: int = flag(20, help="Steps in a row with a loss or gradient that is no number, before giving up.")
     num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
     train_batch_size: int | None = flag(help="Images per device and micro-step. 16.")
     gradient_accumulation_steps: int = flag(1, help="Micro-steps per optimizer step.")
@@ -205,7 +210,8 @@ HUB_FLAGS = frozenset(entry.name for entry in dataclasses.fields(HubArguments))
 NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
-    "save_model_epochs preview_images preview_inference_steps report_to logging_dir logging_steps dry_run".split()
+    "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps report_to logging_dir "
+    "logging_steps dry_run".split()
 ).union(HUB_FLAGS)
 
 # (flag, lowest value, whether that value itself is allowed, highest value)
@@ -221,6 +227,7 @@ _RANGES = (
     ("beta_start", 0, False, 1),
     ("beta_end", 0, False, 1),
     ("max_train_steps", 1, True, None),
+    ("max_bad_steps", 1, True, None),
     ("num_epochs", 1, True, None),
     ("train_batch_size", 1, True, None),
     ("gradient_accumulation_steps", 1, True, None),
@@ -292,6 +299,8 @@ class Config:
                 raise ValueError(
                     f"--{first} {flags[first]} and --{second} {flags[second]} contradict each other: give one of them"
                 )
+        if flags["max_train_time"] is not None:
+            parse_duration(flags["max_train_time"])
         if flags["channels"] not in (None, 1, 3, 4):
             raise ValueError(f"--channels is {flags['channels']}; choose 1 (grey), 3 (RGB) or 4 (RGBA)")
 

@@ -4,7 +4,9 @@ Whatever is random in a step (rows, crops, flips, noise, timesteps, hidden class
 of (seed, step). A resumed run therefore needs only its weights and its step to equal an unbroken one.
 """
 
+import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -28,7 +30,8 @@ from ..seeds import derive_seed, generator_for
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import describe_hardware, peak_memory
 from .ema import EMA
-from .output import LossTable, OutputFolder
+from .interruption import Interruption, describe_reason, exit_status, parse_duration
+from .output import LossTable, OutputFolder, write_text
 from .plan import Plan
 from .publish import Publisher, draw_chain
 
@@ -54,6 +57,7 @@ class Trainer:
         self.picture, self.drawn = None, None  # the newest preview, and what is to be said of it
         self.seconds = 0.0  # of training, over all sessions of this run
         self.peak_memory = 0
+        self.bad_steps, self.bad_in_a_row = 0, 0
         self.publisher = Publisher(plan.config, output, page, tqdm.write) if accelerator.is_main_process else None
         self.ema = None
         if self.options.use_ema:
@@ -100,25 +104,53 @@ class Trainer:
 
     def train(self) -> None:
         """Train to the last step, going on from the newest checkpoint, and write everything a run leaves behind."""
+        try:
+            self._train()
+        finally:
+            self.output.unlock()
+
+    def _train(self) -> None:
         self._resume()
         self.table = LossTable(self.output / LOSS_FILE, self.step) if self.accelerator.is_main_process else None
         hardware = describe_hardware(self.accelerator)
         if hardware not in self.summary.setdefault("hardware", []):
             self.summary["hardware"].append(hardware)
         self._start_report()
-        with tqdm(
+        limit = self.options.max_train_time
+        bar = tqdm(
             total=self.plan.steps,
             initial=self.step,
             desc="training",
             unit="step",
             dynamic_ncols=True,
             disable=not self.accelerator.is_local_main_process,
-        ) as self.bar:
+        )
+        with bar as self.bar, Interruption(None if limit is None else parse_duration(limit)) as self.interruption:
             for batch in self._batches():
                 self._micro_step(batch)
                 if self.accelerator.sync_gradients:
                     self._after_step()
+                    self._stop_if_asked()
         self._finish()
+
+    def _stop_if_asked(self) -> None:
+        """Save and exit if any process has a reason to; all of them must agree on the step."""
+        reason = self.interruption.reason()
+        if self.accelerator.num_processes > 1:
+            reason = int(self.accelerator.gather(torch.tensor([reason], device=self.accelerator.device)).max())
+        if not reason or self.step == self.plan.steps:
+            return
+        if self.step > self.reported_step:
+            self._report()
+        saved = self._checkpoint()
+        where = f"checkpoint-{self.step} is saved" if saved else "it could not be saved"
+        self.bar.close()
+        self.accelerator.print(
+            f"stopped by {describe_reason(reason)} at step {self.step} of {self.plan.steps}; {where}. "
+            "The same command goes on from the newest checkpoint."
+        )
+        self.accelerator.end_training()
+        sys.exit(exit_status(reason))
 
     def _resume(self) -> None:
         remove_partial = self.accelerator.is_main_process
@@ -134,6 +166,7 @@ class Trainer:
             for name, holder in self._holders().items():
                 holder.load_state_dict(tensors[name])
             self.step, self.seconds = progress["step"], progress["seconds"]
+            self.bad_steps = progress["bad_steps"]
             self.peak_memory = progress.get("peak_memory_bytes") or 0
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
 
@@ -188,6 +221,7 @@ class Trainer:
             "software": {name: version(name) for name in ("torch", "diffusers", "accelerate")},
             "samples": self.drawn,
             "unreadable": self.plan.images.unreadable,
+            "bad_steps": self.bad_steps,
         }
 
     def _peak_memory(self) -> int | None:
@@ -206,14 +240,19 @@ class Trainer:
             torch.manual_seed(self._address("dropout", self.micro_step, self.accelerator.process_index))
             losses = self.plan.loss(self._network, x_0, noise, timesteps, **conditions)
             # 3. Gradient descent on their mean
-            self.accelerator.backward((losses * weights).mean())
-            self.loss_sum += (losses.detach() * weights).mean()
+            loss = (losses * weights).mean()
+            self.accelerator.backward(loss)
+            self.step_loss += loss.detach()
+            self.step_record.append((batch["rows"], timesteps, losses.detach()))
             if self.timestep_sampler is not None:
                 self.seen.append(self.accelerator.gather(torch.stack([timesteps, losses.detach()], dim=1)))
             if self.accelerator.sync_gradients:
                 self._set_learning_rate(self.learning_rate_at(self.step))
                 self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
-            self.optimizer.step()
+                self.is_bad = not math.isfinite(self.grad_norm)
+            # In half precision the gradient scaler skips such a step itself, and learns from it.
+            if not self.is_bad or self.accelerator.scaler is not None:
+                self.optimizer.step()
             self.optimizer.zero_grad()
 
     def _network(self, x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
@@ -257,10 +296,11 @@ class Trainer:
     def _after_step(self) -> None:
         """Everything that hangs on the clock, once the weights have moved."""
         self.step += 1
-        if self.timestep_sampler is not None:
+        self._count_bad_step()
+        if self.timestep_sampler is not None and not self.is_bad:
             for timesteps, losses in (micro_batch.cpu().unbind(1) for micro_batch in self.seen):
                 self.timestep_sampler.update(timesteps.long(), losses)
-            self.seen.clear()
+        self.seen.clear()
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(self.model), self.step)
         self.bar.update()
@@ -279,16 +319,45 @@ class Trainer:
             if self.publisher is not None and self.table.rows:
                 self.publisher.checkpoint(self.pipeline(), self._summary_so_far(), self.picture)
 
+    def _count_bad_step(self) -> None:
+        """A step without a finite gradient changed nothing and does not count as loss; too many in a row end the run.
+
+        Raises:
+            FloatingPointError: after `--max_bad_steps` of them, once `bad_batch.json` tells what was in the last one.
+        """
+        if self.is_bad:
+            self.bad_steps, self.bad_in_a_row = self.bad_steps + 1, self.bad_in_a_row + 1
+        else:
+            self.loss_sum += self.step_loss
+            self.good_steps, self.bad_in_a_row = self.good_steps + 1, 0
+        self.step_loss = torch.zeros_like(self.step_loss)
+        if self.bad_in_a_row >= self.options.max_bad_steps:
+            columns = [
+                self.accelerator.gather(torch.cat(column)).tolist() for column in zip(*self.step_record, strict=True)
+            ]
+            file = self.output / "bad_batch.json"
+            if self.accelerator.is_main_process:
+                record = dict(zip(("rows", "timesteps", "losses"), columns, strict=True))
+                write_text(file, json.dumps({"step": self.step, **record}, indent=2) + "\n")
+            raise FloatingPointError(
+                f"{self.bad_in_a_row} steps in a row had a loss or gradient that is no finite number; {file} tells "
+                "what was in the last one, and the checkpoints are from before. Try a lower --learning_rate or "
+                "--mixed_precision no"
+            )
+        self.step_record.clear()
+
     # What a run tells
 
     def _start_report(self) -> None:
         self.loss_sum = torch.zeros((), device=self.accelerator.device)
+        self.step_loss, self.step_record, self.good_steps, self.is_bad = torch.zeros_like(self.loss_sum), [], 0, False
         self.reported_step, self.report_time = self.step, time.perf_counter()
 
     def _report(self) -> None:
         """Mean loss over all processes and micro-steps since the last report: to the bar, the table, the tracker."""
         steps = self.step - self.reported_step
-        loss = self.accelerator.reduce(self.loss_sum, "mean") / (steps * self.options.gradient_accumulation_steps)
+        micro_steps = self.good_steps * self.options.gradient_accumulation_steps
+        loss = self.accelerator.reduce(self.loss_sum, "mean") / (micro_steps or math.nan)
         seconds = time.perf_counter() - self.report_time
         self.seconds += seconds
         row = {
@@ -364,12 +433,20 @@ class Trainer:
             self.pipeline().save_pretrained(self.output.path)
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self) -> bool:
+        """Save what a later session needs; False if the disk would not have it."""
         started = time.perf_counter()
-        progress = {"step": self.step, "seconds": self.seconds, "peak_memory_bytes": self._peak_memory()}
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "peak_memory_bytes": self._peak_memory(),
+            "bad_steps": self.bad_steps,
+        }
         tensors = {name: holder.state_dict() for name, holder in self._holders().items()}
-        save_checkpoint(self.accelerator, self.output.path, progress, tensors, self.run.checkpoints_total_limit)
+        limit = self.run.checkpoints_total_limit
+        saved = save_checkpoint(self.accelerator, self.output.path, progress, tensors, limit)
         self.report_time += time.perf_counter() - started
+        return saved
 
 
 def _image_layout(tracker: str) -> dict[str, str]:

@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ..hub.folder import (
     ANIMATION_FILE,
@@ -50,6 +52,7 @@ class OutputFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._lock: FileLock | None = None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -64,7 +67,7 @@ class OutputFolder:
             raise ValueError(f"--output_dir {self.path} is a file; name a folder")
         if overwrite or not self.path.is_dir() or (self / CONFIG_FILE).is_file():
             return
-        names = sorted(entry.name for entry in self.path.iterdir())
+        names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if names:
             raise ValueError(
                 f"--output_dir {self.path} holds something else ({', '.join(names[:3])}{', …' * (len(names) > 3)}); "
@@ -98,6 +101,30 @@ class OutputFolder:
         summary = {"status": "running", **facts}
         self.write_summary(summary)
         return summary
+
+    def lock(self) -> None:
+        """Keep other runs out until `unlock` or the end of this process, however it ends.
+
+        Raises:
+            ValueError: if another process has the folder, naming it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        owner = self / ".owner.json"
+        self._lock = FileLock(self / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            other = json.loads(owner.read_text(encoding="utf-8"))
+            raise ValueError(
+                f"--output_dir {self.path} is in use by process {other['pid']} on {other['host']}; wait for it, or "
+                "name another folder"
+            ) from None
+        write_text(owner, json.dumps({"pid": os.getpid(), "host": platform.node()}))
+
+    def unlock(self) -> None:
+        """Let other runs in again."""
+        if self._lock is not None:
+            self._lock.release()
 
     def read_summary(self) -> dict[str, Any] | None:
         """`training_summary.json` as a dictionary, or None before the first run."""

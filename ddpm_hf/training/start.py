@@ -29,13 +29,16 @@ def prepare(config: Config) -> Trainer | None:
         return None
     # One process looks at the folder and changes it; the others read what it left.
     with accelerator.main_process_first():
-        if not accelerator.is_main_process:
+        if accelerator.is_main_process:
+            output.lock()
+        else:
             config.run.overwrite_output_dir = False
         summary = output.open(config, plan.facts)
     if summary["status"] == "finished":
         accelerator.print(f"this run is finished: {summary['steps']} steps; its results are in {output.path}")
         if page is not None:
             Publisher(config, output, page, print).finish()
+        output.unlock()
         return None
     if config.run.report_to != "none":
         settings = {name: str(value) for name, value in config.flags().items()}

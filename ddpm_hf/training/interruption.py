@@ -1,0 +1,77 @@
+"""Reasons to stop before the last step: a signal, the death of the launcher, the end of the time that was given."""
+
+import os
+import signal
+import time
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# `accelerate launch` sets this for the processes it starts; when it dies, they are left without anybody to stop them.
+_LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
+TIME_UP = 1
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "45:00" or "12:00:00" (hours, minutes, seconds).
+
+    Raises:
+        ValueError: for anything else.
+    """
+    parts = text.split(":")
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
+        raise ValueError(f"--max_train_time is {text!r}; give seconds, minutes:seconds or hours:minutes:seconds")
+    seconds = 0
+    for part in parts:
+        seconds = 60 * seconds + int(part)
+    return float(seconds)
+
+
+class Interruption:
+    """Watches for a reason to stop while it is entered. The first signal is noted, the second one acts at once.
+
+    Reasons are numbers, so that processes can tell each other: 0 for none, `TIME_UP`, or the exit status 128 + n of a
+    process that ends by signal n.
+
+    Args:
+        max_seconds: of running time, from now; None for no limit.
+    """
+
+    def __init__(self, max_seconds: float | None):
+        self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self.parent = os.getppid() if _LAUNCHER_MARK in os.environ else None
+        self.signal = 0
+
+    def __enter__(self) -> "Interruption":
+        self.before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def reason(self) -> int:
+        """Why this process should stop now."""
+        if self.signal:
+            return 128 + self.signal
+        if self.parent is not None and os.getppid() != self.parent:
+            return 128 + signal.SIGHUP
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return TIME_UP
+        return 0
+
+
+def describe_reason(reason: int) -> str:
+    """The reason in words."""
+    if reason == TIME_UP:
+        return "the end of --max_train_time"
+    return "the end of its launcher" if reason == 128 + signal.SIGHUP else signal.Signals(reason - 128).name
+
+
+def exit_status(reason: int) -> int:
+    """What a process that stops for this reason ends with; the end of the time that was asked for is no failure."""
+    return 0 if reason == TIME_UP else reason

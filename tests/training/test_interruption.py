@@ -1,0 +1,157 @@
+"""Reasons to stop: what is noted, and what a run does about it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_hf.training.checkpoint import list_checkpoints
+from ddpm_hf.training.interruption import TIME_UP, Interruption, describe_reason, exit_status, parse_duration
+from ddpm_hf.training.output import OutputFolder
+
+TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("45:00", 2700), ("1:00:05", 3605), ("0:30", 30)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "1h", "-3", "1:2:3:4", "1.5"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="--max_train_time"):
+        parse_duration(text)
+
+
+def test_a_signal_is_noted_and_the_second_one_acts():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption(None) as interruption:
+        assert interruption.reason() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.reason() == exit_status(interruption.reason()) == 128 + signal.SIGTERM
+        assert describe_reason(interruption.reason()) == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_end_of_the_time_is_no_failure():
+    with Interruption(0.0) as interruption:
+        assert interruption.reason() == TIME_UP and exit_status(TIME_UP) == 0
+
+
+@pytest.mark.parametrize("reason", [128 + signal.SIGTERM, TIME_UP])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, train, tmp_path, capsys, reason):
+    unbroken = train(output_dir=tmp_path / "unbroken")
+    broken = start(output_dir=tmp_path / "broken")
+    after_step = broken._after_step
+
+    def interrupt():
+        after_step()
+        if broken.step == 3:
+            broken.interruption.reason = lambda: reason
+
+    broken._after_step = interrupt
+    with pytest.raises(SystemExit) as stop:
+        broken.train()
+    assert stop.value.code == exit_status(reason)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"stopped by {describe_reason(reason)} at step 3 of 6; checkpoint-3 is saved")
+    assert [path.name for path in list_checkpoints(tmp_path / "broken")] == ["checkpoint-3"]
+    resumed = train(output_dir=tmp_path / "broken")
+    for name, value in unbroken.ema.model.state_dict().items():
+        assert torch.equal(value, resumed.ema.model.state_dict()[name])
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    first = OutputFolder(tmp_path)
+    first.lock()
+    code = f"from ddpm_hf.training.output import OutputFolder; OutputFolder({str(tmp_path)!r}).lock()"
+    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"is in use by process {os.getpid()} on" in second.stderr.splitlines()[-1]
+    first.unlock()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(start):
+    trainer = start()
+    weights = {}
+    loss = trainer.plan.loss
+
+    def broken_at_three(network, x_0, noise, timesteps, **conditions):
+        if trainer.step == 2:
+            weights.update({name: value.clone() for name, value in trainer.plan.unet.state_dict().items()})
+        values = loss(network, x_0, noise, timesteps, **conditions)
+        return values * float("nan") if trainer.step == 2 else values
+
+    def check_unchanged():
+        after_step()
+        if trainer.step == 3:
+            for name, value in trainer.plan.unet.state_dict().items():
+                assert torch.equal(value, weights[name])
+
+    after_step, trainer._after_step = trainer._after_step, check_unchanged
+    trainer.plan.loss = broken_at_three
+    trainer.train()
+    summary = trainer.output.read_summary()
+    assert summary["bad_steps"] == 1 and summary["status"] == "finished"
+    losses = [row["loss"] for row in trainer.table.rows]
+    assert losses[2] != losses[2] and sum(value == value for value in losses) == 5
+
+
+def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(start, tmp_path):
+    trainer = start("--max_bad_steps", "2", "--checkpointing_steps", "1")
+    loss = trainer.plan.loss
+    trainer.plan.loss = lambda *a, **k: loss(*a, **k) * (float("inf") if trainer.step >= 2 else 1.0)
+    with pytest.raises(FloatingPointError, match="2 steps in a row.*bad_batch.json"):
+        trainer.train()
+    record = json.loads((tmp_path / "out" / "bad_batch.json").read_text())
+    assert record["step"] == 4 and len(record["rows"]) == len(record["timesteps"]) == len(record["losses"]) == 4
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-3"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("victim", ["process", "launcher"])
+def test_a_real_signal_ends_a_real_process(image_folder, tmp_path, victim):
+    """SIGTERM to the process itself, and to a launcher that dies without passing it on."""
+    flags = "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
+    flags += "--max_train_steps 100000 --mixed_precision no --preview_steps 0 --checkpointing_steps 100000"
+    command = [
+        sys.executable,
+        str(TRAIN),
+        "--train_data_dir",
+        str(image_folder),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if victim == "launcher":
+        launch = "launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu".split()
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, *command[1:]]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, *flags.split()], stdout=log, stderr=log, env=environment)
+        wait_for(lambda: (tmp_path / "out" / "loss.csv").is_file() and lines_of(tmp_path / "out" / "loss.csv") > 3)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    if victim == "process":
+        assert process.returncode == 128 + signal.SIGTERM
+    wait_for(lambda: "The same command goes on" in (tmp_path / "log").read_text())
+    reason = "SIGTERM" if victim == "process" else "the end of its launcher"
+    assert f"stopped by {reason} at step" in (tmp_path / "log").read_text()
+    assert len(list_checkpoints(tmp_path / "out")) == 1 and not list((tmp_path / "out").glob("*.partial"))
+
+
+def lines_of(file: Path) -> int:
+    return file.read_text().count("\n")
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
