@@ -20,15 +20,15 @@ from tqdm.auto import tqdm
 from ..data.loading import make_loader
 from ..data.order import PositionSampler
 from ..data.transforms import normalize
-from ..diffusion.losses import SecondMomentSampler, stratified_timesteps, uniform_timesteps
+from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
 from ..pipelines.pictures import image_grid
-from ..seeds import derive_seed, generator_for
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import describe_hardware, peak_memory
+from .draws import StepDraws
 from .ema import EMA
 from .interruption import Interruption, describe_reason, exit_status, parse_duration
 from .output import LossTable, OutputFolder, write_text
@@ -64,9 +64,8 @@ class Trainer:
             inv_gamma = self.options.ema_inv_gamma if self.options.ema_warmup else None
             self.ema = EMA(plan.unet, self.options.ema_decay, inv_gamma, self.options.ema_power)
             self.ema.model.to(accelerator.device)
-        self.timestep_sampler, self.seen = None, []
-        if self.options.timestep_sampling == "importance":
-            self.timestep_sampler = SecondMomentSampler(plan.scheduler.config.num_train_timesteps)
+        self.draws = StepDraws(plan)
+        self.seen = []  # timesteps and losses of this step, for importance sampling
         self._prepare_model()
 
     def _prepare_model(self) -> None:
@@ -172,7 +171,7 @@ class Trainer:
 
     def _holders(self) -> dict[str, EMA | SecondMomentSampler]:
         """What has state beside model and optimizer, under the names of its checkpoint files."""
-        holders = {"ema": self.ema, "timestep_sampler": self.timestep_sampler}
+        holders = {"ema": self.ema, "timestep_sampler": self.draws.sampler}
         return {name: holder for name, holder in holders.items() if holder is not None}
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -235,16 +234,19 @@ class Trainer:
         with self.accelerator.accumulate(self.model):
             # 1. x_0 from the data, t and eps; all in float32 whatever the precision of the network
             x_0 = normalize(batch["images"])
-            noise, timesteps, weights, conditions = self._draw(batch, x_0)
+            positions = self.sampler.positions(self.step, self.micro_step)
+            noise = self.draws.noise(positions, x_0)
+            timesteps, weights = self.draws.timesteps(self.step, positions, x_0.device)
+            conditions = self.draws.conditions(self.step, positions, batch)
             # 2. One loss per image: x_t, the network's output, and how far it is from what it should be
-            torch.manual_seed(self._address("dropout", self.micro_step, self.accelerator.process_index))
+            torch.manual_seed(self.draws.dropout_seed(self.step, self.micro_step, self.accelerator.process_index))
             losses = self.plan.loss(self._network, x_0, noise, timesteps, **conditions)
             # 3. Gradient descent on their mean
             loss = (losses * weights).mean()
             self.accelerator.backward(loss)
             self.step_loss += loss.detach()
             self.step_record.append((batch["rows"], timesteps, losses.detach()))
-            if self.timestep_sampler is not None:
+            if self.draws.sampler is not None:
                 self.seen.append(self.accelerator.gather(torch.stack([timesteps, losses.detach()], dim=1)))
             if self.accelerator.sync_gradients:
                 self._set_learning_rate(self.learning_rate_at(self.step))
@@ -258,37 +260,6 @@ class Trainer:
     def _network(self, x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         return self.model(x_t, timesteps, **conditions).sample
 
-    def _draw(
-        self, batch: dict[str, torch.Tensor], x_0: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Noise, timesteps with their weights, and conditions for this process's slice of the global batch."""
-        positions = self.sampler.positions(self.step, self.micro_step)
-        shape = x_0.shape[1:]
-        generators = [generator_for(self.options.seed, "noise", position) for position in positions]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        first = positions.start - self.step * self.sampler.global_batch_size
-        own = slice(first, first + len(positions))
-        total = self.sampler.global_batch_size
-        timesteps, weights = (drawn[own].to(x_0.device) for drawn in self._draw_timesteps(total))
-        conditions = {}
-        if self.plan.id2label is not None:
-            generator = torch.Generator().manual_seed(self._address("condition dropout"))
-            hidden = torch.rand(total, generator=generator)[own] < self.plan.config.model.condition_dropout
-            labels = batch["class_labels"]
-            conditions["class_labels"] = torch.where(hidden.to(labels.device), len(self.plan.id2label), labels)
-        return noise.to(x_0.device), timesteps, weights, conditions
-
-    def _draw_timesteps(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Timesteps of the global batch, and the weights that keep the mean loss unbiased."""
-        generator = torch.Generator().manual_seed(self._address("timesteps"))
-        if self.timestep_sampler is not None:
-            return self.timestep_sampler.sample(count, generator)
-        draw = uniform_timesteps if self.options.timestep_sampling == "uniform" else stratified_timesteps
-        return draw(count, self.plan.scheduler.config.num_train_timesteps, generator), torch.ones(count)
-
-    def _address(self, purpose: str, *place: int) -> int:
-        return derive_seed(self.options.seed, purpose, self.step, *place)
-
     def _set_learning_rate(self, value: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = value
@@ -297,9 +268,9 @@ class Trainer:
         """Everything that hangs on the clock, once the weights have moved."""
         self.step += 1
         self._count_bad_step()
-        if self.timestep_sampler is not None and not self.is_bad:
+        if self.draws.sampler is not None and not self.is_bad:
             for timesteps, losses in (micro_batch.cpu().unbind(1) for micro_batch in self.seen):
-                self.timestep_sampler.update(timesteps.long(), losses)
+                self.draws.sampler.update(timesteps.long(), losses)
         self.seen.clear()
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(self.model), self.step)

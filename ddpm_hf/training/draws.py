@@ -1,0 +1,61 @@
+"""What is random in a training step: pure functions of (seed, step) for the global batch, of which each process takes
+a slice."""
+
+import torch
+
+from ..diffusion.losses import SecondMomentSampler, stratified_timesteps, uniform_timesteps
+from ..seeds import derive_seed, generator_for
+from .plan import Plan
+
+
+class StepDraws:
+    """Noise, timesteps, hidden classes and the seed of network dropout.
+
+    Nothing depends on how many processes and micro-steps share the batch, nor on what was drawn before; only
+    importance sampling has a state, `sampler`, which belongs in checkpoints.
+
+    Args:
+        plan: of the run.
+    """
+
+    def __init__(self, plan: Plan):
+        self.seed = plan.config.optimization.seed
+        self.batch = plan.facts["global_batch_size"]
+        self.num_timesteps = plan.scheduler.config.num_train_timesteps
+        self.sampling = plan.config.optimization.timestep_sampling
+        self.sampler = SecondMomentSampler(self.num_timesteps) if self.sampling == "importance" else None
+        self.num_classes = None if plan.id2label is None else len(plan.id2label)
+        self.condition_dropout = plan.config.model.condition_dropout
+
+    def noise(self, positions: range, like: torch.Tensor) -> torch.Tensor:
+        """eps ~ N(0, I) for the images at these positions of the run, shaped like `like`, float32, on its device."""
+        generators = [generator_for(self.seed, "noise", position) for position in positions]
+        return torch.stack([torch.randn(like.shape[1:], generator=each) for each in generators]).to(like.device)
+
+    def timesteps(self, step: int, positions: range, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Timesteps (B,) int64 of these images, and the weights (B,) that keep the mean loss unbiased."""
+        generator = generator_for(self.seed, "timesteps", step)
+        if self.sampler is not None:
+            timesteps, weights = self.sampler.sample(self.batch, generator)
+        else:
+            draw = uniform_timesteps if self.sampling == "uniform" else stratified_timesteps
+            timesteps, weights = draw(self.batch, self.num_timesteps, generator), torch.ones(self.batch)
+        own = self._slice(step, positions)
+        return timesteps[own].to(device), weights[own].to(device)
+
+    def conditions(self, step: int, positions: range, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the network is told beside x_t and t: class labels, some of them hidden behind the null class."""
+        if self.num_classes is None:
+            return {}
+        generator = generator_for(self.seed, "condition dropout", step)
+        hidden = torch.rand(self.batch, generator=generator)[self._slice(step, positions)] < self.condition_dropout
+        labels = batch["class_labels"]
+        return {"class_labels": torch.where(hidden.to(labels.device), self.num_classes, labels)}
+
+    def dropout_seed(self, step: int, micro_step: int, process: int) -> int:
+        """For torch's global generators before a forward pass."""
+        return derive_seed(self.seed, "dropout", step, micro_step, process)
+
+    def _slice(self, step: int, positions: range) -> slice:
+        first = positions.start - step * self.batch
+        return slice(first, first + len(positions))
