@@ -114,6 +114,8 @@ class Trainer:
         hardware = describe_hardware(self.accelerator)
         if hardware not in self.summary.setdefault("hardware", []):
             self.summary["hardware"].append(hardware)
+            if self.accelerator.is_main_process:
+                self.output.write_summary(self.summary)
         self._start_report()
         limit = self.options.max_train_time
         bar = tqdm(
