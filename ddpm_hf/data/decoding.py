@@ -3,8 +3,8 @@
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ import torch
 from .sources import ImageData, RawRow
 from .transforms import Decoder, UnreadableImage, content_hash, native_channels, open_image
 
-ROWS_IN_A_BATCH = 256
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
 ROWS_LOOKED_AT = 64
 
 
@@ -58,18 +60,19 @@ def decode_rows(data: ImageData, decoder: Decoder, skip_unreadable: bool, progre
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=data.num_rows, desc="Decoding images once", unit=" images", disable=not progress) as bar,
     ):
-        batches = data.batches(batch_size=ROWS_IN_A_BATCH)
         waiting = deque()
-        for rows in batches:
+        for rows in data.batches():
             waiting.append(pool.submit(decode, rows))
-            if len(waiting) <= 2 * threads:
-                continue
-            yield from waiting.popleft().result()
-            bar.update(ROWS_IN_A_BATCH)
+            if len(waiting) > 2 * threads:
+                yield from _finished(waiting.popleft(), bar)
         for future in waiting:
-            results = future.result()
-            yield from results
-            bar.update(len(results))
+            yield from _finished(future, bar)
+
+
+def _finished(future: Future, bar: "tqdm") -> list[DecodedRow]:
+    images = future.result()
+    bar.update(len(images))
+    return images
 
 
 def deduce_channels(data: ImageData, rows_looked_at: int = ROWS_LOOKED_AT) -> int:

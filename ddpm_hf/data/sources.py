@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 DIGITS = Path(__file__).with_name("digits.parquet")
 
+# Few enough that a reader of large photographs holds little, enough that tiny images are read as fast as they can be.
+ROWS_AT_ONCE = 32
+
 # Where to look for a data set's own held-out images, the first that exists.
 HOLDOUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 
@@ -74,7 +77,7 @@ class ImageData:
         """Name of each class id; None without a label column."""
         return None if self.classes is None else tuple(self.classes.values())
 
-    def batches(self, start: int = 0, batch_size: int = 256) -> Iterator[list[RawRow]]:
+    def batches(self, start: int = 0, batch_size: int = ROWS_AT_ONCE) -> Iterator[list[RawRow]]:
         """Rows from `start` in the data set's order, in lists of up to `batch_size`.
 
         Never split over DataLoader workers: every reader sees the same rows at the same indices.

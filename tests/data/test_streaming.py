@@ -1,6 +1,7 @@
 """Streams keep the clock: positions decide, and neither workers, processes nor where one starts."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,7 +219,8 @@ from ddpm_hf.data.streaming import StreamingData
 for folder in sys.argv[1:]:
     data = load_images(train_data_dir=folder, streaming=True)
     examples = StreamingData(data, (16, 16), 3, 0, holdout=Holdout(), shuffle_buffer=50)
-    for batch in make_loader(examples, PositionSampler(50, num_steps=2 * data.num_rows // 50)):
+    sampler = PositionSampler(5, num_steps=40, num_processes=10)
+    for batch in make_loader(examples, sampler):
         pass
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -226,16 +228,16 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.processes
 def test_memory_stays_flat(tmp_path):
-    """Two epochs over two shards, then over eighteen: the peak grows by less than a quarter of what lies between."""
-    for shard in range(18):
-        cells = {"x": [png(noise(shard * 50 + i, (176, 176))) for i in range(50)]}
-        parquet(tmp_path / "many" / f"{shard:02d}.parquet", cells)
-        if shard < 2:
-            parquet(tmp_path / "few" / f"{shard:02d}.parquet", cells)
-    sizes = [sum(file.stat().st_size for file in (tmp_path / name).iterdir()) for name in ("few", "many")]
-    assert sizes[1] - sizes[0] > 60e6
+    """2,000 rows out of 8 shards, then out of 40: the peak grows by less than a quarter of what lies between."""
+    shard = parquet(tmp_path / "0.parquet", {"x": [png(noise(i, (176, 176))) for i in range(50)]})
+    for folder, count in {"few": 8, "many": 40}.items():
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            shutil.copy(shard, tmp_path / folder / f"{number:02d}.parquet")
+    difference = 32 * shard.stat().st_size
+    assert difference > 140e6
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path / "few"), str(tmp_path / "many")]
+    command = [sys.executable, "-c", MEMORY_SCRIPT, *(str(tmp_path / name) for name in ("few", "many"))]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     few, many = (int(line) * 1024 for line in output.split())
-    assert many - few < (sizes[1] - sizes[0]) / 4
+    assert many - few < difference / 4
