@@ -146,9 +146,10 @@ PRESETS: dict[str, Preset] = {
         training={
             **_SMALL_TRAINING,
             "learning_rate": 2e-3,
-            "lr_warmup_steps": 50,
-            "max_train_steps": 1300,
-            "ema_decay": 0.99,
+            "lr_warmup_steps": 100,
+            "train_batch_size": 32,
+            "max_train_steps": 2500,
+            "ema_decay": 0.995,
         },
     ),
     # Half the paper's width and one level less, which leaves 8x8 at the bottom: a fifth of its parameters, for data
