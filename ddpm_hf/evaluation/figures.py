@@ -1,0 +1,35 @@
+"""Curves of what was measured."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .likelihood import Likelihood
+
+
+def plot_terms(likelihood: Likelihood, file: Path) -> None:
+    """Bits/dim of each term against the timestep, both axes logarithmic; L_0 is the point at the left."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="timestep (1 … T)", ylabel="bits/dim", xscale="log", yscale="log")
+    known = likelihood.counts > 0
+    # A term of zero has no place on a logarithmic axis: near t = T, a float32 KL is at times exactly that.
+    axes.plot(likelihood.chain[known] + 1, np.maximum(likelihood.terms[known], 1e-9), ".", markersize=3)
+    axes.set_title(f"{likelihood.value:.3f} bits/dim, {len(likelihood.bits):,} images", fontsize="medium")
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(file, dpi=120)
+
+
+def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
+    """Progressive lossy compression, Fig. 5 of Ho et al. 2020: RMSE of the predicted x_0 by bits that were sent."""
+    from matplotlib.figure import Figure
+
+    rows = likelihood.table()
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="rate (bits/dim)", ylabel="distortion (RMSE on the scale 0 … 255)")
+    axes.plot([row["rate"] for row in rows], [row["distortion_rmse"] for row in rows], linewidth=1.5)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)

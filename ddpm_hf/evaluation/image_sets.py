@@ -1,0 +1,180 @@
+"""Which images a model is measured on: by default those that its own run held out of training."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.decoding import decode_row, stack_batch
+from ..data.holdout import Holdout, held_out_batches, rows_of_side
+from ..data.sources import ImageData, load_images
+from ..data.store import PixelStore
+from ..data.transforms import Decoder
+
+HELD_OUT, TRAIN = "held_out", "train"
+# Arguments of `load_images` that a run's settings have under the same names.
+_SOURCE_SETTINGS = (
+    *("dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "label_column"),
+    *("streaming", "cache_dir"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images as a pipeline of one size wants them, centre-cropped, unflipped and in a fixed order.
+
+    Out of a store they come by a score of their content, so that the first k are a fair sample; a stream's in file
+    order.
+
+    Attributes:
+        data: where they come from.
+        holdout: which of them are held out.
+        held_out: those that are held out, or those that are left.
+        split: the word for that choice in a report.
+        size, channels: of the decoded images; size is (height, width).
+        most: how many at most; None for all.
+        skip_unreadable: leave out what cannot be decoded.
+        cache_dir: where decoded images are kept.
+    """
+
+    data: ImageData
+    holdout: Holdout
+    held_out: bool
+    split: str
+    size: tuple[int, int]
+    channels: int
+    most: int | None = None
+    skip_unreadable: bool = False
+    cache_dir: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the user calls the data set."""
+        return self.data.name
+
+    @property
+    def count(self) -> int | None:
+        """How many images there are; None for a stream that does not tell. Decodes them if that was never done."""
+        if self._source.streaming:
+            return self.most
+        store = self._store()
+        total = len(store) if self.holdout.split and self.held_out else len(self._chosen(store))
+        return total if self.most is None else min(total, self.most)
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The images: "images" uint8 (B, C, H, W), "rows" int64 (B,), and "class_labels" int64 (B,) if labelled.
+
+        Raises:
+            ValueError: if one cannot be decoded, naming its row and file.
+        """
+        if self.held_out:
+            yield from held_out_batches(
+                *(self.data, self.holdout, batch_size, self.size, self.channels),
+                most=self.most,
+                skip_unreadable=self.skip_unreadable,
+                **({} if self._source.streaming else {"cache_dir": self.cache_dir}),
+            )
+        elif self.data.streaming:
+            decoder = Decoder(size=self.size, channels=self.channels)
+            rows = rows_of_side(self.data, self.holdout, held_out=False)
+            decoded = (decode_row(self.data, decoder, row, self.skip_unreadable) for row in rows)
+            images = islice((image for image in decoded if image.pixels is not None), self.most)
+            while chosen := list(islice(images, batch_size)):
+                yield stack_batch(chosen)
+        else:
+            store = self._store()
+            chosen = self._chosen(store)
+            order = np.argsort(self.holdout.scores(store.hashes[chosen]), kind="stable")
+            chosen = chosen[order][: self.most]
+            for start in range(0, len(chosen), batch_size):
+                yield store.batch(chosen[start : start + batch_size])
+
+    @property
+    def _source(self) -> ImageData:
+        return self.data.holdout if self.held_out and self.holdout.split else self.data
+
+    def _store(self) -> PixelStore:
+        return PixelStore.build(
+            self._source,
+            self.size,
+            self.channels,
+            skip_unreadable=self.skip_unreadable,
+            cache_dir=self.cache_dir,
+        )
+
+    def _chosen(self, store: PixelStore) -> np.ndarray:
+        return np.flatnonzero(self.holdout.mask(store.hashes) == self.held_out)
+
+
+def find_images(
+    size: tuple[int, int],
+    channels: int,
+    *,
+    run: Mapping[str, Any] | None = None,
+    split: str | None = None,
+    labelled: bool = False,
+    most: int | None = None,
+    **source: Any,
+) -> ImageSet:
+    """The images to measure on.
+
+    Args:
+        size, channels: of the model; size is (height, width).
+        run: settings of the run that made it (`training_config.yaml`), for its data and for what it held out.
+        split: "held_out" (the default where a run is known) for what the run held out, "train" for what it was trained
+            on, or a split of the data set. Of another data set: by default its own test or validation split, else all.
+        labelled: read class labels.
+        most: how many images at most.
+        **source: arguments of `load_images` for another data set than the run's; None means not given. With
+            `split="held_out"` it is the run's data set in another place.
+
+    Raises:
+        ValueError: if no data set is known, it cannot be read, or nothing was held out.
+    """
+    source = {name: value for name, value in source.items() if value is not None}
+    others = bool(source.keys() & {"dataset_name", "train_data_dir"})
+    if not others and run is None:
+        raise ValueError("the model's folder records no data set; give --dataset_name or --train_data_dir")
+    given = dict(source) if others else {name: run[name] for name in _SOURCE_SETTINGS if name in run} | source
+    if not labelled:
+        given.pop("label_column", None)
+    if split is None and not others:
+        split = HELD_OUT
+    of_run = split == HELD_OUT or (split == TRAIN and not others)
+    if split is not None and not of_run:
+        given["dataset_split"] = split
+    data = load_images(**given, class_conditional=labelled)
+    common = {"size": tuple(size), "channels": channels, "most": most, "cache_dir": given.get("cache_dir")}
+    if run is not None:
+        common["skip_unreadable"] = run.get("skip_unreadable", False)
+    if of_run:
+        holdout = _recorded_holdout(run)
+        word = split if split == TRAIN or holdout.split is None else holdout.split
+        return ImageSet(data=data, holdout=holdout, held_out=split == HELD_OUT, split=word, **common)
+    if split is None and data.holdout is not None:
+        own = Holdout(split=data.holdout_split)
+        return ImageSet(data=data, holdout=own, held_out=True, split=data.holdout_split, **common)
+    # Nothing is held out, so that all are left.
+    return ImageSet(
+        data=replace(data, holdout=None, holdout_split=None),
+        holdout=Holdout(),
+        held_out=False,
+        split=split or "all",
+        **common,
+    )
+
+
+def _recorded_holdout(run: Mapping[str, Any] | None) -> Holdout:
+    recorded = (run or {}).get("recorded", {}).get("holdout")
+    if recorded is None:
+        raise ValueError("the model's folder does not record what was held out; give --split with a split of the data")
+    holdout = Holdout(**recorded)
+    if holdout.split is None and holdout.threshold == 0:
+        raise ValueError(
+            "the run held nothing out of training; give --split train to measure on its training images, or other "
+            "images with --dataset_name or --train_data_dir"
+        )
+    return holdout

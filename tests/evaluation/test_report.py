@@ -1,0 +1,72 @@
+"""The report: what joins it, what leaves it, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from ddpm_hf.evaluation.report import read_report, summary_table, update_report, weights_fingerprint
+from ddpm_hf.hub.folder import ModelFolder
+
+NLL = {"name": "bits_per_dim", "value": 3.7, "dataset": "a", "split": "test", "n": 10, "sampler": "ddpm", "steps": 9}
+
+
+def test_metrics_join_and_replace_their_like(tmp_path):
+    file = tmp_path / "evaluation.json"
+    update_report(file, "w", [NLL])
+    update_report(file, "w", [{**NLL, "split": "train", "value": 3.5}, {**NLL, "name": "kid", "value": 0.1}])
+    found = update_report(file, "w", [{**NLL, "value": 3.6, "n": 20}])
+    assert sorted((m["name"], m["split"], m["value"], m["n"]) for m in found) == [
+        ("bits_per_dim", "test", 3.6, 20),
+        ("bits_per_dim", "train", 3.5, 10),
+        ("kid", "test", 0.1, 10),
+    ]
+    saved = json.loads(file.read_text())
+    assert saved["schema"] == 1 and saved["metrics"] == found == read_report(file, "w")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_figures_of_other_weights_are_dropped(tmp_path):
+    file = tmp_path / "evaluation.json"
+    update_report(file, "old", [NLL])
+    assert read_report(file, "new") == []
+    assert update_report(file, "new", [{**NLL, "name": "kid"}]) == [{**NLL, "name": "kid"}]
+
+
+def test_the_fingerprint_is_that_of_the_weights(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    first = weights_fingerprint(pipeline.unet)
+    assert weights_fingerprint(tiny_pipeline().unet) == first
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias[0] += 1e-6
+    assert weights_fingerprint(pipeline.unet) != first
+    assert len(weights_fingerprint(pipeline.unet.bfloat16())) == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"schema": 2}', "schema 2"),
+        ("[]", "schema None"),
+        ("\xff", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_report_is_left_alone(tmp_path, content, words):
+    file = tmp_path / "evaluation.json"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=words):
+        update_report(file, "w", [NLL])
+    assert file.read_bytes() == content.encode("latin-1")
+
+
+def test_the_model_card_reads_it(tiny_pipeline, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    metrics = update_report(tmp_path / "evaluation.json", "w", [NLL])
+    assert ModelFolder.read(tmp_path).metrics == metrics
+
+
+def test_table():
+    lines = summary_table([{**NLL, "standard_error": 0.01}, {**NLL, "name": "kid", "floor": 0.25}]).splitlines()
+    assert lines[1].split() == ["bits_per_dim", "3.7000", "±", "0.0100", "10", "a", "(test)"]
+    assert lines[2].split() == ["kid", "3.7", "10", "a", "(test)", "0.25"]
