@@ -26,7 +26,7 @@ demo: install
 	@$(BIN)/python scripts/demo.py $(DEMO_DIR)
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 style: install
 	$(BIN)/ruff check --fix .
