@@ -24,7 +24,15 @@ EXTRAS = {
     "lora": ["peft>=0.17"],
     "quality": ["ruff==0.17.6"],
 }
-EXTRAS["test"] = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "scipy>=1.11", "wheel", *EXTRAS["tensorboard"], *EXTRAS["lora"]]
+EXTRAS["test"] = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "scipy>=1.11",
+    "wheel",
+    *EXTRAS["tensorboard"],
+    *EXTRAS["lora"],
+]
 
 setup(
     name="ddpm-hf",
