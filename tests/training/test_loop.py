@@ -126,6 +126,15 @@ def test_accumulating_gives_the_step_of_the_whole_batch(train, tmp_path):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
+def test_gradient_checkpointing_changes_memory_and_not_the_weights(train, tmp_path):
+    flags = ["--dropout", "0", "--learning_rate", "1e-4"]
+    plain = train(*flags, output_dir=tmp_path / "plain")
+    saved = train(*flags, "--gradient_checkpointing", output_dir=tmp_path / "saved")
+    assert saved.plan.unet.is_gradient_checkpointing
+    for name, value in weights_of(plain).items():
+        torch.testing.assert_close(value, weights_of(saved)[name], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("size", ["31x45", "7", "12x8"])
 def test_any_size_trains_and_samples(train, size):
     folder = train("--resolution", size, "--base_channels", "4", "--center_crop").output.path
