@@ -18,9 +18,10 @@ from diffusers.utils.logging import disable_progress_bar
 from ddpm_hf.evaluation.figures import plot_rate_distortion, plot_terms
 from ddpm_hf.evaluation.image_sets import ImageSet, find_images
 from ddpm_hf.evaluation.likelihood import bound_of, measure_likelihood, network_of, write_images, write_terms
-from ddpm_hf.evaluation.report import REPORT_FILE, read_report, summary_table, update_report, weights_fingerprint
+from ddpm_hf.evaluation.report import REPORT_FILE, read_report, summary_table, update_report
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
+from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
 from ddpm_hf.training.config import flag

@@ -1,6 +1,5 @@
 """`evaluation.json`: what was measured on a model, in one file that every metric joins."""
 
-import hashlib
 import json
 import math
 import os
@@ -8,21 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 SCHEMA = 1
 REPORT_FILE = "evaluation.json"
 # Two measurements that agree in these are the same one, made anew.
 _IDENTITY = ("name", "dataset", "split", "sampler", "steps", "terms_per_image", "clip", "cdf", "extractor")
-
-
-def weights_fingerprint(network: torch.nn.Module) -> str:
-    """A hash of a network's parameters and buffers, so that no figure outlives the weights that it was measured on."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def read_report(file: Path, weights: str) -> list[dict[str, Any]]:
@@ -48,7 +36,7 @@ def update_report(file: Path, weights: str, metrics: Sequence[dict[str, Any]]) -
 
     Args:
         file: of the report.
-        weights: `weights_fingerprint` of the network; figures of other weights are dropped.
+        weights: `fingerprint.weights_fingerprint` of the network; figures of other weights are dropped.
         metrics: each with at least "name" and a finite number as its "value".
 
     Returns:

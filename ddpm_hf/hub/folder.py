@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from ..pipelines.loading import check_index
+from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.loading import check_index, load_pipeline
 from ..pipelines.samplers import LEARNED_VARIANCES
 
 INDEX_FILE = "model_index.json"
@@ -36,7 +37,6 @@ class ModelFolder:
         index, unet, scheduler: its configs as they stand in the files.
         settings: `training_config.yaml`; empty without.
         summary: `training_summary.json`; empty without.
-        metrics: of `evaluation.json`, each with at least `name` and `value`; empty without.
     """
 
     path: Path
@@ -45,7 +45,6 @@ class ModelFolder:
     scheduler: dict[str, Any]
     settings: dict[str, Any]
     summary: dict[str, Any]
-    metrics: list[dict[str, Any]]
 
     @classmethod
     def read(cls, path: str | Path) -> "ModelFolder":
@@ -66,8 +65,23 @@ class ModelFolder:
             scheduler=_json(component_folder(path, "scheduler") / "scheduler_config.json"),
             settings=_settings(path / CONFIG_FILE),
             summary=_json(path / SUMMARY_FILE) if (path / SUMMARY_FILE).is_file() else {},
-            metrics=_metrics(path / EVALUATION_FILE) if (path / EVALUATION_FILE).is_file() else [],
         )
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Of `evaluation.json`, each with at least `name` and `value`; none without it, or if it is of other weights.
+
+        Raises:
+            ValueError: if the file is no such report, or the weights that it names cannot be loaded.
+        """
+        file = self.path / EVALUATION_FILE
+        if not file.is_file():
+            return []
+        report = _json(file)
+        metrics = _metrics(report, file)
+        if "weights" in report and report["weights"] != weights_fingerprint(load_pipeline(str(self.path)).unet):
+            return []
+        return metrics
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -134,8 +148,7 @@ def _settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _metrics(file: Path) -> list[dict[str, Any]]:
-    report = _json(file)
+def _metrics(report: dict[str, Any], file: Path) -> list[dict[str, Any]]:
     if report.get("schema") != 1:
         raise ValueError(f"{file} has schema {report.get('schema')!r}; this version reads schema 1")
     metrics = report.get("metrics")

@@ -81,7 +81,8 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
         text = yaml.safe_dump(public_settings(model.settings), sort_keys=False, allow_unicode=True)
         files[CONFIG_FILE] = (CONFIG_HEADER + text).encode()
     if model.metrics:
-        report = {"schema": 1, "metrics": public_metrics(model.metrics)}
+        report = json.loads((model.path / EVALUATION_FILE).read_text(encoding="utf-8"))
+        report["metrics"] = public_metrics(model.metrics)
         files[EVALUATION_FILE] = (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
     for component in ("unet", "scheduler"):
         place = component_folder(model.path, component)

@@ -301,6 +301,9 @@ class Config:
                 )
         if flags["max_train_time"] is not None:
             parse_duration(flags["max_train_time"])
+        for name in ("hub_model_id", "hub_private_repo", "hub_token_file"):
+            if flags[name] and not flags["push_to_hub"]:
+                raise ValueError(f"--{name} does nothing without --push_to_hub: add that, or leave it out")
         if flags["channels"] not in (None, 1, 3, 4):
             raise ValueError(f"--channels is {flags['channels']}; choose 1 (grey), 3 (RGB) or 4 (RGBA)")
 

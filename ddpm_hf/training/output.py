@@ -17,6 +17,7 @@ from ..hub.folder import (
     CHAIN_FILE,
     CONFIG_FILE,
     CURVE_FILE,
+    EVALUATION_FILE,
     LOSS_FILE,
     SAMPLES_FILE,
     STANDALONE_FILE,
@@ -28,18 +29,8 @@ from .config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, RECORDED, Config
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
 # Everything that a run writes; `--overwrite_output_dir` removes these names and nothing else.
 _OWN_NAMES = (
-    *(
-        "model_index.json",
-        "unet",
-        "scheduler",
-        "previews",
-        "logs",
-        STANDALONE_FILE,
-        CARD_FILE,
-        SAMPLES_FILE,
-        LOSS_FILE,
-    ),
-    *(CURVE_FILE, CHAIN_FILE, ANIMATION_FILE, CONFIG_FILE, SUMMARY_FILE),
+    *("model_index.json", "unet", "scheduler", "previews", "logs", "evaluation", EVALUATION_FILE, STANDALONE_FILE),
+    *(CARD_FILE, SAMPLES_FILE, LOSS_FILE, CURVE_FILE, CHAIN_FILE, ANIMATION_FILE, CONFIG_FILE, SUMMARY_FILE),
 )
 
 

@@ -5,7 +5,8 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,13 @@ class Publisher:
         if self.upload is not None and self.upload.is_alive():
             self.report(f"the upload before is still under way; step {summary['step']} is not pushed")
             return
-        # A copy, because the run goes on writing into its folder.
+        with self._sparing_the_run(f"step {summary['step']} was not pushed"):
+            self._stage(pipeline, summary, picture)
+            self.upload = threading.Thread(target=self._push_staged, args=(summary["step"],), daemon=True)
+            self.upload.start()
+
+    def _stage(self, pipeline: DDPMPipeline, summary: dict[str, Any], picture: Path | None) -> None:
+        """A copy of what is to be pushed, because the run goes on writing into its folder."""
         shutil.rmtree(self.staging, ignore_errors=True)
         pipeline.save_pretrained(self.staging)
         for name in (CONFIG_FILE, LOSS_FILE, CURVE_FILE):
@@ -124,29 +131,30 @@ class Publisher:
             shutil.copyfile(picture, self.staging / SAMPLES_FILE)
         (self.staging / SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
         write_card(self.staging, self.page.repo_id, self.page.license)
-        self.upload = threading.Thread(target=self._push_staged, args=(summary["step"],), daemon=True)
-        self.upload.start()
 
     def _push_staged(self, step: int) -> None:
-        try:
+        with self._sparing_the_run(f"step {step} was not pushed"):
             push(self.staging, self.page, f"Training, step {step}", self.report)
+
+    @contextmanager
+    def _sparing_the_run(self, failure: str, advice: str = "the run goes on") -> Iterator[None]:
+        """Turn whatever goes wrong into a line: the Hub's doing, a full disk, or a fault in what it answers."""
+        try:
+            yield
         except Exception as error:
-            self.report(f"step {step} was not pushed: {one_line(error)}; the run goes on")
+            self.report(f"{failure}: {one_line(error)}; {advice}")
 
     def finish(self) -> None:
         """Write the card, and push the folder. A failure of the Hub ends with the command that pushes it later."""
         if self.upload is not None:
             self.upload.join()
         shutil.rmtree(self.staging, ignore_errors=True)
-        if self.page is None:
-            write_card(self.output.path, license=self.hub.hub_license)
+        folder, page = self.output.path, self.page
+        with self._sparing_the_run("the card was not written", f"all other results are in {folder}"):
+            write_card(folder, page and page.repo_id, self.hub.hub_license)
+        if page is None:
             return
-        write_card(self.output.path, self.page.repo_id, self.page.license)
-        try:
-            self.report(f"model page: {push(self.output.path, self.page, 'End of training', self.report)}")
-        except Exception as error:
-            command = push_command(self.hub, self.output.path, self.page.repo_id)
-            self.report(
-                f"the model was not pushed: {one_line(error)}\nAll results are in {self.output.path}. To push them "
-                f"later:\n    {command}"
-            )
+        command = push_command(self.hub, folder, page.repo_id)
+        advice = f"all results are in {folder}. To push them later:\n    {command}"
+        with self._sparing_the_run("the model was not pushed", advice):
+            self.report(f"model page: {push(folder, page, 'End of training', self.report)}")

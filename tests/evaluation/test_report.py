@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from ddpm_hf.evaluation.report import read_report, summary_table, update_report, weights_fingerprint
+from ddpm_hf.evaluation.report import read_report, summary_table, update_report
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 
 NLL = {"name": "bits_per_dim", "value": 3.7, "dataset": "a", "split": "test", "n": 10, "sampler": "ddpm", "steps": 9}
 

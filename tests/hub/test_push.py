@@ -1,0 +1,409 @@
+"""From a training run to a page that strangers use, through the real client and a Hub that does not always behave."""
+
+import io
+import json
+import re
+import shlex
+import subprocess
+
+import numpy as np
+import pytest
+import yaml
+from conftest import READ_TOKEN, TOKEN
+from huggingface_hub import ModelCard
+from loopback_hub import Fault
+from PIL import Image
+
+from ddpm_hf.hub.folder import ModelFolder
+
+pytestmark = pytest.mark.processes
+
+TINY = (
+    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
+    "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 4 --preview_inference_steps 6 "
+    "--checkpointing_steps 1 --logging_steps 1 --preview_steps 1 --num_train_timesteps 50"
+).split()
+METRICS = [
+    {
+        **{"name": "bits_per_dim", "value": 5.25, "standard_error": 0.125, "n": 8, "seed": 3},
+        **{"dataset": "digits", "split": "test", "sampler": None, "steps": None, "floor": None},
+    }
+]
+SECRET = {"HF_TOKEN": TOKEN}
+COMMIT = r"POST .*/commit/"
+ALWAYS = 10_000
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def published(run_commands, hub, runs):
+    """What each command ended with: two models trained and pushed, pages that fail, requests that are refused."""
+    token_file = runs / "token"
+    token_file.write_text(TOKEN + "\n")
+    hub.create("alice/public")
+    faults = {
+        "rough": [
+            *(Fault("whoami", 503), Fault("preupload", 503), Fault("objects/batch", 503), Fault("PUT /", "reset")),
+            *(Fault(COMMIT, 503), Fault("paths-info", "cut"), Fault("GET .*safetensors", "reset")),
+        ],
+        "lost": [Fault(COMMIT, "lost")],
+        "down": [Fault(COMMIT, 503, ALWAYS)],
+        "dead": [Fault(COMMIT, "hang", ALWAYS)],
+        "away": [Fault("whoami", "reset", ALWAYS)],
+    }
+    report = json.dumps({"schema": 1, "metrics": METRICS})
+
+    def train(name: str, *arguments, environment=SECRET, **task) -> dict:
+        argv = ["train.py", "--output_dir", runs / name, "--push_to_hub", *TINY, *arguments]
+        return {"argv": [str(word) for word in argv], "environment": environment, **task}
+
+    def push(*arguments, environment=SECRET, **task) -> dict:
+        return {"argv": ["push.py", *map(str, arguments)], "environment": environment, **task}
+
+    plain = ["--hub_model_id", "digits", "--hub_strategy", "checkpoint", "--hub_token_file", token_file]
+    odd = ["--class_conditional", "--resolution", "7x5", "--variance_type", "learned_range", "--hub_private_repo"]
+    tasks = {
+        "plain": train("digits", *plain, "--hub_license", "mit", environment={}, faults=faults["rough"]),
+        "measured": push(runs / "digits", write={str(runs / "digits" / "evaluation.json"): report}),
+        "again": push(runs / "digits"),
+        "odd": train("odd", *odd, faults=faults["lost"]),
+        "down": train("down", "--hub_license", "mit", faults=faults["down"]),
+        "dead": push(runs / "digits", "--hub_model_id", "dead", faults=faults["dead"]),
+        "finished": train("odd", *odd),
+        "away": train("x", faults=faults["away"]),
+        "no token": train("x", environment={}),
+        "wrong token": train("x", environment={"HF_TOKEN": "hf_NobodyKnowsMe"}),
+        "read token": train("x", "--hub_model_id", "public", environment={"HF_TOKEN": READ_TOKEN}),
+        "new name, read token": train("x", environment={"HF_TOKEN": READ_TOKEN}),
+        "bad name": train("x", "--hub_model_id", "a/b/c"),
+        "name of others": train("x", "--hub_model_id", "bob/x"),
+        "public": train("x", "--hub_model_id", "public", "--hub_private_repo"),
+        "licence": train("x", "--hub_license", "beerware"),
+        "token in the open": train("x", "--hub_token", TOKEN),
+        "token with =": push(runs / "digits", f"--hub_token={TOKEN}"),
+        "token for file": train("x", "--hub_token_file", TOKEN),
+        "no pipeline": push(runs),
+    }
+    return dict(zip(tasks, run_commands(*tasks.values()), strict=True))
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def pages(hub, name: str, revision: str = "main") -> dict[str, bytes]:
+    return hub.repos[name].files(revision)
+
+
+# What arrives
+
+
+def test_bad_moments_of_the_hub_do_not_stop_a_push(published):
+    assert published["plain"]["status"] == 0, published["plain"]["printed"]
+    assert [fault["hits"] for fault in published["plain"]["faults"]] == [1] * 7
+    assert "model page: http://127.0.0.1" in published["plain"]["printed"]
+
+
+def test_one_commit_has_everything_and_nothing_else(published, hub):
+    repo = hub.repos["alice/digits"]
+    assert repo.messages[:3] == ["initial commit", "Training, step 1", "End of training"] and not repo.private
+    assert sorted(pages(hub, "alice/digits")) == sorted(
+        [".gitattributes", "README.md", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
+        + [WEIGHTS, "samples.png", "denoising.png", "denoising.gif", "loss.png"]
+        + ["loss.csv", "training_config.yaml", "evaluation.json"]
+    )
+    settings = yaml.safe_load(pages(hub, "alice/digits")["training_config.yaml"])
+    assert settings["max_train_steps"] == 2 and not {name for name in settings if name.startswith("hub")}
+
+
+def test_a_checkpoint_is_pushed_while_training_goes_on(published, hub):
+    shas = list(hub.repos["alice/digits"].commits)
+    assert "step 1 of 2" in pages(hub, "alice/digits", shas[1])["README.md"].decode()
+    assert "step 1 of 2" not in pages(hub, "alice/digits", shas[2])["README.md"].decode()
+    assert pages(hub, "alice/digits", shas[1])[WEIGHTS] != pages(hub, "alice/digits", shas[2])[WEIGHTS]
+
+
+def test_the_card_has_the_metrics_of_the_evaluation_report(published, hub):
+    assert published["measured"]["status"] == 0, published["measured"]["printed"]
+    files = pages(hub, "alice/digits")
+    card = ModelCard(files["README.md"].decode())
+    (result,) = card.data.eval_results
+    (metric,) = json.loads(files["evaluation.json"])["metrics"]
+    assert (result.metric_type, result.metric_value) == (metric["name"], metric["value"]) == ("bits_per_dim", 5.25)
+    assert (result.dataset_name, result.dataset_split) == ("digits", "test") and result.metric_args["n"] == 8
+    # The licence was given once, when the run began.
+    assert card.data.license == "mit" and card.data.library_name == "diffusers"
+
+
+def test_equal_content_makes_no_commit_and_a_lost_answer_no_second_one(published, hub):
+    assert published["again"]["status"] == 0
+    assert hub.repos["alice/digits"].messages[3:] == ["Push with ddpm_hf"]
+    assert published["odd"]["status"] == 0 and published["odd"]["faults"][0]["hits"] == 1
+    assert hub.repos["alice/odd"].messages == ["initial commit", "End of training"]
+
+
+def test_pictures_are_there_and_can_be_seen(published, hub):
+    for page in ("alice/digits", "alice/odd"):
+        files = pages(hub, page)
+        named = re.findall(r"!\[.+?\]\((.+?)\)", files["README.md"].decode())
+        assert set(named) == {"samples.png", "denoising.png", "denoising.gif", "loss.png"}
+        for name in named:
+            picture = np.asarray(Image.open(io.BytesIO(files[name])).convert("L"))
+            assert picture.size > 1000 and picture.std() > 5
+
+
+def test_privacy_is_honoured(published, hub):
+    assert hub.repos["alice/odd"].private
+    assert published["public"]["status"] == 2 and "exists and is public" in published["public"]["printed"]
+
+
+def test_a_finished_run_pushes_when_it_is_started_again(published):
+    printed = published["finished"]["printed"]
+    assert published["finished"]["status"] == 0 and "this run is finished" in printed and "model page: " in printed
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("away", "the Hub cannot be reached"),
+        ("no token", "there is no token"),
+        ("wrong token", "does not accept the token"),
+        ("read token", "may not write there"),
+        ("new name, read token", "may not write there"),
+        ("bad name", "--hub_model_id 'a/b/c'"),
+        ("name of others", "--hub_model_id bob/x"),
+        ("licence", "--hub_license 'beerware'"),
+        ("token in the open", "--hub_token"),
+        ("token with =", "--hub_token"),
+        ("token for file", "--hub_token_file"),
+        ("no pipeline", "no model_index.json"),
+    ],
+)
+def test_what_can_be_known_is_said_before_the_first_step(published, runs, case, words):
+    last = published[case]["printed"].strip().splitlines()[-1]
+    assert published[case]["status"] == 2 and words in last and "error: " in last, published[case]["printed"]
+    assert not (runs / "x").exists()
+
+
+def test_a_hub_that_stays_away_costs_no_results(published, runs, hub, environment):
+    """The run ends well, and the command that it prints puts the page there once the Hub is back."""
+    printed = published["down"]["printed"]
+    assert published["down"]["status"] == 0 and "the model was not pushed: " in printed
+    assert published["down"]["faults"][0]["hits"] == 6
+    assert json.loads((runs / "down" / "training_summary.json").read_text())["status"] == "finished"
+    assert ModelFolder.read(runs / "down").timesteps == 50
+    assert hub.repos["alice/down"].messages == ["initial commit"]
+    command = printed.strip().splitlines()[-1]
+    done = subprocess.run(shlex.split(command), env=environment(**SECRET), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"model page: {hub.endpoint}/alice/down"
+    assert ModelCard(pages(hub, "alice/down")["README.md"].decode()).data.license == "mit"
+
+
+def test_a_hub_that_never_answers_is_given_up(published, hub):
+    assert published["dead"]["status"] == 2 and published["dead"]["faults"][0]["hits"] == 6
+    assert "the model was not pushed: timed out" in published["dead"]["printed"]
+    assert hub.repos["alice/dead"].messages == ["initial commit"]
+
+
+def test_the_token_is_nowhere(published, runs, hub):
+    """Not in what was printed, in any file of the runs, or on any page."""
+    secrets = [TOKEN.encode(), READ_TOKEN.encode()]
+    found = [name for name, result in published.items() for s in secrets if s in result["printed"].encode()]
+    files = [path for path in runs.rglob("*") if path.is_file() and path != runs / "token"]
+    found += [path for path in files for s in secrets if s in path.read_bytes()]
+    for name, repo in hub.repos.items():
+        contents = [content for commit in repo.commits.values() for content in commit.values()]
+        found += [name for content in contents for s in secrets if s in content]
+    assert len(files) > 30 and not found
+
+
+# What visitors do
+
+DRAW = """
+import contextlib, io, json, sys
+import numpy as np, torch
+
+def draw(pipeline, **call):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(2, torch.Generator().manual_seed(5), output_type="np", **call).images.tolist()
+
+def clean(info):
+    return not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+"""
+
+
+@pytest.fixture(scope="module")
+def pages_of_others(published, hub, tmp_path_factory):
+    """Pages with content that was put there in other ways: in parts, in half precision, naming our package, tagged."""
+    import diffusers
+    import torch
+
+    import ddpm_hf
+
+    def upload(repo_id: str, folder, **more: bytes) -> None:
+        hub.create(repo_id)
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        hub.commit(repo_id, {**files, **more})
+
+    torch.manual_seed(1)
+    unet = ddpm_hf.DDPMUNet2D.from_paper(
+        8, channels=1, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1
+    )
+    unet.conv_out.weight.data.normal_()
+    scheduler = ddpm_hf.LinearDDPMScheduler(num_train_timesteps=50, timestep_spacing="linspace")
+    pipeline = ddpm_hf.DDPMPipeline(unet, scheduler)
+    folders = {name: tmp_path_factory.mktemp("others") for name in ("shards", "half", "naming")}
+    pipeline.save_pretrained(folders["shards"], max_shard_size="20KB")
+    pipeline.save_pretrained(folders["half"], variant="fp16")
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folders["naming"])
+    assert len(list((folders["shards"] / "unet").glob("*.safetensors"))) > 2
+    assert "ddpm_hf" in (folders["naming"] / "model_index.json").read_text()
+    for name, folder in folders.items():
+        hub.create(f"alice/{name}")
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        hub.commit(f"alice/{name}", {path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
+    # Of the page that was trained: a tag on its first state, so that "main" and the tag are different models.
+    repo = hub.repos["alice/digits"]
+    repo.refs["v0"] = list(repo.commits)[1]
+
+
+@pytest.fixture(scope="module")
+def stranger(pages_of_others, run_python, hub):
+    """A process that has diffusers and not our package, and an empty cache."""
+    cards = {name: pages(hub, f"alice/{name}")["README.md"].decode() for name in ("digits", "odd")}
+    blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" not in block]
+    assert len(blocks) == 4
+    given = f"blocks = {blocks!r}\nendpoint = {hub.endpoint!r}\n"
+    code = """
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+
+repo = "alice/digits"
+pipeline = DDPMPipeline.from_pretrained(repo)
+assert type(pipeline.unet) is UNet2DModel and type(pipeline.scheduler) is DDPMScheduler
+results["plain"] = draw(pipeline, num_inference_steps=50)
+results["generic"] = draw(DiffusionPipeline.from_pretrained(repo), num_inference_steps=50)
+unet, info = UNet2DModel.from_pretrained(repo, subfolder="unet", output_loading_info=True)
+scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler")
+results["parts"] = draw(DDPMPipeline(unet, scheduler), num_inference_steps=50)
+results["clean"] = clean(info)
+results["tag"] = draw(DDPMPipeline.from_pretrained(repo, revision="v0"), num_inference_steps=50)
+results["shards"] = draw(DDPMPipeline.from_pretrained("alice/shards"), num_inference_steps=50)
+results["half"] = draw(DDPMPipeline.from_pretrained("alice/half", variant="fp16"), num_inference_steps=50)
+try:
+    DDPMPipeline.from_pretrained("alice/naming")
+except ValueError as problem:
+    results["naming"] = str(problem)
+call = {"class_labels": ["3", "7"], "guidance_scale": 2.0}
+arguments = {"custom_pipeline": "pipeline", "trust_remote_code": True}
+results["odd"] = draw(DiffusionPipeline.from_pretrained("alice/odd", **arguments), **call)
+try:
+    DiffusionPipeline.from_pretrained("alice/odd", custom_pipeline="pipeline")
+except ValueError as problem:
+    results["untrusted"] = str(problem)
+results["blocks"] = []
+for block in blocks:
+    names = {}
+    exec(block, names)
+    results["blocks"].append([names["image"].size, names["image"].mode])
+results["sample"] = open("sample.png", "rb").read(4)[1:].decode()
+
+# The Hub goes away; the cache stays.
+import urllib.request
+fault = json.dumps([{"pattern": ".", "kind": 503, "times": 10000}]).encode()
+urllib.request.urlopen(urllib.request.Request(f"{endpoint}/faults", fault, method="PUT"))
+results["offline"] = draw(DDPMPipeline.from_pretrained(repo, local_files_only=True), num_inference_steps=50)
+results["away"] = draw(DDPMPipeline.from_pretrained(repo), num_inference_steps=50)
+urllib.request.urlopen(urllib.request.Request(f"{endpoint}/faults", b"[]", method="PUT"))
+"""
+    return run_python(DRAW + given + code, package=False, HF_TOKEN=TOKEN)
+
+
+@pytest.fixture(scope="module")
+def user(stranger, run_python, hub):
+    """A process that has our package, and an empty cache."""
+    text = pages(hub, "alice/digits")["README.md"].decode() + pages(hub, "alice/odd")["README.md"].decode()
+    blocks = [block for block in python_blocks(text) if "ddpm_hf" in block]
+    assert len(blocks) == 2
+    code = """
+import diffusers
+import ddpm_hf
+
+ours = ddpm_hf.DDPMPipeline.from_pretrained("alice/digits")
+assert type(ours.unet) is ddpm_hf.DDPMUNet2D and type(ours.scheduler) is ddpm_hf.LinearDDPMScheduler
+results["plain"] = draw(ours)
+results["stock"] = draw(diffusers.DDPMPipeline.from_pretrained("alice/digits"), num_inference_steps=50)
+for name in ("shards", "naming"):
+    results[name] = draw(ddpm_hf.DDPMPipeline.from_pretrained(f"alice/{name}"))
+naming = diffusers.DDPMPipeline.from_pretrained("alice/naming")
+assert type(naming.unet) is ddpm_hf.DDPMUNet2D
+results["naming, stock"] = draw(naming, num_inference_steps=50)
+results["half"] = draw(ddpm_hf.DDPMPipeline.from_pretrained("alice/half", variant="fp16"))
+results["odd"] = draw(ddpm_hf.DDPMPipeline.from_pretrained("alice/odd"), class_labels=["3", "7"], guidance_scale=2.0)
+results["blocks"] = []
+for block in blocks:
+    names = {}
+    exec(block, names)
+    results["blocks"].append(len(names["images"]))
+
+# What a pipeline of ours pushes by diffusers' own method is portable too; what the user's own card says stays.
+ours.push_to_hub("alice/by-hand")
+"""
+    return run_python(DRAW + f"blocks = {blocks!r}\n" + code, HF_TOKEN=TOKEN)
+
+
+def same(first: list, second: list, tolerance: float = 1e-4) -> bool:
+    first, second = np.array(first), np.array(second)
+    return first.shape == second.shape and first.std() > 0.01 and np.abs(first - second).max() < tolerance
+
+
+def test_every_way_of_loading_draws_the_same_images(stranger, user):
+    for way in ("generic", "parts", "offline", "away"):
+        assert same(stranger[way], stranger["plain"]), way
+    assert same(user["plain"], stranger["plain"]) and same(user["stock"], stranger["plain"])
+    assert stranger["clean"]
+
+
+def test_parts_halves_and_tags_are_found(stranger, user):
+    assert same(stranger["shards"], user["shards"]) and same(stranger["half"], user["half"])
+    assert same(stranger["half"], stranger["shards"])  # saved in single precision under that name
+    assert not same(stranger["tag"], stranger["plain"], tolerance=1e-3)
+
+
+def test_an_index_that_names_the_package_needs_its_import(stranger, user):
+    assert "does not exist" in stranger["naming"]
+    assert same(user["naming"], user["naming, stock"]) and same(user["naming"], user["shards"])
+
+
+def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, user):
+    assert np.shape(stranger["odd"]) == (2, 7, 5, 1) and same(stranger["odd"], user["odd"])
+    assert "trust_remote_code=True" in stranger["untrusted"]
+
+
+def test_the_examples_of_the_cards_run(stranger, user):
+    assert stranger["blocks"] == [[[8, 8], "L"]] * 2 + [[[5, 7], "L"]] * 2 and stranger["sample"] == "PNG"
+    assert user["blocks"] == [4, 4]
+
+
+def test_diffusers_own_push_is_portable(user, hub):
+    files = pages(hub, "alice/by-hand")
+    index = json.loads(files["model_index.json"])
+    assert index["unet"] == ["diffusers", "UNet2DModel"] and index["scheduler"] == ["diffusers", "DDPMScheduler"]
+    assert json.loads(files["unet/config.json"])["_class_name"] == "UNet2DModel"
+    assert files[WEIGHTS] == pages(hub, "alice/digits")[WEIGHTS]
+
+
+def test_nothing_was_asked_that_the_hub_of_these_tests_does_not_know(user, hub):
+    """And the storage behind it, which belongs to somebody else, was never shown a token."""
+    assert hub.surprises == []
+    assert any(request.startswith("PUT /") for request in hub.requests)
