@@ -148,7 +148,7 @@ PRESETS: dict[str, Preset] = {
             "learning_rate": 2e-3,
             "lr_warmup_steps": 100,
             "train_batch_size": 32,
-            "max_train_steps": 2500,
+            "max_train_steps": 1800,
             "ema_decay": 0.995,
         },
     ),
