@@ -43,9 +43,9 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} threads, torch {torch.__version__}"
     report = {"machine": machine, "steps": options.steps, "results": results}
     (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{'variance':24} {'bits/dim':>9} {'rate':>8} {'distortion':>11} {'images':>7}")
+    print(f"{'variance':24} {'bits/dim':>9} {'± (standard error)':>19} {'images':>7}")
     for row in results:
-        print(f"{row['variance']:24} {row['value']:9.4f} {row['rate']:8.4f} {row['distortion']:11.4f} {row['n']:7}")
+        print(f"{row['variance']:24} {row['value']:9.4f} {row['standard_error']:19.4f} {row['n']:7}")
 
 
 def run(script: str, *arguments: object) -> None:
