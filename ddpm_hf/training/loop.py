@@ -14,7 +14,6 @@ from importlib.metadata import version
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
 from ..data.loading import make_loader
@@ -28,12 +27,14 @@ from ..pipelines.generation import generate
 from ..pipelines.pictures import image_grid
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import describe_hardware, peak_memory
+from .doctor import report
 from .draws import StepDraws
 from .ema import EMA
 from .interruption import Interruption, describe_reason, exit_status, parse_duration
 from .output import LossTable, OutputFolder, write_text
 from .plan import Plan
 from .publish import Publisher, draw_chain
+from .watch import Watch
 
 
 class Trainer:
@@ -82,16 +83,6 @@ class Trainer:
             eps=options.adam_epsilon,
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
-        course = get_scheduler(
-            options.lr_scheduler,
-            optimizer,
-            num_warmup_steps=options.lr_warmup_steps,
-            num_training_steps=self.plan.steps,
-            num_cycles=options.lr_num_cycles,
-            power=options.lr_power,
-        )
-        # Kept as a function of the step, so that neither accumulation nor processes nor a resume can shift it.
-        self.learning_rate_at = lambda step: options.learning_rate * course.lr_lambdas[0](step)
         plugin = self.accelerator.state.deepspeed_plugin
         if plugin is not None:
             # DeepSpeed wants to know the batch, which it otherwise reads off a prepared loader.
@@ -110,6 +101,7 @@ class Trainer:
 
     def _train(self) -> None:
         self._resume()
+        self.watch = Watch(self.plan, self.accelerator, self.ema, self.accelerator.unwrap_model(self.model))
         self.table = LossTable(self.output / LOSS_FILE, self.step) if self.accelerator.is_main_process else None
         hardware = describe_hardware(self.accelerator)
         if hardware not in self.summary.setdefault("hardware", []):
@@ -251,7 +243,7 @@ class Trainer:
             if self.draws.sampler is not None:
                 self.seen.append(self.accelerator.gather(torch.stack([timesteps, losses.detach()], dim=1)))
             if self.accelerator.sync_gradients:
-                self._set_learning_rate(self.learning_rate_at(self.step))
+                self._set_learning_rate(self.plan.learning_rate_at(self.step))
                 self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
                 self.is_bad = not math.isfinite(self.grad_norm)
             # In half precision the gradient scaler skips such a step itself, and learns from it.
@@ -303,6 +295,8 @@ class Trainer:
         else:
             self.loss_sum += self.step_loss
             self.good_steps, self.bad_in_a_row = self.good_steps + 1, 0
+            for _, timesteps, losses in self.step_record:
+                self.watch.see(timesteps, losses)
         self.step_loss = torch.zeros_like(self.step_loss)
         if self.bad_in_a_row >= self.options.max_bad_steps:
             columns = [
@@ -337,7 +331,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.step * self.sampler.global_batch_size / (self.plan.images.count or math.nan),
             "loss": loss.item(),
-            "learning_rate": self.learning_rate_at(self.step - 1),
+            "learning_rate": self.plan.learning_rate_at(self.step - 1),
             "grad_norm": float(self.grad_norm),
             "images_per_second": steps * self.sampler.global_batch_size / seconds,
             "seconds": self.seconds,
@@ -346,6 +340,11 @@ class Trainer:
         if self.table is not None:
             self.table.append(**row)
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=self.step)
+        if findings := self.watch.report(self.step):
+            self.summary["doctor"] = report(findings, self.summary["doctor"])
+            if self.accelerator.is_main_process:
+                tqdm.write("\n".join(map(str, findings)))
+                self.output.write_summary(self.summary)
         self._start_report()
 
     def _write_curves(self) -> None:

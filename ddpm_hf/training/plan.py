@@ -1,10 +1,14 @@
 """From settings to a run that can start: data, network and process, all checked, and every open setting filled in."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
 
 from ..data.transforms import parse_resolution
 from ..diffusion.losses import DiffusionLoss
@@ -53,6 +57,24 @@ class Plan:
     preview_steps: int
     pipeline_steps: int
     facts: dict[str, Any]
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of optimizer step 0, 1, …, whatever the accumulation and the processes."""
+        return self.config.optimization.learning_rate * self._course(step)
+
+    @cached_property
+    def _course(self) -> Callable[[int], float]:
+        """diffusers' schedule as a function of the step, so that nothing about it needs saving."""
+        options = self.config.optimization
+        schedule = get_scheduler(
+            options.lr_scheduler,
+            torch.optim.SGD([torch.zeros(1)], lr=options.learning_rate),  # it wants one, and never steps it
+            num_warmup_steps=options.lr_warmup_steps,
+            num_training_steps=self.steps,
+            num_cycles=options.lr_num_cycles,
+            power=options.lr_power,
+        )
+        return schedule.lr_lambdas[0]
 
     def preview_layout(self) -> tuple[int, list[int] | None, list[str] | None, int | None]:
         """Of a preview: number of images, their classes, names of the rows, images in a row."""

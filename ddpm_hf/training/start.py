@@ -2,13 +2,31 @@
 
 from accelerate import Accelerator
 
+from ..hub.folder import (
+    ANIMATION_FILE,
+    CARD_FILE,
+    CHAIN_FILE,
+    CONFIG_FILE,
+    CURVE_FILE,
+    INDEX_FILE,
+    LOSS_FILE,
+    SAMPLES_FILE,
+    SUMMARY_FILE,
+)
 from .config import Config
 from .device import make_accelerator
+from .doctor import examine, report
+from .forecast import Forecast, forecast
 from .images import TrainingImages
 from .loop import Trainer
 from .output import OutputFolder
 from .plan import Plan, make_plan
 from .publish import Publisher, page_for
+
+_RESULTS = (
+    *(INDEX_FILE, "unet/", "scheduler/", CARD_FILE, SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE),
+    *(LOSS_FILE, CURVE_FILE, CONFIG_FILE, SUMMARY_FILE),
+)
 
 
 def prepare(config: Config) -> Trainer | None:
@@ -24,7 +42,13 @@ def prepare(config: Config) -> Trainer | None:
     if config.hub.push_to_hub and accelerator.is_main_process and not config.run.dry_run:
         page = page_for(config.hub, output.path)
     plan = make_plan(config, accelerator)
-    accelerator.print(describe(plan, accelerator))
+    cost = forecast(plan, accelerator)
+    accelerator.print(describe(plan, accelerator, cost))
+    findings = examine(plan, accelerator, cost)
+    for finding in findings:
+        if finding.severity == "error":
+            raise ValueError(f"{finding.what}. {finding.why}. {finding.change}")
+        accelerator.print(finding)
     if config.run.dry_run:
         return None
     # One process looks at the folder and changes it; the others read what it left.
@@ -34,6 +58,7 @@ def prepare(config: Config) -> Trainer | None:
         else:
             config.run.overwrite_output_dir = False
         summary = output.open(config, plan.facts)
+        summary["doctor"] = report(findings, summary.get("doctor", []))
     if summary["status"] == "finished":
         accelerator.print(f"this run is finished: {summary['steps']} steps; its results are in {output.path}")
         if page is not None:
@@ -46,8 +71,8 @@ def prepare(config: Config) -> Trainer | None:
     return Trainer(plan, accelerator, output, summary, page)
 
 
-def describe(plan: Plan, accelerator: Accelerator) -> str:
-    """The run in a few lines, before its first step."""
+def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
+    """The run in a few lines before its first step; for `--dry_run` also what it costs and what it will write."""
     options, images, process = plan.config.optimization, plan.images, plan.scheduler.config
     channels, height, width = images.shape
     batch = plan.facts["global_batch_size"]
@@ -64,7 +89,40 @@ def describe(plan: Plan, accelerator: Accelerator) -> str:
         f"precision {options.mixed_precision}",
         "output": plan.config.run.output_dir,
     }
+    if plan.config.run.dry_run:
+        lines |= {
+            "images": f"{plan.steps * batch:,} with repetitions",
+            "learning": _course(plan),
+            "work": f"{cost.flops / 1e9:,.4g} GFLOP a step, {cost.flops * plan.steps / 1e12:,.4g} TFLOP in all",
+            "memory": f"{_size(cost.total)} a process: weights {_size(cost.parameters)}, "
+            f"Adam {_size(cost.optimizer)}, average {_size(cost.ema)}, kept gradients {_size(cost.gradients)}, "
+            f"a micro-step of {options.train_batch_size} images {_size(cost.activations)}",
+            "files": ", ".join(_files(plan)),
+        }
     return "\n".join(f"{name:>9}: {text}" for name, text in lines.items())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _course(plan: Plan) -> str:
+    """The learning rate at the start, at the end of its warm-up, halfway and at the last step."""
+    last = plan.steps - 1
+    shown = sorted({0, min(plan.config.optimization.lr_warmup_steps, last), last // 2, last})
+    return ", ".join(f"{plan.learning_rate_at(step):.3g} at step {step}" for step in shown)
+
+
+def _files(plan: Plan) -> list[str]:
+    """What the run leaves in its folder."""
+    run = plan.config.run
+    names = list(_RESULTS)
+    if plan.preview_steps and plan.preview_steps < plan.steps:
+        names.append(f"previews/ (every {plan.preview_steps} steps)")
+    if run.report_to != "none":
+        names.append(f"{run.logging_dir}/")
+    kept = "" if run.checkpoints_total_limit is None else f", the last {run.checkpoints_total_limit} kept"
+    return [*names, f"checkpoint-N/ (every {run.checkpointing_steps} steps and at the end{kept})"]
 
 
 def _held_out(images: TrainingImages) -> str:

@@ -1,0 +1,156 @@
+"""What only the run itself can show: whether it learns, and whether its moving average moves."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from ..diffusion.losses import snr_weight
+from .doctor import Finding, sample_pixels
+from .ema import EMA
+from .plan import Plan
+
+GROUPS = 10  # of timesteps, from little noise to much
+# Verdicts come after the warm-up and at least this many steps, on means over at least this many images.
+_FIRST_STEP, _GROUP_FIRST_STEP, _IMAGES = 200, 1000, 2000
+
+
+class Watch:
+    """Compares the loss with what predictors reach that have learnt nothing, group by group of timesteps.
+
+    It needs the square error, so a run on the bound (`--loss vlb` or `hybrid`) has its moving average watched alone.
+
+    - The zero predictor always says 0.
+    - The pixelwise predictor knows mean and variance of all pixels and looks at one noisy pixel at a time. With s² the
+      variance of the pixels, its square error of x_0 is s²(1 - alpha_bar) / (alpha_bar s² + 1 - alpha_bar), the
+      least of any linear function of that pixel; of eps it is SNR, of v SNR + 1 times as much (Salimans & Ho 2022,
+      arXiv 2202.00512).
+
+    Args:
+        plan: of the run.
+        accelerator: sums the losses of all processes.
+        ema: the moving average as it is at the first watched step; None without.
+        model: the network it averages, unwrapped.
+    """
+
+    def __init__(self, plan: Plan, accelerator: Accelerator, ema: EMA | None, model: torch.nn.Module):
+        self.accelerator, self.ema, self.model = accelerator, ema, model
+        self.warmup = plan.config.optimization.lr_warmup_steps
+        self.found: set[str] = set()
+        self.first_step: int | None = None
+        self.beginning = None if ema is None else [_sample(ema.model).clone(), _sample(model).clone()]
+        self.tables = None
+        if plan.loss.loss == "simple":
+            self.tables = torch.stack(untrained_losses(plan)).float().to(accelerator.device)
+            self._clear()
+
+    def _clear(self) -> None:
+        # Per group: images, their loss, that of the zero predictor, the most that is no finding.
+        self.sums = torch.zeros(4, GROUPS, device=self.accelerator.device)
+
+    def see(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
+        """Note the losses of a micro-batch of this process, both (batch,), without waiting for the device."""
+        if self.tables is None:
+            return
+        zero, limit = self.tables
+        groups = timesteps * GROUPS // len(zero)
+        values = torch.stack([torch.ones_like(losses), losses, zero[timesteps], limit[timesteps]])
+        self.sums.index_add_(1, groups, values)
+
+    def report(self, step: int) -> list[Finding]:
+        """What is new after this many optimizer steps. All processes call it at the same steps."""
+        if self.first_step is None:
+            self.first_step = step
+        findings = [*self._average(step), *self._losses(step)]
+        new = [finding for finding in findings if finding.name not in self.found]
+        self.found.update(finding.name for finding in new)
+        return new
+
+    def _average(self, step: int) -> list[Finding]:
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.ema is None or sharded or step < self.first_step + 100:
+            return []
+        average, weights = (
+            torch.equal(before, _sample(model))
+            for before, model in zip(self.beginning, (self.ema.model, self.model), strict=True)
+        )
+        if weights or not average:
+            return []
+        return [
+            Finding(
+                name="still-average",
+                severity="warning",
+                what=f"from step {self.first_step} to {step} the weights have moved, their moving average has not",
+                why="Samples and the saved pipeline use the average and will be those of the untrained network",
+                change="Give an --ema_decay below 1, or --use_ema false",
+            )
+        ]
+
+    def _losses(self, step: int) -> list[Finding]:
+        if self.tables is None or step < max(_FIRST_STEP, self.warmup):
+            return []
+        count, loss, zero, limit = self.accelerator.reduce(self.sums, "sum").cpu().double()
+        if count.sum() < _IMAGES:
+            return []
+        self._clear()
+        if loss.sum() > 0.95 * zero.sum():
+            return [_stuck(step, float(loss.sum() / count.sum()), float(zero.sum() / count.sum()))]
+        if step < max(_GROUP_FIRST_STEP, 2 * self.warmup):
+            return []
+        worse = [
+            group for group in range(GROUPS) if count[group] >= _IMAGES / GROUPS / 4 and loss[group] > limit[group]
+        ]
+        return [_poor_groups(step, worse, (loss / count).tolist(), len(self.tables[0]))] if worse else []
+
+
+def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the loss of each timestep is without learning, float64, each (T,).
+
+    Returns:
+        The loss of the zero predictor, and a limit a little above that of the pixelwise predictor: a fifth, and a
+        twentieth of the target's unit, because where the noise hides nearly all a network does not match it exactly.
+    """
+    pixels = torch.from_numpy(sample_pixels(plan.images)).double() / 127.5 - 1
+    power, variance = pixels.square().mean(), pixels.var()
+    coefficients = plan.scheduler.coefficients
+    alpha_bar = coefficients.table("root_alpha_bar", "cpu", torch.float64).square()
+    noise = coefficients.table("root_noise", "cpu", torch.float64).square()
+    prediction, snr = plan.scheduler.config.prediction_type, alpha_bar / noise
+    pixelwise = variance * noise / (alpha_bar * variance + noise)
+    if prediction == "epsilon":
+        zero, pixelwise = torch.ones_like(snr), pixelwise * snr
+    elif prediction == "sample":
+        zero = power.expand_as(snr)
+    else:
+        zero, pixelwise = alpha_bar + noise * power, pixelwise * (snr + 1)
+    weight = snr_weight(snr, prediction, plan.loss.weighting, gamma=plan.loss.gamma)
+    return weight * zero, weight * (1.2 * pixelwise + 0.05)
+
+
+def _sample(model: torch.nn.Module) -> torch.Tensor:
+    """A layer small enough to keep a copy of: the last one, which starts near zero and moves first."""
+    return list(model.parameters())[-2].detach()
+
+
+def _stuck(step: int, loss: float, zero: float) -> Finding:
+    return Finding(
+        name="learns-nothing",
+        severity="warning",
+        what=f"after {step} steps the loss is {loss:.3f}, and a network that always says 0 has {zero:.3f}",
+        why="The run learns nothing: the gradient is lost, or the learning rate is far off",
+        change="Try --learning_rate ten times smaller (and larger), and --mixed_precision no",
+    )
+
+
+def _poor_groups(step: int, groups: list[int], losses: list[float], timesteps: int) -> Finding:
+    ranges = ", ".join(
+        f"{-(-group * timesteps // GROUPS)} to {-(-(group + 1) * timesteps // GROUPS) - 1} (loss {losses[group]:.3f})"
+        for group in groups
+    )
+    return Finding(
+        name="poor-timesteps",
+        severity="warning",
+        what=f"after {step} steps the loss at timesteps {ranges} is above that of guessing each pixel from its own "
+        "noisy value",
+        why="Samples pass through these timesteps and are spoilt there",
+        change="Look at --prediction_type, --beta_schedule and --loss_weighting, or train longer",
+    )
