@@ -142,8 +142,7 @@ def measure_nll(
         details.mkdir(parents=True, exist_ok=True)
         write_terms(found, details / "nll_terms.csv")
         plot_terms(found, details / "nll_terms.png")
-        if found.is_exact:
-            plot_rate_distortion(found, details / "nll_rate_distortion.png")
+        plot_rate_distortion(found, details / "nll_rate_distortion.png")
         if measure.per_image:
             write_images(found, details / "nll_per_image.csv")
     about = {"seed": measure.seed, "dataset": images.name, "split": images.split, "sampler": "ddpm", "floor": None}

@@ -25,7 +25,7 @@ def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
     """Progressive lossy compression, Fig. 5 of Ho et al. 2020: RMSE of the predicted x_0 by bits that were sent."""
     from matplotlib.figure import Figure
 
-    rows = likelihood.table()
+    rows = [row for row in likelihood.table() if row["n"]]
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="rate (bits/dim)", ylabel="distortion (RMSE on the scale 0 … 255)")
     axes.plot([row["rate"] for row in rows], [row["distortion_rmse"] for row in rows], linewidth=1.5)

@@ -9,7 +9,15 @@ from scipy.stats import norm
 
 from ddpm_hf.diffusion.bound import VariationalBound
 from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
-from ddpm_hf.evaluation.likelihood import bound_of, measure_likelihood, network_of, write_images, write_terms
+from ddpm_hf.evaluation.likelihood import (
+    bound_of,
+    draw_terms,
+    measure_likelihood,
+    network_of,
+    term_chances,
+    write_images,
+    write_terms,
+)
 
 T = 60
 ALPHA_BAR = np.cumprod(1 - np.linspace(0.01, 0.15, T))
@@ -77,7 +85,7 @@ def test_every_term_of_gaussian_images(bound):
     found = measure_likelihood(bound, linear_network, batches(images, 150), batch_size=1000)
     prior, terms, error = expected(images)
     assert found.prior.mean() == pytest.approx(prior, abs=1e-6)
-    assert (found.counts == 400).all() and found.is_exact
+    assert (found.counts == 400).all() and (found.sent == found.terms).all()
     # Within 4.5 standard errors each, and in the mean as often within one as they should be.
     deviation = (found.terms - terms) / found.term_errors
     assert np.abs(deviation).max() < 4.5
@@ -85,17 +93,46 @@ def test_every_term_of_gaussian_images(bound):
     np.testing.assert_allclose(found.x_0_mse, error, rtol=0.05)
     # The scatter over images is that of their contents too, so the sum is checked by its own noise alone.
     assert found.value == pytest.approx(prior + terms.sum(), abs=4 * np.sqrt((found.term_errors**2).sum()))
-    assert found.rate + found.distortion == pytest.approx(found.value)
-    assert found.distortion == pytest.approx(terms[-1], abs=4 * found.term_errors[-1])
+    record = found.record()
+    assert record["rate"] + record["distortion"] == pytest.approx(record["value"])
+    assert record["distortion"] == pytest.approx(terms[-1], abs=4 * found.term_errors[-1])
 
 
 @pytest.mark.parametrize("num_terms", [1, 4, 25])
-def test_sampled_terms_estimate_the_sum_without_bias(bound, num_terms):
+def test_drawn_terms_estimate_the_sum_without_bias(bound, num_terms):
     images = gaussian_images(3000)
     found = measure_likelihood(bound, linear_network, batches(images, 1000), num_terms=num_terms, batch_size=4000)
-    prior, terms, _ = expected(images)
+    prior, terms, error = expected(images)
+    assert found.counts.sum() == 3000 * num_terms
     assert abs(found.value - prior - terms.sum()) < 4 * found.standard_error
-    assert found.rate is None and found.distortion is None and not found.is_exact
+    # So are its two parts, and each term by itself.
+    for part, truth in ((found.distortion, terms[-1]), (found.bits - found.distortion, prior + terms[:-1].sum())):
+        assert abs(part.mean() - truth) < 4 * part.std(ddof=1) / np.sqrt(3000)
+    assert found.sent.sum() + found.prior.mean() == pytest.approx(found.value)
+    assert np.abs((found.terms - terms) / found.term_errors)[found.counts > 30].max() < 4.5
+    np.testing.assert_allclose(found.x_0_mse[found.counts > 300], error[found.counts > 300], rtol=0.15)
+
+
+def test_chances_are_better_than_none(bound):
+    chances = term_chances(bound)
+    assert chances.sum() == pytest.approx(1) and chances.min() > 0.05 / T
+    _, terms, _ = expected(gaussian_images(500))
+    # Variance of one draw of a sum of terms L with chances q: Σ L²/q - (Σ L)².
+    scatter = (terms**2 / chances).sum() - terms.sum() ** 2
+    assert scatter < 0.1 * ((terms**2).sum() * T - terms.sum() ** 2)
+    single = VariationalBound(bound.scheduler, timesteps=[T - 1])
+    assert term_chances(single).tolist() == [1.0]
+
+
+def test_draws_follow_their_chances():
+    chances = np.array([0.5, 0.05, 0.25, 0.2])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(20_000)]
+    places, weights = draw_terms(chances, 3, generators)
+    share = np.bincount(places.numpy().ravel(), minlength=4) / places.numel()
+    np.testing.assert_allclose(share, chances, atol=4 * np.sqrt(0.25 / places.numel()))
+    np.testing.assert_allclose(weights * 3 * chances[places.numpy()], 1)
+    # The first fills half of the scale: one or two of three evenly spaced points fall on it, never none.
+    assert set((places == 0).sum(1).tolist()) == {1, 2}
 
 
 def test_standard_error_is_the_scatter_of_repeated_estimates(bound):
@@ -105,7 +142,7 @@ def test_standard_error_is_the_scatter_of_repeated_estimates(bound):
     ]
     scatter = np.std([found.value for found in repeated], ddof=1)
     stated = np.mean([found.standard_error for found in repeated])
-    # The images are the same each time; their own scatter is small beside that of the terms drawn.
+    # The images are the same each time; what their contents add to the stated error is small beside that of the draws.
     assert stated == pytest.approx(scatter, rel=0.35)
 
 
@@ -172,7 +209,7 @@ def test_tables(bound, tmp_path):
     # Fig. 5: the more bits are sent the better is the picture, and what is missing at the end is the decoder's.
     rates, distortions = (np.array([row[name] for row in rows]) for name in ("rate", "distortion_rmse"))
     assert (np.diff(rates) > 0).all() and rates[0] == pytest.approx(found.prior.mean(), rel=1e-6)
-    assert rates[-1] == pytest.approx(found.rate, rel=1e-6)
+    assert rates[-1] == pytest.approx(found.record()["rate"], rel=1e-6)
     assert distortions[0] == pytest.approx(127.5 * np.sqrt(found.x_0_mse[0]), rel=1e-6)
     assert (distortions[:10].mean() > distortions[-10:].mean()) and (distortions < 255).all()
     with (tmp_path / "images.csv").open() as lines:
@@ -181,5 +218,7 @@ def test_tables(bound, tmp_path):
     assert np.mean([float(row["bits_per_dim"]) for row in rows]) == pytest.approx(found.value, rel=1e-6)
     one = measure_likelihood(bound, linear_network, batches(images[:1], 1), num_terms=2)
     write_terms(one, tmp_path / "terms.csv")
-    empty = sum(line.endswith(",0,,") for line in (tmp_path / "terms.csv").read_text().splitlines())
-    assert empty == T - 2 and one.standard_error is None
+    with (tmp_path / "terms.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert sum(row["n"] == "0" and row["bits_per_dim"] == row["distortion_rmse"] == "" for row in rows) == T - 2
+    assert float(rows[-1]["rate"]) == pytest.approx(one.record()["rate"], rel=1e-6) and one.standard_error is None

@@ -55,7 +55,8 @@ def test_nll_of_the_held_out_rows(folder, load_script, capsys):
     evaluate([str(folder), "--nll_timesteps", "20", "--seed", "1"])
     evaluate([str(folder), "--batch_size", "7"])
     estimate, again = metrics_in(folder)
-    assert estimate["terms_per_image"] == 20 and estimate["rate"] is None
+    assert estimate["terms_per_image"] == 20
+    assert abs(estimate["value"] - exact["value"]) < 4 * estimate["standard_error"]
     assert again == nearly(exact)
 
 
