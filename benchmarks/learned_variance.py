@@ -2,9 +2,9 @@
 
     python benchmarks/learned_variance.py --steps 1300 --output_dir benchmarks/out/learned_variance
 
-Each is trained by scripts/train.py from the same seed and evaluated by scripts/evaluate.py on the same held-out images,
-with the bound over all timesteps or the same sample of them. Prints one table and writes it as JSON. A finished part
-is not done again.
+Each is trained by scripts/train.py from the same seed and evaluated by scripts/evaluate.py on the same held-out
+images, with the bound over all timesteps or the same sample of them. Prints one table and writes it as JSON. A
+finished part is not done again.
 """
 
 import argparse
