@@ -21,7 +21,8 @@ from ddpm_hf.training.plan import make_plan
 ROOMY = (10**12, 10**12)
 SMALL = (
     "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 4 "
-    "--train_batch_size 4 --max_train_steps 60 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no --holdout 0"
+    "--train_batch_size 4 --max_train_steps 60 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no "
+    "--holdout 0"
 ).split()
 
 
