@@ -1,6 +1,7 @@
 """Calls to the Hub that outlive its bad moments."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -39,6 +40,7 @@ def persistently(action: Callable[[], Result], report: Callable[[str], None]) ->
                 raise
             wait = max(wait, _asked_pause(error))
             report(f"the Hub: {one_line(error)}; next attempt in {wait:g} s")
+            sys.stdout.flush()  # into a pipe or a log file too: somebody may be waiting with it
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 

@@ -220,6 +220,7 @@ REPO = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
 
 class HubHandler(Handler):
     routes = [
+        ("GET", r"/api/agent-harnesses", "harnesses"),
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/repos/create", "create_repo"),
@@ -266,6 +267,10 @@ class HubHandler(Handler):
         if sha not in repo.commits:
             raise Refusal(404, "RevisionNotFound", "Revision not found")
         return sha
+
+    def harnesses(self) -> None:
+        """The client asks once a day which programs may be driving it."""
+        self.answer({"standardEnvVars": [], "harnesses": {}})
 
     def whoami(self) -> None:
         account = self.account()
