@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ PAGE_FILES = (
     *(INDEX_FILE, CARD_FILE, STANDALONE_FILE, LOSS_FILE),
     *(SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE, CURVE_FILE),
 )
+_READ_BACK = (INDEX_FILE, CARD_FILE)
 
 
 class PushFailed(Exception):
@@ -94,10 +96,9 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
 
 
 def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str):
-    """The files as the page's only model: what an earlier one left in its folders is deleted in the same commit."""
-    folders = {name.partition("/")[0] for name in files if "/" in name}
-    there = [path for path in api.list_repo_files(repo_id) if "/" in path and path.partition("/")[0] in folders]
-    left_over = sorted(set(there) - files.keys())
+    """The files as the page's only model: what an earlier one left behind is deleted in the same commit."""
+    ours = re.compile(r"(unet|scheduler)/.*|" + "|".join(map(re.escape, (*PAGE_FILES, CONFIG_FILE, EVALUATION_FILE))))
+    left_over = [path for path in api.list_repo_files(repo_id) if ours.fullmatch(path) and path not in files]
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(path, is_folder=False) for path in left_over]
     # Not upload_folder, which may split a folder into several commits.
@@ -111,11 +112,11 @@ def _check(api: HfApi, repo_id: str, revision: str, files: dict[str, Path | byte
     if differing:
         raise ValueError(f"{repo_id} holds something else than was sent: {', '.join(differing)}")
     with tempfile.TemporaryDirectory() as download:
-        for name in (INDEX_FILE, CARD_FILE):
-            path = api.hf_hub_download(repo_id, name, revision=revision, cache_dir=download)
+        read = {name: api.hf_hub_download(repo_id, name, revision=revision, cache_dir=download) for name in _READ_BACK}
+        for name, path in read.items():
             if Path(path).read_bytes() != files[name].read_bytes():
                 raise ValueError(f"{repo_id} gives out another {name} than was sent")
-        ModelCard.load(path)
+        ModelCard.load(read[CARD_FILE])  # raises for metadata that cannot be read
     for name, content in files.items():
         if name.endswith(".safetensors"):
             shapes = api.parse_safetensors_file_metadata(repo_id, name, revision=revision).tensors

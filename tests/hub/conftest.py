@@ -52,7 +52,7 @@ def run_commands(environment, tmp_path_factory):
         (folder / "tasks.json").write_text(json.dumps(tasks, default=vars))
         script = Path(__file__).with_name("hub_commands.py")
         command = [sys.executable, script, folder / "tasks.json", folder / "results.json"]
-        subprocess.run(command, check=True, env=environment(), cwd=folder, timeout=600)
+        subprocess.run(command, check=True, env=environment(), cwd=folder, timeout=1800)
         return json.loads((folder / "results.json").read_text())
 
     return run
@@ -69,7 +69,7 @@ def run_python(environment, tmp_path_factory):
         code = start + "results = {}\n" + textwrap.dedent(code) + end
         command = [sys.executable, "-c", code]
         done = subprocess.run(
-            command, env=environment(**more), cwd=folder, capture_output=True, text=True, timeout=600
+            command, env=environment(**more), cwd=folder, capture_output=True, text=True, timeout=1800
         )
         assert done.returncode == 0, done.stderr
         return json.loads((folder / "results.json").read_text())

@@ -46,6 +46,9 @@ def published(run_commands, hub, runs):
     token_file = runs / "token"
     token_file.write_text(TOKEN + "\n")
     hub.create("alice/public")
+    hub.create("alice/odd", private=True)
+    old = {"unet/diffusion_pytorch_model-00001-of-00002.safetensors": b"old", "evaluation.json": b"{}"}
+    hub.commit("alice/odd", {**old, "notes.txt": b"by hand"}, "another model")
     faults = {
         "rough": [
             *(Fault("whoami", 503), Fault("preupload", 503), Fault("objects/batch", 503), Fault("PUT /", "reset")),
@@ -67,12 +70,13 @@ def published(run_commands, hub, runs):
 
     plain = ["--hub_model_id", "digits", "--hub_strategy", "checkpoint", "--hub_token_file", token_file]
     odd = ["--class_conditional", "--resolution", "7x5", "--variance_type", "learned_range", "--hub_private_repo"]
+    secret = ["--hub_license", "mit", "--hub_private_repo"]
     tasks = {
         "plain": train("digits", *plain, "--hub_license", "mit", environment={}, faults=faults["rough"]),
         "measured": push(runs / "digits", write={str(runs / "digits" / "evaluation.json"): report}),
         "again": push(runs / "digits"),
         "odd": train("odd", *odd, faults=faults["lost"]),
-        "down": train("down", "--hub_license", "mit", faults=faults["down"]),
+        "down": train("down", *secret, faults=faults["down"]),
         "dead": push(runs / "digits", "--hub_model_id", "dead", faults=faults["dead"]),
         "finished": train("odd", *odd),
         "away": train("x", faults=faults["away"]),
@@ -144,7 +148,13 @@ def test_equal_content_makes_no_commit_and_a_lost_answer_no_second_one(published
     assert published["again"]["status"] == 0
     assert hub.repos["alice/digits"].messages[3:] == ["Push with ddpm_hf"]
     assert published["odd"]["status"] == 0 and published["odd"]["faults"][0]["hits"] == 1
-    assert hub.repos["alice/odd"].messages == ["initial commit", "End of training"]
+    assert hub.repos["alice/odd"].messages == ["initial commit", "another model", "End of training"]
+
+
+def test_an_earlier_model_leaves_nothing_behind_and_other_files_stay(published, hub):
+    files = pages(hub, "alice/odd")
+    assert files["notes.txt"] == b"by hand" and "evaluation.json" not in files
+    assert [name for name in files if name.endswith(".safetensors")] == [WEIGHTS]
 
 
 def test_pictures_are_there_and_can_be_seen(published, hub):
@@ -158,7 +168,7 @@ def test_pictures_are_there_and_can_be_seen(published, hub):
 
 
 def test_privacy_is_honoured(published, hub):
-    assert hub.repos["alice/odd"].private
+    assert hub.repos["alice/odd"].private and hub.repos["alice/down"].private
     assert published["public"]["status"] == 2 and "exists and is public" in published["public"]["printed"]
 
 

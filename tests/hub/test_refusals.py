@@ -87,11 +87,7 @@ def test_an_index_of_another_kind_or_with_code_of_its_own_is_refused(folder, cha
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path, files):
     for name in files:
         (tmp_path / name).write_text("{}")
-    for load in (
-        lambda: load_pipeline(str(tmp_path)),
-        lambda: ModelFolder.read(tmp_path),
-        lambda: make_portable(tmp_path),
-    ):
+    for load in (load_pipeline, ModelFolder.read, make_portable):
         with pytest.raises(ValueError, match=f"{tmp_path}.*no model_index.json"):
             load(str(tmp_path))
 
