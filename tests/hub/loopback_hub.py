@@ -221,6 +221,7 @@ REPO = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
 class HubHandler(Handler):
     routes = [
         ("GET", r"/api/agent-harnesses", "harnesses"),
+        ("GET", r"/api/agent-harnesses", "nothing"),  # the client asks for it by itself and can do without
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/repos/create", "create_repo"),
@@ -271,6 +272,9 @@ class HubHandler(Handler):
     def harnesses(self) -> None:
         """The client asks once a day which programs may be driving it."""
         self.answer({"standardEnvVars": [], "harnesses": {}})
+
+    def nothing(self) -> None:
+        raise Refusal(404, message="Not found")
 
     def whoami(self) -> None:
         account = self.account()
