@@ -1,0 +1,143 @@
+"""The ready-made configurations of Accelerate: read by its own loader, and started as far as a CPU can."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+
+from ddpm_hf import DDPMUNet2D
+from ddpm_hf.models.unet import paper_config
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "scripts" / "accelerate"
+TINY = (
+    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 2 "
+    "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 2 --preview_inference_steps 2 "
+    "--preview_steps 0"
+).split()
+KINDS = {
+    "one_gpu": DistributedType.NO,
+    "multi_gpu": DistributedType.MULTI_GPU,
+    "multi_node": DistributedType.MULTI_GPU,
+    "fsdp": DistributedType.FSDP,
+    "deepspeed_zero2": DistributedType.DEEPSPEED,
+}
+
+
+def test_every_file_is_tested_here():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(KINDS)
+    assert {path.name for path in CONFIGS.iterdir() if path.suffix != ".yaml"} == {"slurm.sh"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_accelerate_reads_it(name):
+    file = CONFIGS / f"{name}.yaml"
+    config = load_config_from_file(str(file))
+    assert isinstance(config, ClusterConfig) and config.distributed_type == KINDS[name]
+    assert config.num_processes == (1 if name == "one_gpu" else 2)
+    # What the script's own flags decide is neutral here, and the header tells what was run.
+    assert config.mixed_precision == "no" and config.dynamo_config == {}
+    text = file.read_text(encoding="utf-8")
+    assert "# Run: " in text and "Not run: " in text
+
+
+def test_fsdp_wraps_layers_that_the_network_has():
+    settings = load_config_from_file(str(CONFIGS / "fsdp.yaml")).fsdp_config
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=settings["fsdp_version"],
+        auto_wrap_policy=settings["fsdp_auto_wrap_policy"],
+        transformer_cls_names_to_wrap=settings["fsdp_transformer_layer_cls_to_wrap"].split(","),
+        state_dict_type=settings["fsdp_state_dict_type"],
+        reshard_after_forward=settings["fsdp_reshard_after_forward"],
+    )
+    unet = DDPMUNet2D(**paper_config(8, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1))
+    plugin.set_auto_wrap_policy(unet)
+    wrapped = {
+        type(module).__name__
+        for module in unet.modules()
+        if plugin.auto_wrap_policy(module=module, recurse=False, nonwrapped_numel=1)
+    }
+    assert wrapped == {"ResnetBlock2D", "Attention"}
+    inside = sum(p.numel() for m in unet.modules() if type(m).__name__ in wrapped for p in m.parameters())
+    assert inside > 0.8 * sum(p.numel() for p in unet.parameters()) and isinstance(unet, nn.Module)
+
+
+def test_deepspeed_settings_are_those_of_a_plugin():
+    settings = load_config_from_file(str(CONFIGS / "deepspeed_zero2.yaml")).deepspeed_config
+    fields = {"zero_stage", "gradient_clipping", "offload_optimizer_device", "offload_param_device", "zero3_init_flag"}
+    assert set(settings) == fields <= set(DeepSpeedPlugin.__dataclass_fields__)
+    assert settings["zero_stage"] == 2 and settings["gradient_clipping"] == 1.0
+
+
+def environment(**changes: str) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PATH": path, **changes}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def check_run(result: subprocess.CompletedProcess, folder: Path, processes: int) -> None:
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"{processes} process(es) on cpu" in result.stdout
+    summary = json.loads((folder / "training_summary.json").read_text())
+    assert summary["status"] == "finished" and summary["global_batch_size"] == 2 * processes
+
+
+# DeepSpeed's launcher wants DeepSpeed, which no extra of this package installs.
+@pytest.mark.processes
+@pytest.mark.parametrize(("name", "processes"), [("one_gpu", 1), ("multi_gpu", 2), ("fsdp", 2)])
+def test_it_starts_on_a_cpu(tmp_path, name, processes):
+    folder = tmp_path / "out"
+    command = ["accelerate", "launch", "--config_file", CONFIGS / f"{name}.yaml", "--main_process_port", free_port()]
+    command += [ROOT / "scripts" / "train.py", *TINY, "--output_dir", folder]
+    result = subprocess.run(
+        list(map(str, command)), env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    check_run(result, folder, processes)
+
+
+SRUN = """#!/bin/bash
+# Stands in for SLURM's: the command once for each machine, side by side.
+while [[ "$1" == --* ]]; do shift; done
+for ((node = 0; node < SLURM_NNODES; node++)); do SLURM_NODEID=$node "$@" & done
+for job in $(jobs -p); do wait "$job" || exit 1; done
+"""
+SCONTROL = """#!/bin/bash
+[[ "$*" == "show hostnames here[0-1]" ]] && printf 'localhost\\nelsewhere\\n'
+"""
+
+
+@pytest.mark.processes
+def test_slurm_script_starts_a_launcher_for_each_machine(tmp_path):
+    """And with it multi_node.yaml: two launchers that find each other by address, port and rank."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    folder = tmp_path / "with space" / "out"
+    variables = environment(
+        SLURM_JOB_NODELIST="here[0-1]", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="1", SLURM_JOB_ID=str(free_port() - 20000)
+    )
+    variables["PATH"] = os.pathsep.join([str(tmp_path), variables["PATH"]])
+    command = ["bash", str(CONFIGS / "slurm.sh"), *TINY, "--output_dir", str(folder)]
+    result = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    check_run(result, folder, 2)
+
+
+def test_slurm_script_is_bash_and_asks_for_what_its_header_says():
+    file = CONFIGS / "slurm.sh"
+    assert subprocess.run(["bash", "-n", str(file)]).returncode == 0 and os.access(file, os.X_OK)
+    lines = [line.split(maxsplit=1)[1] for line in file.read_text().splitlines() if line.startswith("#SBATCH ")]
+    asked = dict(shlex.split(line)[0].removeprefix("--").split("=") for line in lines)
+    assert asked["signal"] == "TERM@300" and asked["ntasks-per-node"] == "1"
