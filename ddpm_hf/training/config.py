@@ -6,7 +6,7 @@ known. Names are those of diffusers' `train_unconditional.py` wherever it has on
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ..hub.folder import RECORDED as RECORDED
 from .interruption import parse_duration
@@ -309,13 +309,3 @@ class Config:
 
     def _groups(self) -> tuple[Any, ...]:
         return (self.data, self.model, self.process, self.optimization, self.run, self.hub)
-
-
-def choices_of(name: str) -> tuple[str, ...]:
-    """The values that a flag with fixed choices can have."""
-    for group in ARGUMENT_GROUPS:
-        for entry in dataclasses.fields(group):
-            if entry.name == name:
-                literal = next((t for t in get_args(entry.type) if get_args(t)), entry.type)
-                return get_args(literal)
-    raise KeyError(name)
