@@ -5,6 +5,7 @@ known. Names are those of diffusers' `train_unconditional.py` wherever it has on
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -284,7 +285,9 @@ class Config:
             if value is None:
                 continue
             too_low = value < low or (value == low and not low_allowed)
-            if too_low or (high is not None and value > high) or value != value:
+            # An infinite norm means that gradients are not clipped; nothing else means anything at infinity.
+            infinite = value == math.inf and name != "max_grad_norm"
+            if too_low or infinite or (high is not None and value > high) or value != value:
                 bounds = f"{'at least' if low_allowed else 'more than'} {low}" + (f", at most {high}" if high else "")
                 raise ValueError(f"--{name} is {value}; it must be {bounds}")
         for first, second in (
