@@ -263,12 +263,12 @@ def _initial_share(plan: Plan) -> float:
     """The weight of the first weights in the moving average after the last step: the product of all decays."""
     options = plan.config.optimization
     inv_gamma = options.ema_inv_gamma if options.ema_warmup else None
-    share = 1.0
-    for step in range(1, plan.steps + 1):
-        share *= ema_decay(step, options.ema_decay, inv_gamma, options.ema_power)
-        if share < 1e-6:
-            break
-    return share
+    share = decay = 1.0
+    warming = range(1, min(plan.steps, 10_000) + 1)
+    for step in warming:
+        decay = ema_decay(step, options.ema_decay, inv_gamma, options.ema_power)
+        share *= decay
+    return share * decay ** (plan.steps - len(warming))
 
 
 # The machine

@@ -15,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .plan import Plan
 
@@ -104,11 +104,26 @@ def trace_step(
             unet.enable_gradient_checkpointing()
         images, timesteps = torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64)
         labels = None if unet.config.num_class_embeds is None else timesteps
-        with FlopCounterMode(display=False) as counter, _LiveBytes(unet) as memory:
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS) as counter, _LiveBytes(unet) as memory:
             with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
                 output = unet(images, timesteps, labels).sample
             output.float().square().mean().backward()
     return memory.peak, counter.get_total_flops()
+
+
+def _attention_flops(query, key, value, *args, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(gradient, query, key, value, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# The CPU's attention kernel, which PyTorch's counter leaves out; arguments are shapes.
+_ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -12,6 +12,7 @@ from .plan import Plan
 GROUPS = 10  # of timesteps, from little noise to much
 # Verdicts come after the warm-up and at least this many steps, on means over at least this many images.
 _FIRST_STEP, _GROUP_FIRST_STEP, _IMAGES = 200, 1000, 2000
+_AVERAGE_STEPS = 100  # in which a moving average must move
 
 
 class Watch:
@@ -67,7 +68,7 @@ class Watch:
 
     def _average(self, step: int) -> list[Finding]:
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.ema is None or sharded or step < self.first_step + 100:
+        if self.ema is None or sharded or step < self.first_step + _AVERAGE_STEPS:
             return []
         average, weights = (
             torch.equal(before, _sample(model))

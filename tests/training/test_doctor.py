@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -217,3 +219,22 @@ def test_learning_rate_course_of_a_plan_is_that_of_the_closed_form(examined, ima
     # Up in 2 steps, then down to 1e-7 in 58.
     expected = [0, 5e-4, *(1e-7 + (1e-3 - 1e-7) * (1 - n / 58) for n in range(58))]
     torch.testing.assert_close(rates, torch.tensor(expected))
+
+
+def test_dry_run_tells_the_cost_and_names_the_files_that_the_run_then_writes(start, train, capsys):
+    flags = ["--max_train_steps", "20", "--preview_steps", "8", "--report_to", "tensorboard"]
+    assert start(*flags, "--dry_run") is None
+    told = dict(line.strip().split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+    trainer = train(*flags)
+    names = {name.split()[0].rstrip("/") for name in re.sub(r" \(.*?\)", "", told["files"]).split(", ")}
+    written = {re.sub(r"checkpoint-\d+", "checkpoint-N", path.name) for path in trainer.output.path.iterdir()}
+    assert names == {name for name in written if not name.startswith(".")}
+    assert told["model"].startswith(f"{trainer.plan.facts['parameters']:,} parameters")
+    assert told["images"].startswith("80 ") and told["training"].startswith("20 steps of 4 images (3.3 epochs)")
+    # Up in 2 steps, then half a cosine over 18.
+    assert told["learning"] == (
+        f"0 at step 0, 0.001 at step 2, {5e-4 * (1 + math.cos(math.pi * 7 / 18)):.3g} at step 9, "
+        f"{5e-4 * (1 + math.cos(math.pi * 17 / 18)):.3g} at step 19"
+    )
+    cost = forecast(trainer.plan, trainer.accelerator)
+    assert f"{cost.flops / 1e9:,.4g} GFLOP a step" in told["work"] and f"{cost.total / 1e6:.1f} MB" in told["memory"]
