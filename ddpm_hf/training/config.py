@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..data.transforms import parse_resolution
 from ..hub.folder import RECORDED as RECORDED
 from .interruption import parse_duration
 
@@ -215,6 +216,8 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "logging_steps dry_run".split()
 ).union(HUB_FLAGS)
 
+MAX_SIDE = 8192  # a picture of more is a mistyped number
+
 # (flag, lowest value, whether that value itself is allowed, highest value)
 _RANGES = (
     ("shuffle_buffer", 1, True, None),
@@ -223,14 +226,14 @@ _RANGES = (
     ("dropout", 0, True, 1),
     ("condition_dropout", 0, True, 1),
     ("base_channels", 1, True, None),
-    ("blocks_per_level", 1, True, None),
-    ("num_train_timesteps", 1, True, None),
+    ("blocks_per_level", 1, True, 100),
+    ("num_train_timesteps", 1, True, 1_000_000),
     ("beta_start", 0, False, 1),
     ("beta_end", 0, False, 1),
     ("max_train_steps", 1, True, None),
     ("max_bad_steps", 1, True, None),
     ("num_epochs", 1, True, None),
-    ("train_batch_size", 1, True, None),
+    ("train_batch_size", 1, True, 1_000_000),
     ("gradient_accumulation_steps", 1, True, None),
     ("learning_rate", 0, False, None),
     ("lr_warmup_steps", 0, True, None),
@@ -307,6 +310,8 @@ class Config:
         for name in ("hub_model_id", "hub_private_repo", "hub_token_file"):
             if flags[name] and not flags["push_to_hub"]:
                 raise ValueError(f"--{name} does nothing without --push_to_hub: add that, or leave it out")
+        if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
+            raise ValueError(f"--resolution is {flags['resolution']}; a side has at most {MAX_SIDE} pixels")
         if flags["channels"] not in (None, 1, 3, 4):
             raise ValueError(f"--channels is {flags['channels']}; choose 1 (grey), 3 (RGB) or 4 (RGBA)")
 

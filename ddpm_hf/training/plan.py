@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
@@ -274,12 +275,31 @@ def _build_unet(
         changes["dropout"] = config.model.dropout
     if id2label is not None and config.model.condition_dropout == 0 and start is None:
         changes["num_class_embeds"] = len(id2label)  # nobody would train the embedding of "no class"
-    unet = DDPMUNet2D.from_config({**unet_config, **changes})
+    unet_config = {**unet_config, **changes}
+    _check_size(unet_config)
+    unet = DDPMUNet2D.from_config(unet_config)
     if start is None:
         unet.init_paper_weights(generator_for(config.optimization.seed, "initial weights"))
     else:
         unet.load_state_dict(start.unet.state_dict())
     return unet
+
+
+def _check_size(unet_config: dict[str, Any]) -> None:
+    """Raises ValueError for a network that this machine cannot hold, before it is asked to."""
+    try:
+        with torch.device("meta"):
+            unet = DDPMUNet2D.from_config(unet_config)
+        size = sum(parameter.numel() * 4 for parameter in unet.parameters())
+    except (TypeError, RuntimeError):  # a tensor of more elements than 64 bits count
+        size = math.inf
+    memory = psutil.virtual_memory().total
+    if size > memory:
+        raise ValueError(
+            f"the weights of this network alone would take {size / 1e9:.3g} GB and the machine has {memory / 1e9:.0f} "
+            f"GB; its channels are {unet_config['block_out_channels']}: lower --base_channels, --channel_multipliers "
+            "or --blocks_per_level"
+        )
 
 
 def _check_classes(id2label: dict[int, str] | None, start: DDPMPipeline) -> None:

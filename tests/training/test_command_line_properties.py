@@ -107,3 +107,24 @@ def test_infinity_is_no_setting(flag, value):
 
 def test_an_infinite_norm_clips_nothing_and_is_one():
     assert outcome(["--max_grad_norm", "inf"]).optimization.max_grad_norm == float("inf")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--resolution 100000",
+        "--resolution 12x9000",
+        "--resolution tiny",
+        "--train_batch_size 10000000000000000000000000",
+        "--num_train_timesteps 10000000000000000000000000",
+        "--blocks_per_level 101",
+    ],
+)
+def test_numbers_that_no_machine_bears_are_refused_at_once(flags):
+    assert outcome(flags.split()) is None
+
+
+@pytest.mark.parametrize("flags", ["--base_channels 1000000", f"--channel_multipliers 1 {10**25}"])
+def test_networks_that_no_machine_bears_are_refused_before_they_are_built(start, flags):
+    with pytest.raises(ValueError, match=r"GB.*--base_channels, --channel_multipliers"):
+        start(*flags.split())

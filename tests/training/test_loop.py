@@ -238,7 +238,6 @@ def test_flags_that_contradict_the_start_are_refused(train, start, tmp_path, fla
         (["--train_batch_size", "25"], ["--train_batch_size 25", "24"]),
         (["--prediction_type", "epsilon", "--rescale_betas_zero_snr"], ["--rescale_betas_zero_snr", "v_prediction"]),
         (["--beta_schedule", "linear", "--num_train_timesteps", "15"], ["num_train_timesteps", "15"]),
-        (["--resolution", "0"], ["resolution", "0"]),
         (["--image_column", "picture"], ["image_column", "picture", "image (Image)"]),
         (["--init_from", "/nowhere"], ["/nowhere"]),
         (["--model_config_name_or_path", "/nowhere"], ["--model_config_name_or_path", "/nowhere"]),
