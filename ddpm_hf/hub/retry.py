@@ -63,7 +63,9 @@ def one_line(error: BaseException) -> str:
     advice = " For more information check:"  # of the HTTP client: an article on status codes
     texts = [" ".join(str(cause).split()).partition(advice)[0] for cause in _with_causes(error)]
     root = texts[-1] or type(error).__name__
-    return texts[0] if root in texts[0] else f"{texts[0]} ({root})".strip()
+    if not texts[0] or root in texts[0]:
+        return texts[0] or root
+    return f"{texts[0]} ({root})"
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

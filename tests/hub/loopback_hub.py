@@ -48,7 +48,7 @@ class Fault:
     """Something that goes wrong with requests whose "METHOD path" matches `pattern`, the first `times` of them.
 
     Kinds: a status code; "reset" (the connection breaks before an answer), "lost" (the same, after the work was done),
-    "cut" (half of the answer's body), "hang" (no answer at all).
+    "cut" (half of the answer's body), "hang" (no answer at all), "spoil" (a commit is stored with another index).
     """
 
     pattern: str
@@ -128,6 +128,7 @@ class Handler(BaseHTTPRequestHandler):
             hub.requests.append(f"{self.command} {path}")
             fault = self._fault(path)
         self.cut = fault is not None and fault.kind == "cut"
+        self.spoil = fault is not None and fault.kind == "spoil"
         if fault is not None and isinstance(fault.kind, int):
             return self.answer({"error": "a fault was injected"}, fault.kind)
         if fault is not None and fault.kind == "hang":
@@ -387,6 +388,8 @@ class HubHandler(Handler):
                 changes[value["path"]] = self.hub.blobs[value["oid"]]
             elif key == "deletedFile":
                 changes[value["path"]] = None
+        if self.spoil:
+            changes["model_index.json"] = b"{}"
         sha = self.hub.commit(repo_id, changes, message, revision)
         url = f"{self.hub.endpoint}/{repo_id}/commit/{sha}"
         self.answer({"success": True, "commitOid": sha, "commitUrl": url, "pullRequestUrl": None})

@@ -57,6 +57,7 @@ def published(run_commands, hub, runs):
         "lost": [Fault(COMMIT, "lost")],
         "down": [Fault(COMMIT, 503, ALWAYS)],
         "dead": [Fault(COMMIT, "hang", ALWAYS)],
+        "spoiled": [Fault(COMMIT, "spoil")],
         "away": [Fault("whoami", "reset", ALWAYS)],
     }
     report = json.dumps({"schema": 1, "metrics": METRICS})
@@ -78,6 +79,7 @@ def published(run_commands, hub, runs):
         "odd": train("odd", *odd, faults=faults["lost"]),
         "down": train("down", *secret, faults=faults["down"]),
         "dead": push(runs / "digits", "--hub_model_id", "dead", faults=faults["dead"]),
+        "spoiled": push(runs / "digits", "--hub_model_id", "spoiled", faults=faults["spoiled"]),
         "finished": train("odd", *odd),
         "away": train("x", faults=faults["away"]),
         "no token": train("x", environment={}),
@@ -224,6 +226,11 @@ def test_a_hub_that_never_answers_is_given_up(published, hub):
     assert hub.repos["alice/dead"].messages == ["initial commit"]
 
 
+def test_what_arrived_is_compared_with_what_was_sent(published):
+    assert published["spoiled"]["status"] == 2
+    assert "alice/spoiled holds something else than was sent: model_index.json" in published["spoiled"]["printed"]
+
+
 def test_the_token_is_nowhere(published, runs, hub):
     """Not in what was printed, in any file of the runs, or on any page."""
     secrets = [TOKEN.encode(), READ_TOKEN.encode()]
@@ -314,6 +321,10 @@ try:
     DDPMPipeline.from_pretrained("alice/naming")
 except ValueError as problem:
     results["naming"] = str(problem)
+try:
+    results["private"] = bool(DDPMPipeline.from_pretrained("alice/odd", token=False))
+except OSError as problem:
+    results["private"] = "not found" if "Cannot load model" in str(problem) else str(problem)
 call = {"class_labels": ["3", "7"], "guidance_scale": 2.0}
 arguments = {"custom_pipeline": "pipeline", "trust_remote_code": True}
 results["odd"] = draw(DiffusionPipeline.from_pretrained("alice/odd", **arguments), **call)
@@ -388,6 +399,10 @@ def test_parts_halves_and_tags_are_found(stranger, user):
     assert same(stranger["shards"], user["shards"]) and same(stranger["half"], user["half"])
     assert same(stranger["half"], stranger["shards"])  # saved in single precision under that name
     assert not same(stranger["tag"], stranger["plain"], tolerance=1e-3)
+
+
+def test_a_private_page_is_not_for_everybody(stranger):
+    assert stranger["private"] == "not found"
 
 
 def test_an_index_that_names_the_package_needs_its_import(stranger, user):
