@@ -60,6 +60,7 @@ def examine(plan: Plan, accelerator: Accelerator, forecast: Forecast) -> list[Fi
         *_pixels(sample_pixels(plan.images)),
         *_sizes(sample_stretches(plan.images), plan.images.shape[1:]),
         *_clock(plan),
+        *_sharding(plan, accelerator),
         *_memory(forecast, accelerator, *available_memory(accelerator.device)),
     ]
     return sorted(findings, key=lambda finding: finding.severity)
@@ -272,6 +273,17 @@ def _initial_share(plan: Plan) -> float:
 
 
 # The machine
+
+
+def _sharding(plan: Plan, accelerator: Accelerator) -> Iterator[Finding]:
+    if accelerator.distributed_type == DistributedType.FSDP and not plan.config.optimization.use_ema:
+        yield Finding(
+            name="sharded-weights",
+            severity="error",
+            what="--use_ema false leaves no whole copy of weights that FSDP shares out over the processes",
+            why="Samples are drawn and the pipeline is saved from a whole copy",
+            change="Leave --use_ema on, or start with scripts/accelerate/multi_gpu.yaml",
+        )
 
 
 def _memory(forecast: Forecast, accelerator: Accelerator, available: int, total: int) -> Iterator[Finding]:

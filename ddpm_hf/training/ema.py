@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def ema_decay(step: int, max_decay: float, inv_gamma: float | None, power: float) -> float:
@@ -33,7 +34,8 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards the (unwrapped) network as it is after optimizer step `step`."""
         decay = ema_decay(step, self.max_decay, self.inv_gamma, self.power)
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        weights = [_whole(parameter) for parameter in model.parameters()]
+        torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The averaged weights under the network's own names."""
@@ -42,3 +44,10 @@ class EMA:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from what `state_dict` gave."""
         self.model.load_state_dict(state)
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A weight in full and in float32: FSDP keeps a share of it in each process, DeepSpeed a half-precision copy."""
+    if isinstance(parameter, DTensor):
+        parameter = parameter.full_tensor()
+    return parameter.float()

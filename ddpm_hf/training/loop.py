@@ -225,6 +225,8 @@ class Trainer:
 
     def _micro_step(self, batch: dict[str, torch.Tensor]) -> None:
         """Algorithm 1, lines 2 to 5, for this process's share of the images."""
+        # Before the gradient, because DeepSpeed takes its step as part of going backwards.
+        self._set_learning_rate(self.plan.learning_rate_at(self.step))
         with self.accelerator.accumulate(self.model):
             # 1. x_0 from the data, t and eps; all in float32 whatever the precision of the network
             x_0 = normalize(batch["images"])
@@ -243,7 +245,6 @@ class Trainer:
             if self.draws.sampler is not None:
                 self.seen.append(self.accelerator.gather(torch.stack([timesteps, losses.detach()], dim=1)))
             if self.accelerator.sync_gradients:
-                self._set_learning_rate(self.plan.learning_rate_at(self.step))
                 self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
                 self.is_bad = not math.isfinite(self.grad_norm)
             # In half precision the gradient scaler skips such a step itself, and learns from it.

@@ -290,6 +290,13 @@ def pages_of_others(published, hub, tmp_path_factory):
         hub.create(f"alice/{name}")
         files = [path for path in folder.rglob("*") if path.is_file()]
         hub.commit(f"alice/{name}", {path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
+    # Two that are no DDPM for us: another pipeline, and one that wants its own code to be run.
+    for name, class_name in (("other", "StableDiffusionPipeline"), ("evil", ["pipeline", "Evil"])):
+        index = {"_class_name": class_name, "unet": ["diffusers", "UNet2DModel"]}
+        index["scheduler"] = ["diffusers", "DDPMScheduler"]
+        hub.create(f"alice/{name}")
+        code = b"open('trace', 'w')\n"
+        hub.commit(f"alice/{name}", {"model_index.json": json.dumps(index).encode(), "pipeline.py": code})
     # Of the page that was trained: a tag on its first state, so that "main" and the tag are different models.
     repo = hub.repos["alice/digits"]
     repo.refs["v0"] = list(repo.commits)[1]
@@ -377,8 +384,22 @@ for block in blocks:
     exec(block, names)
     results["blocks"].append(len(names["images"]))
 
-# What a pipeline of ours pushes by diffusers' own method is portable too; what the user's own card says stays.
+from pathlib import Path
+from ddpm_hf.pipelines.loading import load_pipeline
+
+results["refused"] = []
+for name in ("alice/other", "alice/evil", "alice/nothing"):
+    for load in (load_pipeline, ddpm_hf.DDPMPipeline.from_pretrained):
+        try:
+            load(name)
+        except (ValueError, OSError) as problem:
+            results["refused"].append(str(problem))
+results["trace"] = Path("trace").exists()
+
+# What is pushed by diffusers' own methods is portable too.
 ours.push_to_hub("alice/by-hand")
+ours.unet.push_to_hub("alice/network")
+ours.scheduler.push_to_hub("alice/process")
 """
     return run_python(DRAW + f"blocks = {blocks!r}\n" + code, HF_TOKEN=TOKEN)
 
@@ -415,6 +436,14 @@ def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, use
     assert "trust_remote_code=True" in stranger["untrusted"]
 
 
+def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
+    other, _, evil, untrusted, *nothing = user["refused"]
+    assert "'alice/other' is a StableDiffusionPipeline" in other
+    assert "'alice/evil' asks for code" in evil and "Evil from 'pipeline'" in evil
+    assert "trust_remote_code" in untrusted and not user["trace"]
+    assert len(nothing) == 2 and "'alice/nothing' is neither a folder nor a repository within reach" in nothing[0]
+
+
 def test_the_examples_of_the_cards_run(stranger, user):
     assert stranger["blocks"] == [[[8, 8], "L"]] * 2 + [[[5, 7], "L"]] * 2 and stranger["sample"] == "PNG"
     assert user["blocks"] == [4, 4]
@@ -426,6 +455,8 @@ def test_diffusers_own_push_is_portable(user, hub):
     assert index["unet"] == ["diffusers", "UNet2DModel"] and index["scheduler"] == ["diffusers", "DDPMScheduler"]
     assert json.loads(files["unet/config.json"])["_class_name"] == "UNet2DModel"
     assert files[WEIGHTS] == pages(hub, "alice/digits")[WEIGHTS]
+    for page, config, name in (("network", "config", "UNet2DModel"), ("process", "scheduler_config", "DDPMScheduler")):
+        assert json.loads(pages(hub, f"alice/{page}")[f"{config}.json"])["_class_name"] == name
 
 
 def test_nothing_was_asked_that_the_hub_of_these_tests_does_not_know(user, hub):

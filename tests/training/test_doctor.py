@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from PIL import Image
 
 from ddpm_hf.training import doctor
@@ -152,6 +153,16 @@ def test_too_little_memory(examined, image_folder):
     free = examined("--train_data_dir", image_folder, memory=(10**5, 10**12))
     assert free["memory"].severity == "warning" and "--gradient_accumulation_steps" in free["memory"].change
     assert examined("--train_data_dir", image_folder, memory=(10**5, 10**5))["memory"].severity == "error"
+
+
+def test_sharding_needs_a_whole_copy_and_is_not_forecast(monkeypatch, image_folder, tmp_path):
+    monkeypatch.setattr(doctor, "available_memory", lambda device: (1, 1))
+    config = parse_training_arguments([*SMALL, "--train_data_dir", str(image_folder), "--use_ema", "false"])
+    accelerator = make_accelerator(config)
+    plan = make_plan(config, accelerator)
+    accelerator.state.distributed_type = DistributedType.FSDP  # which no CPU starts
+    (finding,) = examine(plan, accelerator, forecast(plan, accelerator))
+    assert finding.name == "sharded-weights" and finding.severity == "error"
 
 
 @pytest.mark.parametrize(

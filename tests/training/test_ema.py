@@ -6,6 +6,9 @@ import diffusers.training_utils
 import pytest
 import torch
 from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from ddpm_hf.training.ema import EMA, ema_decay
 
@@ -50,3 +53,27 @@ def test_the_average_is_float32_apart_and_untrained():
     before = copy.deepcopy(model.weight)
     ema.update(model.float(), 1)
     assert torch.equal(model.weight, before.float())
+
+
+def test_weights_in_half_precision_are_averaged_in_float32():
+    ema = EMA(torch.nn.Linear(3, 2), 0.75, None, 1.0)
+    start, trained = ema.model.weight.clone(), torch.nn.Linear(3, 2).to(torch.bfloat16)
+    ema.update(trained, 1)
+    assert ema.model.weight.dtype == torch.float32
+    torch.testing.assert_close(ema.model.weight, 0.75 * start + 0.25 * trained.weight.float())
+
+
+def test_weights_that_are_shared_out_are_averaged_whole():
+    """As FSDP, version 2, keeps them; here in a group of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ema = EMA(torch.nn.Linear(3, 2), 0.75, None, 1.0)
+        start, trained = ema.model.weight.clone(), torch.nn.Linear(3, 2)
+        whole = trained.weight.detach().clone()
+        fully_shard(trained, mesh=init_device_mesh("cpu", (1,)))
+        assert isinstance(trained.weight, DTensor)
+        ema.update(trained, 1)
+        assert type(ema.model.weight) is torch.nn.Parameter
+        torch.testing.assert_close(ema.model.weight.data, 0.75 * start + 0.25 * whole)
+    finally:
+        torch.distributed.destroy_process_group()
