@@ -1,10 +1,12 @@
-"""Curves of what was measured."""
+"""Curves and pictures of what was measured."""
 
 from pathlib import Path
 
 import numpy as np
 
+from ..pipelines.pictures import image_grid
 from .likelihood import Likelihood
+from .memorization import Neighbours
 
 
 def plot_terms(likelihood: Likelihood, file: Path) -> None:
@@ -31,5 +33,26 @@ def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
     axes.plot([row["rate"] for row in rows], [row["distortion_rmse"] for row in rows], linewidth=1.5)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+
+
+def save_pairs(samples: np.ndarray, neighbours: np.ndarray, file: Path) -> None:
+    """Samples in the upper row, their nearest training images in the lower; both uint8 (n, C, H, W)."""
+    both = np.concatenate([samples, neighbours]).transpose(0, 2, 3, 1)
+    image_grid(both, columns=len(samples), row_names=["sample", "training"]).save(file)
+
+
+def plot_distances(samples: Neighbours, unseen: Neighbours, space: str, file: Path) -> None:
+    """How near samples, and images that the model has never seen, are to their nearest training images."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel=f"distance to the nearest training image ({space})", ylabel="share of images")
+    for found, name in ((samples, "samples"), (unseen, "held-out images")):
+        distances = np.sort(found.distances)
+        axes.step(distances, np.arange(1, len(distances) + 1) / len(distances), where="post", label=name)
+    axes.set_ylim(0, 1)
+    axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)

@@ -1,7 +1,8 @@
 """Which images a model is measured on: by default those that its own run held out of training."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ..data.decoding import decode_row, stack_batch
 from ..data.holdout import Holdout, held_out_batches, rows_of_side
 from ..data.sources import ImageData, load_images
-from ..data.store import PixelStore
+from ..data.store import PixelStore, store_key
 from ..data.transforms import Decoder
 
 HELD_OUT, TRAIN = "held_out", "train"
@@ -63,6 +64,19 @@ class ImageSet:
         store = self._store()
         total = len(store) if self.holdout.split and self.held_out else len(self._chosen(store))
         return total if self.most is None else min(total, self.most)
+
+    def training(self, most: int | None = None) -> "ImageSet | None":
+        """The training images that these were held out from; None if these are not held out."""
+        return replace(self, held_out=False, split=TRAIN, most=most) if self.held_out else None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of everything that decides the images and their order; None for a stream."""
+        if self._source.streaming:
+            return None
+        store = store_key(self._source, self.size, self.channels, random_crop=False)
+        choice = (store, asdict(self.holdout), self.held_out, self.most, self.skip_unreadable)
+        return hashlib.sha256(repr(choice).encode()).hexdigest()
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
         """The images: "images" uint8 (B, C, H, W), "rows" int64 (B,), and "class_labels" int64 (B,) if labelled.
@@ -137,7 +151,7 @@ def find_images(
     source = {name: value for name, value in source.items() if value is not None}
     others = bool(source.keys() & {"dataset_name", "train_data_dir"})
     if not others and run is None:
-        raise ValueError("the model's folder records no data set; give --dataset_name or --train_data_dir")
+        raise ValueError("no run tells of a data set; give --run with its folder, --dataset_name or --train_data_dir")
     given = dict(source) if others else {name: run[name] for name in _SOURCE_SETTINGS if name in run} | source
     if not labelled:
         given.pop("label_column", None)

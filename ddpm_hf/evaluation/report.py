@@ -10,10 +10,13 @@ from typing import Any
 SCHEMA = 1
 REPORT_FILE = "evaluation.json"
 # Two measurements that agree in these are the same one, made anew.
-_IDENTITY = ("name", "dataset", "split", "sampler", "steps", "terms_per_image", "clip", "cdf", "extractor")
+_IDENTITY = (
+    *("name", "dataset", "split", "sampler", "steps", "guidance_scale", "samples"),
+    *("terms_per_image", "clip", "cdf", "extractor"),
+)
 
 
-def read_report(file: Path, weights: str) -> list[dict[str, Any]]:
+def read_report(file: Path, weights: str | None) -> list[dict[str, Any]]:
     """The metrics that a report holds of these weights; none if there is no file or it is of other weights.
 
     Raises:
@@ -31,12 +34,13 @@ def read_report(file: Path, weights: str) -> list[dict[str, Any]]:
     return report["metrics"] if report.get("weights") == weights else []
 
 
-def update_report(file: Path, weights: str, metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def update_report(file: Path, weights: str | None, metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add metrics to a report; one that is there already under the same conditions is replaced.
 
     Args:
         file: of the report.
-        weights: `fingerprint.weights_fingerprint` of the network; figures of other weights are dropped.
+        weights: `fingerprint.weights_fingerprint` of the network, None for samples of unknown origin; figures of other
+            weights are dropped.
         metrics: each with at least "name" and a finite number as its "value".
 
     Returns:

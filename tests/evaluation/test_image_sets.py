@@ -101,7 +101,7 @@ def test_a_recorded_split_is_found_again(run, tmp_path):
 
 
 def test_what_is_not_known_is_said(run):
-    with pytest.raises(ValueError, match="records no data set; give --dataset_name or --train_data_dir"):
+    with pytest.raises(ValueError, match="no run tells of a data set; give --run"):
         find_images((8, 8), 3)
     nothing = {**run, "recorded": {"holdout": {"split": None, "seed": 0, "threshold": 0}}}
     with pytest.raises(ValueError, match="held nothing out of training; give --split train"):

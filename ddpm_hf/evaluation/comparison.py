@@ -1,0 +1,62 @@
+"""Several pipelines, samplers or numbers of steps side by side: what a step more buys."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_COLUMNS = ("contender", "sampler", "steps", "network_calls", "name", "value", "standard_error", "floor", "n", "seed")
+
+
+def write_comparison(rows: Sequence[dict[str, Any]], folder: Path) -> str:
+    """Write `comparison.csv` and `comparison.png`, and give the table as lines for a terminal.
+
+    Args:
+        rows: entries of a report with a `contender` each.
+        folder: where the files go.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, _COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    _plot(rows, names, folder / "comparison.png")
+    cells = {(row["contender"], row["name"]): row for row in rows}
+    table = [["contender", "network calls", *names]]
+    for contender in contenders:
+        calls = str(cells[contender, names[0]]["network_calls"])
+        table.append([contender, calls, *(_number(cells[contender, name]) for name in names)])
+    table.append(["floor", "", *(_cell(cells[contenders[0], name]["floor"]) for name in names)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
+def _number(row: dict[str, Any]) -> str:
+    error = row["standard_error"]
+    return _cell(row["value"]) + ("" if error is None else f" ± {error:.2g}")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _plot(rows: Sequence[dict[str, Any]], names: Sequence[str], file: Path) -> None:
+    """A panel for each metric: its value by network calls, the floor as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for panel, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), panel + 1, xlabel="network calls per image", ylabel=name)
+        axes.set_xscale("log")
+        for row in (row for row in rows if row["name"] == name):
+            error = row["standard_error"]
+            axes.errorbar(row["network_calls"], row["value"], yerr=error, fmt="o", label=row["contender"], capsize=3)
+            if row["floor"] is not None:
+                axes.axhline(row["floor"], color="grey", linewidth=0.8, linestyle="--")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize="small")
+    figure.savefig(file, dpi=120)

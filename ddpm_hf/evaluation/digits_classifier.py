@@ -1,0 +1,105 @@
+"""A small classifier of handwritten digits, trained once on the embedded ones: features that need no download."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..data.sources import load_images
+from ..data.store import PixelStore
+from ..data.transforms import normalize
+from ..pipelines.fingerprint import weights_fingerprint
+from ..seeds import derive_seed, generator_for
+
+_EPOCHS, _BATCH, _PEAK_RATE = 4, 50, 3e-3
+# Raise it when the same images would give other weights.
+_VERSION = 1
+
+
+class DigitsClassifier(nn.Module):
+    """Grey 16x16 images in [-1, 1] -> logits of ten classes, by way of 64 features."""
+
+    side = 16
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, 64),
+            nn.SiLU(),
+        )
+        self.head = nn.Linear(64, 10)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 16, 16) in [-1, 1] -> (B, 64)."""
+        return self.layers(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def digits_classifier(cache_dir: str | os.PathLike | None = None) -> tuple[DigitsClassifier, str]:
+    """The classifier, from the cache or trained now (seconds, on the CPU), and a hash of its weights.
+
+    Weights trained on another kind of machine differ in the last digits, so that figures are comparable only where the
+    hash is the same. Several processes may call this at once.
+
+    Args:
+        cache_dir: where it is kept; the cache of `datasets` by default.
+    """
+    import datasets
+    from filelock import FileLock
+    from safetensors.torch import load_file, save_file
+
+    digits = load_images(class_conditional=True, cache_dir=cache_dir)
+    store = PixelStore.build(digits, (DigitsClassifier.side,) * 2, 1, cache_dir=cache_dir, progress=False)
+    parent = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf"
+    key = hashlib.sha256(f"{_VERSION} {store.folder.name}".encode()).hexdigest()[:16]
+    file = parent / f"digits-classifier-{key}.safetensors"
+    network = DigitsClassifier()
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            every = store.batch(range(len(store)))
+            train_classifier(network, normalize(every["images"]), every["class_labels"])
+            partial = file.with_suffix(".partial")
+            save_file(network.state_dict(), partial)
+            os.replace(partial, file)
+    network.load_state_dict(load_file(file))
+    return network.eval(), weights_fingerprint(network)[:8]
+
+
+def train_classifier(network: DigitsClassifier, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Train in place, from a start and in an order that are always the same.
+
+    Args:
+        images: float32 (n, 1, 16, 16) in [-1, 1].
+        labels: int64 (n,), 0 to 9.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("digits classifier"))
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.reset_parameters()
+    order = generator_for("digits classifier", "order")
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+    steps = _EPOCHS * (len(images) // _BATCH)
+    course = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_RATE, total_steps=steps)
+    network.train()
+    for _ in range(_EPOCHS):
+        for chosen in torch.randperm(len(images), generator=order)[: steps // _EPOCHS * _BATCH].split(_BATCH):
+            loss = F.cross_entropy(network(images[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            course.step()

@@ -1,0 +1,286 @@
+"""One evaluation from request to report: load, measure, write, print."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.loading import load_pipeline
+from ..pipelines.samplers import SAMPLER_NAMES
+from .comparison import write_comparison
+from .features import Extractor, load_extractor
+from .image_sets import ImageSet, find_images
+from .measurements import measure_memorization, measure_nll, measure_quality
+from .quality import QUALITY_METRICS, check_quality, few_images
+from .report import REPORT_FILE, read_report, summary_table, update_report
+from .samples import ARRAY_SUFFIX, Samples, draw_samples, read_samples
+
+METRICS = ("nll", *QUALITY_METRICS, "memorization")
+_LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
+_SOURCE = ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column", "cache_dir")
+
+
+@dataclass(kw_only=True)
+class Request:
+    """What to measure; the fields are the flags of scripts/evaluate.py, which documents them.
+
+    Attributes:
+        model: a pipeline's folder or Hub name, a folder of samples or an .npz.
+        settings: of the run that made it, from its `training_config.yaml`; empty if unknown.
+    """
+
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    run: str | None = None
+    split: str | None = None
+    max_images: int | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    train_data_dir: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    cache_dir: str | None = None
+    num_images: int | None = None
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    guidance_scale: float = 1.0
+    compare: list[str] | None = None
+    metrics: list[str] = field(default_factory=lambda: ["nll"])
+    extractor: str | None = None
+    resamples: int = 50
+    output_dir: str | None = None
+    batch_size: int = 64
+    seed: int = 0
+    nll_timesteps: int | None = None
+    nll_clip: bool = True
+    nll_cdf: str = "erf"
+    per_image: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError for a value that cannot be, or two that contradict each other."""
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"--{name} is {value}; it must be at least {lowest}")
+        if self.resamples == 1:
+            raise ValueError("--resamples is 1; a scatter needs 2 or more, or 0 for none")
+        unknown = sorted(set(self.metrics) - set(METRICS))
+        if unknown or not self.metrics:
+            raise ValueError(f"--metrics has {', '.join(unknown) or 'nothing'}; choose from {', '.join(METRICS)}")
+        if self.compare is not None and not set(self.metrics) <= set(QUALITY_METRICS):
+            raise ValueError(
+                f"--compare compares samples: give it --metrics of {', '.join(QUALITY_METRICS)}, not "
+                f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
+            )
+        if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
+            raise ValueError(f"--scheduler is {self.scheduler!r}; choose from {', '.join(SAMPLER_NAMES)}")
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether the images to judge were made before."""
+        path = Path(self.model)
+        return path.suffix == ARRAY_SUFFIX or (path.is_dir() and not (path / DDPMPipeline.config_name).is_file())
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        of_pipeline = Path(self.model).is_dir() and not self.of_samples
+        return Path(self.output_dir or (self.model if of_pipeline else "evaluation"))
+
+
+class Evaluator:
+    """Carries out a request on all processes.
+
+    Raises:
+        ValueError: for a request that cannot be carried out, before anything is measured.
+    """
+
+    def __init__(self, request: Request):
+        request.check()
+        self.request = request
+        self.accelerator = Accelerator()
+        self.pipeline: DDPMPipeline | None = None
+        if request.of_samples:
+            self.samples = read_samples(request.model, request.num_images)
+            if "nll" in request.metrics or request.compare is not None:
+                raise ValueError(f"--metrics nll and --compare need a pipeline; {request.model} holds samples")
+            channels, size = self.samples.images.shape[1], self.samples.size
+            recorded = request.settings.get("recorded", {}).get("image_shape")
+            if recorded is not None and list(recorded) != [channels, *size]:
+                raise ValueError(
+                    f"samples in {request.model} are (channels, height, width) = {(channels, *size)}, the images of "
+                    f"the run are {tuple(recorded)}"
+                )
+        else:
+            self.pipeline, self.samples = load_pipeline(request.model).to(self.accelerator.device), None
+            channels, size = _form(self.pipeline)
+        self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline.unet)
+        self.report = request.folder / REPORT_FILE
+        read_report(self.report, self.weights)  # a report that cannot be added to is found before the work
+        self.reference = self._find_images(size, channels)
+        if "memorization" in request.metrics and self.reference.training() is None:
+            raise ValueError(
+                f"--metrics memorization needs held-out images and the training images that they were held out from; "
+                f"of the split {self.reference.split!r} they are not known"
+            )
+        self.quality_metrics = [name for name in request.metrics if name in QUALITY_METRICS]
+        self.extractor = self._load_extractor()
+        self.count = self._count_samples()
+
+    @property
+    def details(self) -> Path:
+        """Folder of tables and pictures."""
+        return self.request.folder / "evaluation"
+
+    def evaluate(self) -> list[dict[str, Any]]:
+        """Measure, add to the report and print it; the main process gets the new entries."""
+        entries = self._compare() if self.request.compare is not None else self._measure()
+        if not self.accelerator.is_main_process:
+            return []
+        own = [entry for entry in entries if entry.pop("weights", self.weights) == self.weights]
+        self.request.folder.mkdir(parents=True, exist_ok=True)
+        everything = update_report(self.report, self.weights, own)
+        print(summary_table(everything))
+        print(f"report: {self.report}")
+        return entries
+
+    def _measure(self) -> list[dict[str, Any]]:
+        request, entries = self.request, []
+        if "nll" in request.metrics:
+            entries.append(
+                measure_nll(
+                    self.pipeline,
+                    self.reference,
+                    self.details,
+                    seed=request.seed,
+                    num_terms=request.nll_timesteps,
+                    batch_size=request.batch_size,
+                    clip=request.nll_clip,
+                    cdf=request.nll_cdf,
+                    per_image=request.per_image,
+                )
+            )
+        if set(request.metrics) == {"nll"}:
+            return entries
+        samples = self.samples or self._draw(self.pipeline, request.scheduler, request.num_inference_steps)
+        entries += self._judge(samples)
+        if "memorization" in request.metrics:
+            entries += measure_memorization(
+                samples,
+                self.reference,
+                self.reference.training(),
+                self.extractor,
+                self.details,
+                batch_size=request.batch_size,
+            )
+        return entries
+
+    def _judge(self, samples: Samples) -> list[dict[str, Any]]:
+        if not self.quality_metrics:
+            return []
+        return measure_quality(
+            samples,
+            self.reference,
+            self.reference.training(most=len(samples.images)),
+            self.extractor,
+            self.quality_metrics,
+            seed=self.request.seed,
+            batch_size=self.request.batch_size,
+            resamples=self.request.resamples,
+        )
+
+    def _compare(self) -> list[dict[str, Any]]:
+        """Every contender in turn; one table and one plot of all."""
+        contenders = [self._contender(word) for word in self.request.compare]
+        rows = []
+        for word, pipeline, sampler, steps in contenders:
+            self.accelerator.print(f"{word}:")
+            weights = weights_fingerprint(pipeline.unet)
+            found = self._judge(self._draw(pipeline, sampler, steps))
+            rows += [{"contender": word, "weights": weights} | entry for entry in found]
+        if self.accelerator.is_main_process:
+            self.accelerator.print(write_comparison(rows, self.details))
+        return [{name: value for name, value in row.items() if name != "contender"} for row in rows]
+
+    def _contender(self, word: str) -> tuple[str, DDPMPipeline, str | None, int | None]:
+        """(word, pipeline, sampler, steps) of SAMPLER:STEPS, a pipeline, or PIPELINE@SAMPLER:STEPS."""
+        name, _, setting = word.rpartition("@")
+        if not name and not re.fullmatch(rf"({'|'.join(SAMPLER_NAMES)}):\d+", word):
+            name, setting = word, ""
+        pipeline = self.pipeline
+        if name:
+            pipeline = load_pipeline(name).to(self.accelerator.device)
+            if _form(pipeline) != _form(self.pipeline):
+                raise ValueError(f"--compare {word}: its images have another form than those of {self.request.model}")
+        if not setting:
+            return word, pipeline, self.request.scheduler, self.request.num_inference_steps
+        sampler, _, steps = setting.partition(":")
+        if sampler not in SAMPLER_NAMES or not steps.isdecimal() or int(steps) < 1:
+            raise ValueError(f"--compare {word}: {setting!r} is not SAMPLER:STEPS with {', '.join(SAMPLER_NAMES)}")
+        return word, pipeline, sampler, int(steps)
+
+    def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
+        request = self.request
+        return draw_samples(
+            pipeline,
+            self.count,
+            seed=request.seed,
+            batch_size=request.batch_size,
+            sampler=sampler,
+            num_inference_steps=steps,
+            guidance_scale=request.guidance_scale,
+        )
+
+    def _find_images(self, size: tuple[int, int], channels: int) -> ImageSet:
+        request = self.request
+        return find_images(
+            size,
+            channels,
+            run=request.settings or None,
+            split=request.split,
+            labelled=self.pipeline is not None and self.pipeline.num_classes > 0,
+            most=request.max_images,
+            **{name: getattr(request, name) for name in _SOURCE},
+        )
+
+    def _load_extractor(self) -> Extractor | None:
+        request = self.request
+        name = request.extractor
+        if name is None and self.reference.name == "digits":
+            name = "digits"
+        if name is not None and set(request.metrics) != {"nll"}:
+            return load_extractor(name, self.accelerator.device, request.cache_dir)
+        if self.quality_metrics:
+            raise ValueError(
+                f"--extractor must be given with --metrics {' '.join(request.metrics)}: inception for FID (pip "
+                "install torch-fidelity), or another that --help names"
+            )
+        return None
+
+    def _count_samples(self) -> int | None:
+        """How many images there are to judge, found enough and fit for all that is asked; None if nobody looks."""
+        request = self.request
+        if set(request.metrics) == {"nll"}:
+            return None
+        real = self.reference.count
+        count = request.num_images or real if self.samples is None else len(self.samples.images)
+        if count is None:
+            raise ValueError("--num_images must be given: a streamed data set does not tell how many images it has")
+        fewest = count if real is None else min(count, real)
+        if self.quality_metrics:
+            check_quality(self.extractor, self.quality_metrics, fewest, request.resamples)
+        if "frechet" in self.quality_metrics and (warning := few_images(self.extractor, fewest)):
+            self.accelerator.print(f"warning: {warning}")
+        return count
+
+
+def _form(pipeline: DDPMPipeline) -> tuple[int, tuple[int, int]]:
+    """(channels, (height, width)) of a pipeline's images."""
+    config = pipeline.unet.config
+    size = config.sample_size
+    return config.in_channels, (size, size) if isinstance(size, int) else tuple(size)

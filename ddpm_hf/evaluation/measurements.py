@@ -1,0 +1,197 @@
+"""Whole measurements, from a model or its samples to entries of the report, with their tables and pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import PartialState
+
+from ..pipelines.ddpm import DDPMPipeline
+from .extraction import features_of_images, features_of_samples
+from .features import Extractor
+from .figures import plot_distances, plot_rate_distortion, plot_terms, save_pairs
+from .image_sets import ImageSet
+from .likelihood import bound_of, measure_likelihood, network_of, write_images, write_terms
+from .memorization import Neighbours, copies, duplicates, nearest
+from .quality import FeatureSets, score
+from .samples import Samples
+
+PAIRS_SHOWN = 10
+
+
+def measure_nll(
+    pipeline: DDPMPipeline,
+    images: ImageSet,
+    details: Path,
+    *,
+    seed: int = 0,
+    num_terms: int | None = None,
+    batch_size: int = 256,
+    clip: bool = True,
+    cdf: str = "erf",
+    per_image: bool = False,
+) -> dict[str, Any]:
+    """Bits/dim of images under a pipeline, as an entry of the report.
+
+    Args:
+        pipeline: on the device of `PartialState`.
+        images: with labels for a class-conditional model.
+        details: folder for the table of terms, two curves and, `per_image`, the value of every image.
+        seed, num_terms, batch_size: as for `measure_likelihood`.
+        clip, cdf: as for `VariationalBound`.
+
+    Raises:
+        ValueError: for more terms than the bound has, a class that the model does not know, or a variance that the
+            network does not predict.
+    """
+    bound = bound_of(pipeline, clip=clip, cdf=cdf)
+    if num_terms is not None and not 1 <= num_terms <= len(bound.chain):
+        raise ValueError(
+            f"--nll_timesteps is {num_terms}; this pipeline's bound has {len(bound.chain)} terms: give 1 to that many,"
+            " or leave it out for all of them"
+        )
+    numbers = _class_numbers(pipeline, images)
+    batches = images.batches(batch_size * PartialState().num_processes)
+    found = measure_likelihood(
+        bound,
+        network_of(pipeline),
+        (_with_classes(batch, numbers) for batch in batches),
+        seed=seed,
+        num_terms=num_terms,
+        batch_size=batch_size,
+        count=images.count,
+    )
+    if PartialState().is_main_process:
+        details.mkdir(parents=True, exist_ok=True)
+        write_terms(found, details / "nll_terms.csv")
+        plot_terms(found, details / "nll_terms.png")
+        plot_rate_distortion(found, details / "nll_rate_distortion.png")
+        if per_image:
+            write_images(found, details / "nll_per_image.csv")
+    about = {"seed": seed, "dataset": images.name, "split": images.split, "sampler": "ddpm", "floor": None}
+    return found.record() | about | {"clip": clip, "cdf": cdf}
+
+
+def _class_numbers(pipeline: DDPMPipeline, images: ImageSet) -> torch.Tensor | None:
+    """The pipeline's number of each class of the data set; None for an unconditional model."""
+    if pipeline.num_classes == 0:
+        return None
+    names = images.data.class_names
+    # Without names of its own, a model's numbers are those of the data.
+    labels = range(len(names)) if pipeline.id2label is None else names
+    return torch.tensor([pipeline.class_number(label) for label in labels])
+
+
+def _with_classes(batch: dict[str, torch.Tensor], numbers: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """A batch with the pipeline's class numbers in place of the data set's."""
+    return batch if numbers is None else batch | {"class_labels": numbers[batch["class_labels"]]}
+
+
+def measure_quality(
+    samples: Samples,
+    reference: ImageSet,
+    training: ImageSet | None,
+    extractor: Extractor,
+    metrics: Sequence[str],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    resamples: int = 50,
+) -> list[dict[str, Any]]:
+    """Distances of samples from real images, as entries of the report; every process works, all get the result.
+
+    Args:
+        samples: all of them on every process.
+        reference: the images they should resemble, of the same size and channels.
+        training: of which as many as there are samples give the floor; None for no floor.
+        extractor: on the device of `PartialState`.
+        metrics, resamples: as for `quality.score`.
+        seed: of the halves.
+        batch_size: images at once.
+    """
+    _check_form(samples, reference)
+    floor = None
+    if training is not None:
+        floor = features_of_images(extractor, training, batch_size)[: len(samples.images)]
+    sets = FeatureSets(
+        features_of_samples(extractor, samples.images, batch_size),
+        features_of_images(extractor, reference, batch_size),
+        floor,
+    )
+    about = {"dataset": reference.name, "split": reference.split, "seed": None, "sampler": None, "steps": None}
+    entries = score(sets, extractor, metrics, resamples=resamples, seed=seed)
+    return [entry | about | samples.about for entry in entries]
+
+
+def measure_memorization(
+    samples: Samples,
+    unseen: ImageSet,
+    training: ImageSet,
+    extractor: Extractor | None,
+    details: Path,
+    *,
+    batch_size: int = 64,
+) -> list[dict[str, Any]]:
+    """Whether samples copy the training images or each other, as entries of the report.
+
+    Args:
+        samples: all of them on every process.
+        unseen: images held out of training: what distances are to be expected.
+        training: all training images.
+        extractor: for distances of features beside those of pixels; None for pixels alone.
+        details: folder for pictures of the closest pairs and curves of the distances.
+        batch_size: images at once.
+    """
+    _check_form(samples, training)
+    entries = []
+    held_out = np.concatenate([batch["images"].numpy() for batch in unseen.batches(batch_size)])
+    spaces = {"pixels": (_flat(samples.images), _flat(held_out), _pixel_batches(training, batch_size))}
+    if extractor is not None:
+        trained = features_of_images(extractor, training, batch_size)
+        seen = (
+            features_of_samples(extractor, samples.images, batch_size),
+            features_of_images(extractor, unseen, batch_size),
+        )
+        spaces["features"] = (*seen, [trained])
+    if not PartialState().is_main_process:
+        return []
+    details.mkdir(parents=True, exist_ok=True)
+    for space, (ours, theirs, candidates) in spaces.items():
+        candidates = list(candidates)
+        found, expected = nearest(ours, candidates), nearest(theirs, candidates)
+        entries.append(copies(found, expected, space))
+        among = nearest(ours, [ours], among_themselves=True)
+        real = np.concatenate(candidates)[: len(ours)]
+        entries.append(duplicates(among, nearest(real, [real], among_themselves=True), space))
+        _save_closest(samples, training, found, details / f"closest_{space}.png")
+        plot_distances(found, expected, space, details / f"closest_{space}_distances.png")
+    about = {"dataset": training.name, "split": training.split, "seed": None, "sampler": None, "steps": None}
+    named = {} if extractor is None else {"extractor": extractor.name}
+    return [entry | about | samples.about | (named if entry["name"].endswith("features") else {}) for entry in entries]
+
+
+def _check_form(samples: Samples, images: ImageSet) -> None:
+    form, expected = samples.images.shape[1:], (images.channels, *images.size)
+    if form != expected:
+        raise ValueError(f"samples are (channels, height, width) = {form}, images of {images.name} are {expected}")
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
+def _pixel_batches(images: ImageSet, batch_size: int) -> list[np.ndarray]:
+    return [_flat(batch["images"].numpy()) for batch in images.batches(batch_size)]
+
+
+def _save_closest(samples: Samples, training: ImageSet, found: Neighbours, file: Path) -> None:
+    """The samples that are nearest to a training image, and that image under each."""
+    order = np.argsort(found.distances, kind="stable")[:PAIRS_SHOWN]
+    wanted, partners, offset = found.positions[order], {}, 0
+    for batch in training.batches(256):
+        for position in set(wanted.tolist()) & set(range(offset, offset + len(batch["images"]))):
+            partners[position] = batch["images"][position - offset].numpy()
+        offset += len(batch["images"])
+    save_pairs(samples.images[order], np.stack([partners[position] for position in wanted.tolist()]), file)

@@ -1,0 +1,105 @@
+"""Does it copy? Nearest training images of samples, beside those of images that the model has never seen."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .metrics import squared_distances
+
+# A sample counts as a copy if it is as near to the training images as the nearest hundredth of unseen images.
+QUANTILE = 0.01
+_BLOCK = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """The nearest candidate of each query.
+
+    Attributes:
+        distances: (n,) Euclidean.
+        positions: (n,) int64, of the candidate in its order.
+    """
+
+    distances: np.ndarray
+    positions: np.ndarray
+
+
+def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, among_themselves: bool = False) -> Neighbours:
+    """Find the nearest candidate of each query.
+
+    Args:
+        queries: (n, D), any type of number.
+        candidates: batches of (m, D), in order.
+        among_themselves: the candidates are the queries, and nobody is its own neighbour.
+    """
+    best = np.full(len(queries), np.inf)
+    positions = np.zeros(len(queries), dtype=np.int64)
+    offset = 0
+    for batch in candidates:
+        for start in range(0, len(queries), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            squares = squared_distances(queries[rows], batch)
+            if among_themselves:
+                numbers = np.arange(len(queries))[rows, None]
+                squares[numbers == offset + np.arange(len(batch))] = np.inf
+            place = squares.argmin(1)
+            square = squares[np.arange(len(squares)), place]
+            nearer = square < best[rows]
+            best[rows] = np.where(nearer, square, best[rows])
+            positions[rows] = np.where(nearer, offset + place, positions[rows])
+        offset += len(batch)
+    return Neighbours(distances=np.sqrt(best), positions=positions)
+
+
+def copies(samples: Neighbours, unseen: Neighbours, space: str) -> dict[str, Any]:
+    """The share of samples that lie as near to the training images as hardly any unseen image, as a report's entry.
+
+    Args:
+        samples: nearest training images of samples.
+        unseen: nearest training images of held-out images, in the same space.
+        space: "pixels" or "features", part of the name.
+    """
+    return _share(f"copied_share_{space}", samples, unseen)
+
+
+def duplicates(samples: Neighbours, real: Neighbours, space: str) -> dict[str, Any]:
+    """The share of samples that have another one as near as hardly any two real images lie: collapse, if it is large.
+
+    Args:
+        samples: nearest other samples.
+        real: nearest others among equally many real images.
+        space: "pixels" or "features", part of the name.
+    """
+    return _share(f"duplicate_share_{space}", samples, real)
+
+
+def _share(name: str, samples: Neighbours, real: Neighbours) -> dict[str, Any]:
+    threshold = float(np.quantile(real.distances, QUANTILE, method="inverted_cdf"))
+    share, floor = (float((found.distances <= threshold).mean()) for found in (samples, real))
+    count = len(samples.distances)
+    low, high = wilson_interval(share, count)
+    return {
+        "name": name,
+        "value": share,
+        "standard_error": None,
+        "interval_low": low,
+        "interval_high": high,
+        "floor": floor,
+        "n": count,
+        "floor_n": len(real.distances),
+        "threshold": threshold,
+        "median_distance": float(np.median(samples.distances)),
+        "floor_median_distance": float(np.median(real.distances)),
+    }
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Where the true share lies, with 95 % confidence, when it is `share` among `count` (Wilson 1927).
+
+    Unlike value ± error it says something for none among few.
+    """
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))

@@ -1,0 +1,89 @@
+"""Images to judge: the same ones however they are drawn, and read back as they were written."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from ddpm_hf.evaluation.samples import draw_samples, read_samples
+from ddpm_hf.seeds import image_generators
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_drawn_images_do_not_depend_on_the_batch(tiny_pipeline, batch_size):
+    pipeline = tiny_pipeline(num_train_timesteps=50)
+    found = draw_samples(pipeline, 16, seed=3, batch_size=batch_size, num_inference_steps=4)
+    alone = pipeline(generator=image_generators(3, [11]), num_inference_steps=4, output_type="np").images[0]
+    assert np.abs(found.images[11].transpose(1, 2, 0) - np.rint(alone * 255)).max() <= 1
+    assert found.images.shape == (16, 3, 8, 8) and found.images.dtype == np.uint8 and found.size == (8, 8)
+    assert found.about == {"seed": 3, "sampler": "ddpm", "steps": 4, "network_calls": 4}
+
+
+def test_samplers_and_classes(tiny_pipeline):
+    pipeline = tiny_pipeline(num_classes=3, num_train_timesteps=50)
+    saved_with = pipeline.scheduler
+    heun = draw_samples(pipeline, 4, sampler="heun", num_inference_steps=5, guidance_scale=2.0)
+    assert heun.about == {"seed": 0, "sampler": "heun", "steps": 5, "network_calls": 18, "guidance_scale": 2.0}
+    assert pipeline.scheduler is saved_with
+    # Classes in turn: image 4 is of class 1.
+    images = draw_samples(pipeline, 6, num_inference_steps=3).images
+    of_class = pipeline(generator=image_generators(0, [4]), class_labels=1, num_inference_steps=3, output_type="np")
+    assert np.abs(images[4].transpose(1, 2, 0) - np.rint(of_class.images[0] * 255)).max() <= 1
+    with pytest.raises(ValueError, match="51"):
+        draw_samples(pipeline, 2, num_inference_steps=51)
+    with pytest.raises(ValueError, match="guidance_scale is 2"):
+        draw_samples(tiny_pipeline(), 2, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_are_read_as_they_were_written(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, channels)).astype(np.uint8)
+    folder = tmp_path / "samples"
+    (folder / "overview").mkdir(parents=True)
+    for k, image in enumerate(images):
+        Image.fromarray(image[..., 0] if channels == 1 else image).save(folder / f"{k:05d}.png")
+    Image.new("RGB", (100, 100)).save(folder / "overview" / "grid.png")
+    np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=np.arange(5))
+    rows = Dataset.from_dict(
+        {"image": [str(path) for path in sorted(folder.glob("*.png"))]}, features=Features({"image": ImageFeature()})
+    )
+    rows.save_to_disk(tmp_path / "table")
+    for place in ("samples", "samples.npz", "table"):
+        found = read_samples(tmp_path / place)
+        np.testing.assert_array_equal(found.images, images.transpose(0, 3, 1, 2))
+        assert found.about == {"samples": place}
+        assert len(read_samples(tmp_path / place, most=3).images) == 3
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "it holds images; OpenAI's evaluators write arr_0"),
+        ({"arr_0": np.zeros((2, 4, 4, 3))}, "arr_0 is float64 of shape"),
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"arr_0 is uint8 of shape \(2, 3, 8, 8\)"),
+        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"shape \(0, 4, 4, 3\)"),
+        ({"arr_0": np.array([{}], dtype=object)}, "cannot be read"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=words):
+        read_samples(tmp_path / "a.npz")
+
+
+def test_folders_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor an .npz"):
+        read_samples(tmp_path / "nowhere")
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_samples(tmp_path / "broken.npz")
+    folder = tmp_path / "differing"
+    folder.mkdir()
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(folder / "a.png")
+    Image.new("RGB", (4, 5), (1, 2, 3)).save(folder / "b.png")
+    with pytest.raises(ValueError, match="samples differ: .*a.png is 4x4 with 3 channels, .*b.png is 4x5"):
+        read_samples(folder)
+    (folder / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="a.png is no readable image"):
+        read_samples(folder)
