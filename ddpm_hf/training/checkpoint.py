@@ -4,14 +4,16 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
-_PARTIAL_SUFFIX = ".partial"
+_PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -21,9 +23,14 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def remove_partial_checkpoints(output_dir: Path) -> None:
-    """Clear away what a killed process left half-written."""
-    for path in output_dir.glob(f"checkpoint-*{_PARTIAL_SUFFIX}"):
-        shutil.rmtree(path)
+    """Clear away what a killed process left half-written or half-removed."""
+    for path in output_dir.glob(f"checkpoint-*{_REPLACED}"):
+        final = path.with_suffix("")
+        if not final.exists():  # killed between the two renamings of `_publish`
+            path.rename(final)
+    for suffix in (_PARTIAL, _REPLACED):
+        for path in output_dir.glob(f"checkpoint-*{suffix}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:
@@ -63,34 +70,34 @@ def save_checkpoint(
         checkpoints stay.
     """
     final = output_dir / f"checkpoint-{progress['step']}"
-    partial = final.with_name(final.name + _PARTIAL_SUFFIX)
-    problem = None
-    try:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-    except OSError as error:
-        problem = error
-    if _all_well(accelerator, problem):
-        try:
-            accelerator.save_state(str(partial))
-            if accelerator.is_main_process:
-                for name, state in tensors.items():
-                    save_file(state, partial / f"{name}.safetensors")
-                progress = {**progress, "tensors": list(tensors)}
-                (partial / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
-        # torch reports a failed write as RuntimeError, safetensors with an exception of its own.
-        except Exception as error:
-            problem = error
-    written = _all_well(accelerator, problem)
+    partial = final.with_name(final.name + _PARTIAL)
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+
+    def write() -> None:
+        for name, state in tensors.items():
+            save_file(state, partial / f"{name}.safetensors")
+        content = {**progress, "tensors": list(tensors)}
+        (partial / "progress.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    written = (
+        _well_done(accelerator, begin, everywhere=False)
+        and _well_done(accelerator, lambda: accelerator.save_state(str(partial)))
+        and _well_done(accelerator, write, everywhere=False)
+        and _well_done(accelerator, lambda: _publish(partial, final), everywhere=False)
+    )
     if accelerator.is_main_process:
         if written:
-            _publish(partial, final)
-            _rotate(output_dir, total_limit)
+            _rotate(final, total_limit)
         else:
             shutil.rmtree(partial, ignore_errors=True)
-    if problem is not None:
-        accelerator.print(f"checkpoint at step {progress['step']} was not saved: {problem}; the run goes on")
+            free = shutil.disk_usage(output_dir).free
+            tqdm.write(
+                f"checkpoint at step {progress['step']} was not saved; the older ones stay, and the run goes on "
+                f"({free / 1e6:,.1f} MB are free in {output_dir})"
+            )
     accelerator.wait_for_everyone()
     return written
 
@@ -102,20 +109,33 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[dict, dict[
     return progress, {name: load_file(folder / f"{name}.safetensors") for name in progress["tensors"]}
 
 
-def _all_well(accelerator: Accelerator, problem: Exception | None) -> bool:
-    well = torch.tensor([problem is None], dtype=torch.int64, device=accelerator.device)
-    return bool(accelerator.gather(well).min())
+def _well_done(accelerator: Accelerator, action: Callable[[], object], everywhere: bool = True) -> bool:
+    """Do it, in every process or in the main one alone, and whether it went well in all of them; says what went wrong.
+
+    torch reports a failed write as RuntimeError, safetensors with an exception of its own.
+    """
+    well = True
+    if everywhere or accelerator.is_main_process:
+        try:
+            action()
+        except Exception as error:
+            well = False
+            tqdm.write(f"a checkpoint cannot be written: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    return bool(accelerator.gather(torch.tensor([well], dtype=torch.int64, device=accelerator.device)).min())
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Every byte on the disk first, then the name under which it is found."""
+    """Every byte on the disk first, then the name under which it is found; at any instant one is whole."""
     for path in partial.rglob("*"):
         if path.is_file():
             _sync(path)
     _sync(partial)
-    shutil.rmtree(final, ignore_errors=True)
+    replaced = final.with_name(final.name + _REPLACED)
+    if final.exists():  # of a run that went back to an earlier checkpoint
+        final.rename(replaced)
     partial.rename(final)
     _sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -126,7 +146,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _rotate(output_dir: Path, total_limit: int | None) -> None:
-    if total_limit is not None:
-        for old in list_checkpoints(output_dir)[:-total_limit]:
-            shutil.rmtree(old)
+def _rotate(newest: Path, total_limit: int | None) -> None:
+    """Remove the oldest. The one just written stays even if a run that went back has some of higher numbers."""
+    if total_limit is None:
+        return
+    others = [path for path in list_checkpoints(newest.parent) if path != newest]
+    for old in others[: max(0, len(others) - total_limit + 1)]:
+        # Under its own name it is whole or not there, wherever this process is killed.
+        shutil.rmtree(old.rename(old.with_name(old.name + _PARTIAL)), ignore_errors=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 
 from ..data.examples import TrainingData
 from ..data.holdout import Holdout, choose_holdout
@@ -42,6 +43,26 @@ class TrainingImages:
         if isinstance(self.data, StreamingData):
             return list(self.data.unreadable.values())
         return list(self.data.store.unreadable)
+
+    def gather_unreadable(self) -> dict[str, str]:
+        """Of a stream: row -> what is wrong with it, as all processes have found; they call it together."""
+        if not isinstance(self.data, StreamingData):
+            return {}
+        for found in gather_object([self.data.unreadable]):
+            self.data.unreadable.update(found)
+        return {str(row): problem for row, problem in sorted(self.data.unreadable.items())}
+
+    def add_unreadable(self, found: dict[str, str]) -> None:
+        """What an earlier session gathered."""
+        if isinstance(self.data, StreamingData):
+            self.data.unreadable.update({int(row): problem for row, problem in found.items()})
+
+    def describe_unreadable(self) -> str:
+        """A line for each image left out, and one before them; "" for none."""
+        left_out = self.unreadable
+        if not left_out:
+            return ""
+        return "\n".join([f"{len(left_out)} images could not be read and were left out:", *left_out, ""])
 
     def facts(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""

@@ -21,7 +21,7 @@ from ..data.order import PositionSampler
 from ..data.transforms import normalize
 from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
-from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE
+from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE, SUMMARY_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
 from ..pipelines.pictures import image_grid
@@ -54,7 +54,7 @@ class Trainer:
         self.plan, self.accelerator, self.output, self.summary = plan, accelerator, output, summary
         self.options = plan.config.optimization
         self.run = plan.config.run
-        self.step = 0
+        self.step, self.saved_step = 0, 0
         self.picture, self.drawn = None, None  # the newest preview, and what is to be said of it
         self.seconds = 0.0  # of training, over all sessions of this run
         self.peak_memory = 0
@@ -107,7 +107,8 @@ class Trainer:
         if hardware not in self.summary.setdefault("hardware", []):
             self.summary["hardware"].append(hardware)
             if self.accelerator.is_main_process:
-                self.output.write_summary(self.summary)
+                with self.output.sparing_the_run(SUMMARY_FILE):
+                    self.output.write_summary(self.summary)
         self._start_report()
         limit = self.options.max_train_time
         bar = tqdm(
@@ -135,12 +136,12 @@ class Trainer:
             return
         if self.step > self.reported_step:
             self._report()
-        saved = self._checkpoint()
-        where = f"checkpoint-{self.step} is saved" if saved else "it could not be saved"
+        self._checkpoint()
         self.bar.close()
+        where = f"checkpoint-{self.saved_step}" if self.saved_step else "the beginning, for no checkpoint was saved"
         self.accelerator.print(
-            f"stopped by {describe_reason(reason)} at step {self.step} of {self.plan.steps}; {where}. "
-            "The same command goes on from the newest checkpoint."
+            f"stopped by {describe_reason(reason)} at step {self.step} of {self.plan.steps}. "
+            f"The same command goes on from {where}."
         )
         self.accelerator.end_training()
         sys.exit(exit_status(reason))
@@ -158,9 +159,11 @@ class Trainer:
             progress, tensors = load_checkpoint(self.accelerator, checkpoint)
             for name, holder in self._holders().items():
                 holder.load_state_dict(tensors[name])
-            self.step, self.seconds = progress["step"], progress["seconds"]
+            self.step = self.saved_step = progress["step"]
+            self.seconds = progress["seconds"]
             self.bad_steps = progress["bad_steps"]
             self.peak_memory = progress.get("peak_memory_bytes") or 0
+            self.plan.images.add_unreadable(progress["unreadable"])
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
 
     def _holders(self) -> dict[str, EMA | SecondMomentSampler]:
@@ -189,14 +192,15 @@ class Trainer:
             yield {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _finish(self) -> None:
+        self._checkpoint()  # first of all, for pictures take their time, in which a run can be killed too
         self._write_curves()
         self._preview(SAMPLES_FILE)
         with self.accelerator.autocast():
             chain = draw_chain(self.pipeline(), self.plan, self.output.path if self.publisher else None)
         self.save_pipeline()
-        self._checkpoint()
         if self.publisher is not None:
             self.output.write_summary(self._summary_so_far() | {"status": "finished", "chain": self.drawn | chain})
+        self.accelerator.print(self.plan.images.describe_unreadable(), end="")
         self.accelerator.end_training()
         # Alone, since no other process waits any more.
         if self.publisher is not None:
@@ -279,7 +283,8 @@ class Trainer:
             self._preview(f"previews/step-{self.step:07d}.png")
             self._write_curves()
         if self.plan.pipeline_steps and self.step % self.plan.pipeline_steps == 0:
-            self.save_pipeline()
+            with self.output.sparing_the_run("the pipeline"):
+                self.save_pipeline()
         if self.step % self.run.checkpointing_steps == 0:
             self._checkpoint()
             if self.publisher is not None and self.table.rows:
@@ -339,18 +344,21 @@ class Trainer:
         }
         self.bar.set_postfix({"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_second']:.0f}"})
         if self.table is not None:
-            self.table.append(**row)
+            with self.output.sparing_the_run(LOSS_FILE):
+                self.table.append(**row)
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=self.step)
         if findings := self.watch.report(self.step):
             self.summary["doctor"] = report(findings, self.summary["doctor"])
             if self.accelerator.is_main_process:
                 tqdm.write("\n".join(map(str, findings)))
-                self.output.write_summary(self.summary)
+                with self.output.sparing_the_run(SUMMARY_FILE):
+                    self.output.write_summary(self.summary)
         self._start_report()
 
     def _write_curves(self) -> None:
         if self.table is not None and self.table.rows:
-            self.table.plot(self.output / CURVE_FILE)
+            with self.output.sparing_the_run(CURVE_FILE):
+                self.table.plot(self.output / CURVE_FILE)
 
     def pipeline(self) -> DDPMPipeline:
         """The pipeline as it would be saved now: with the averaged weights if there are any."""
@@ -381,8 +389,9 @@ class Trainer:
         images = self.accelerator.gather(images).cpu().numpy()[:count]
         if self.accelerator.is_main_process:
             grid = image_grid(images, columns, row_names)
-            (self.output / name).parent.mkdir(exist_ok=True)
-            grid.save(self.output / name)
+            with self.output.sparing_the_run(name):
+                (self.output / name).parent.mkdir(exist_ok=True)
+                grid.save(self.output / name)
             self._track_image(np.asarray(grid))
         self.picture = self.output / name
         self.drawn = {
@@ -402,24 +411,30 @@ class Trainer:
 
     def save_pipeline(self) -> None:
         """Write the pipeline into the output folder itself, where diffusers' own example puts it."""
-        if self.accelerator.is_main_process:
-            self.pipeline().save_pretrained(self.output.path)
-        self.accelerator.wait_for_everyone()
+        try:
+            if self.accelerator.is_main_process:
+                self.pipeline().save_pretrained(self.output.path)
+        finally:
+            self.accelerator.wait_for_everyone()
 
-    def _checkpoint(self) -> bool:
-        """Save what a later session needs; False if the disk would not have it."""
+    def _checkpoint(self) -> None:
+        """Save what a later session needs; `saved_step` tells whether it worked."""
+        # Weights amid steps without a finite gradient may be spoilt, and would push out good ones.
+        if self.step == self.saved_step or self.bad_in_a_row:
+            return
         started = time.perf_counter()
         progress = {
             "step": self.step,
             "seconds": self.seconds,
             "peak_memory_bytes": self._peak_memory(),
             "bad_steps": self.bad_steps,
+            "unreadable": self.plan.images.gather_unreadable(),
         }
         tensors = {name: holder.state_dict() for name, holder in self._holders().items()}
         limit = self.run.checkpoints_total_limit
-        saved = save_checkpoint(self.accelerator, self.output.path, progress, tensors, limit)
+        if save_checkpoint(self.accelerator, self.output.path, progress, tensors, limit):
+            self.saved_step = self.step
         self.report_time += time.perf_counter() - started
-        return saved
 
 
 def _image_layout(tracker: str) -> dict[str, str]:

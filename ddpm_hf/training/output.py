@@ -5,11 +5,15 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 from ..hub.folder import (
     ANIMATION_FILE,
@@ -44,6 +48,7 @@ class OutputFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock: FileLock | None = None
+        self._failing: set[str] = set()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -117,6 +122,18 @@ class OutputFolder:
         if self._lock is not None:
             self._lock.release()
 
+    @contextmanager
+    def sparing_the_run(self, what: str) -> Iterator[None]:
+        """Around a write that the run can do without: a full disk costs a line, told once until it works again."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if what not in self._failing:
+                tqdm.write(f"{what} cannot be written: {error}; the run goes on")
+            self._failing.add(what)
+        else:
+            self._failing.discard(what)
+
     def read_summary(self) -> dict[str, Any] | None:
         """`training_summary.json` as a dictionary, or None before the first run."""
         file = self / SUMMARY_FILE
@@ -159,23 +176,22 @@ class LossTable:
         self.file = file
         self.rows: list[dict[str, float]] = []
         if file.is_file():
-            with file.open(newline="", encoding="utf-8") as lines:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+            text = file.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1].splitlines()  # a full disk may have cut the last line
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole)]
             self.rows = [row for row in rows if row["step"] <= resumed_step]
-        self._write("w", self.rows, header=True)
+        self._is_whole = False
 
     def append(self, **row: float) -> None:
-        """Add a line; the keys are `LOSS_COLUMNS`."""
+        """Add a line; the keys are `LOSS_COLUMNS`. One that could not be written comes with the next."""
         self.rows.append(row)
-        self._write("a", [row])
-
-    def _write(self, mode: str, rows: list[dict[str, float]], header: bool = False) -> None:
-        with self.file.open(mode, newline="", encoding="utf-8") as lines:
-            writer = csv.DictWriter(lines, LOSS_COLUMNS)
-            if header:
-                writer.writeheader()
-            for row in rows:
-                writer.writerow({name: f"{value:.6g}" for name, value in row.items()} | {"step": int(row["step"])})
+        was_whole, self._is_whole = self._is_whole, False
+        if was_whole:
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(_csv_line(row))
+        else:
+            write_text(self.file, ",".join(LOSS_COLUMNS) + "\n" + "".join(map(_csv_line, self.rows)))
+        self._is_whole = True
 
     def plot(self, file: Path) -> None:
         """Draw the loss over the steps, both axes logarithmic: a power law is a straight line."""
@@ -186,6 +202,10 @@ class LossTable:
         axes.plot([row["step"] for row in self.rows], [row["loss"] for row in self.rows], linewidth=1)
         axes.grid(alpha=0.3, which="both")
         figure.savefig(file, dpi=120)
+
+
+def _csv_line(row: dict[str, float]) -> str:
+    return ",".join([f"{row['step']:.0f}", *(f"{row[name]:.6g}" for name in LOSS_COLUMNS[1:])]) + "\n"
 
 
 def write_text(file: Path, text: str) -> None:

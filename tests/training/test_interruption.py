@@ -62,7 +62,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, t
         broken.train()
     assert stop.value.code == exit_status(reason)
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith(f"stopped by {describe_reason(reason)} at step 3 of 6; checkpoint-3 is saved")
+    why = describe_reason(reason)
+    assert line == f"stopped by {why} at step 3 of 6. The same command goes on from checkpoint-3."
     assert [path.name for path in list_checkpoints(tmp_path / "broken")] == ["checkpoint-3"]
     resumed = train(output_dir=tmp_path / "broken")
     for name, value in unbroken.ema.model.state_dict().items():
@@ -114,7 +115,7 @@ def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(start, tm
         trainer.train()
     record = json.loads((tmp_path / "out" / "bad_batch.json").read_text())
     assert record["step"] == 4 and len(record["rows"]) == len(record["timesteps"]) == len(record["losses"]) == 4
-    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-3"]
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
 
 
 @pytest.mark.processes
