@@ -22,6 +22,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.17"],
     "trackio": ["trackio>=0.2"],
     "lora": ["peft>=0.17"],
+    "fid": ["torch-fidelity>=0.4"],  # the genuine Inception network
     "quality": ["ruff==0.17.6"],
 }
 EXTRAS["test"] = [
@@ -29,6 +30,7 @@ EXTRAS["test"] = [
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "scipy>=1.11",
+    "torchmetrics>=1.4",  # an independent judge of our own metrics
     "wheel",
     *EXTRAS["tensorboard"],
     *EXTRAS["lora"],

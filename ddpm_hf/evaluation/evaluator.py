@@ -14,13 +14,16 @@ from ..pipelines.loading import load_pipeline
 from ..pipelines.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
 from .features import Extractor, load_extractor
+from .figures import save_grid
 from .image_sets import ImageSet, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .quality import QUALITY_METRICS, check_quality, few_images
 from .report import REPORT_FILE, read_report, summary_table, update_report
-from .samples import ARRAY_SUFFIX, Samples, draw_samples, read_samples
+from .samples import ARRAY_SUFFIX, Samples, draw_samples, prepared, read_samples
 
 METRICS = ("nll", *QUALITY_METRICS, "memorization")
+# Images in the picture of samples, and of each contender.
+_GRID, _ROW = 64, 10
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 _SOURCE = ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column", "cache_dir")
 
@@ -167,7 +170,11 @@ class Evaluator:
             )
         if set(request.metrics) == {"nll"}:
             return entries
-        samples = self.samples or self._draw(self.pipeline, request.scheduler, request.num_inference_steps)
+        samples = self.samples
+        if samples is None:
+            samples = self._draw(self.pipeline, request.scheduler, request.num_inference_steps)
+        if self.accelerator.is_main_process:
+            save_grid([samples.images[:_GRID]], self.details / "samples.png")
         entries += self._judge(samples)
         if "memorization" in request.metrics:
             entries += measure_memorization(
@@ -197,14 +204,16 @@ class Evaluator:
     def _compare(self) -> list[dict[str, Any]]:
         """Every contender in turn; one table and one plot of all."""
         contenders = [self._contender(word) for word in self.request.compare]
-        rows = []
+        rows, grids = [], []
         for word, pipeline, sampler, steps in contenders:
             self.accelerator.print(f"{word}:")
             weights = weights_fingerprint(pipeline.unet)
-            found = self._judge(self._draw(pipeline, sampler, steps))
-            rows += [{"contender": word, "weights": weights} | entry for entry in found]
+            samples = self._draw(pipeline, sampler, steps)
+            grids.append(samples.images[:_ROW])
+            rows += [{"contender": word, "weights": weights} | entry for entry in self._judge(samples)]
         if self.accelerator.is_main_process:
-            self.accelerator.print(write_comparison(rows, self.details))
+            print(write_comparison(rows, self.details))
+            save_grid(grids, self.details / "comparison_samples.png", [word for word, *_ in contenders])
         return [{name: value for name, value in row.items() if name != "contender"} for row in rows]
 
     def _contender(self, word: str) -> tuple[str, DDPMPipeline, str | None, int | None]:
@@ -217,12 +226,14 @@ class Evaluator:
             pipeline = load_pipeline(name).to(self.accelerator.device)
             if _form(pipeline) != _form(self.pipeline):
                 raise ValueError(f"--compare {word}: its images have another form than those of {self.request.model}")
-        if not setting:
-            return word, pipeline, self.request.scheduler, self.request.num_inference_steps
-        sampler, _, steps = setting.partition(":")
-        if sampler not in SAMPLER_NAMES or not steps.isdecimal() or int(steps) < 1:
-            raise ValueError(f"--compare {word}: {setting!r} is not SAMPLER:STEPS with {', '.join(SAMPLER_NAMES)}")
-        return word, pipeline, sampler, int(steps)
+        sampler, steps = self.request.scheduler, self.request.num_inference_steps
+        if setting:
+            sampler, _, number = setting.partition(":")
+            if sampler not in SAMPLER_NAMES or not number.isdecimal() or int(number) < 1:
+                raise ValueError(f"--compare {word}: {setting!r} is not SAMPLER:STEPS with {', '.join(SAMPLER_NAMES)}")
+            steps = int(number)
+        prepared(pipeline, sampler, steps, self.request.guidance_scale)
+        return word, pipeline, sampler, steps
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
         request = self.request

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,25 @@ from accelerate.utils import gather_object, tqdm
 
 from .features import Extractor
 from .image_sets import ImageSet
+from .metrics import GaussianStatistics
+
+
+def on_all_processes(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Like `list(map(function, items))`: each process works on every n-th item, and all get all results in order."""
+    state = PartialState()
+    mine = (entry for entry in enumerate(items) if entry[0] % state.num_processes == state.process_index)
+    found = gather_object([(number, function(item)) for number, item in mine])
+    return [result for _, result in sorted(found, key=lambda entry: entry[0])]
+
+
+def shared_statistics(features: np.ndarray) -> GaussianStatistics:
+    """Mean and covariance of features (n, D): each process takes in its share, and all get what that comes to."""
+    world = PartialState().num_processes
+    shards = (features[start::world] for start in range(world))
+    whole = GaussianStatistics(features.shape[1])
+    for part in on_all_processes(GaussianStatistics(features.shape[1]).add, shards):
+        whole.merge(part)
+    return whole
 
 
 def features_of_samples(extractor: Extractor, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
@@ -34,7 +54,8 @@ def features_of_images(extractor: Extractor, images: ImageSet, batch_size: int =
     features = _shared(extractor, batches, images.count, f"features of {images.split} images")
     if file is not None and PartialState().is_local_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.partial")
+        # Two commands may be at the same features.
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         with partial.open("wb") as target:
             np.save(target, features, allow_pickle=False)
         os.replace(partial, file)
@@ -42,9 +63,9 @@ def features_of_images(extractor: Extractor, images: ImageSet, batch_size: int =
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """Features from the cache, or None if there are none that are whole."""
+    """Features from the cache, in memory that processes share; None if there are none that are whole."""
     try:
-        return np.load(file, allow_pickle=False)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
 
@@ -61,14 +82,14 @@ def _cache_file(extractor: Extractor, images: ImageSet) -> Path | None:
 
 def _shared(extractor: Extractor, batches: Iterable[torch.Tensor], count: int | None, words: str) -> np.ndarray:
     """Each process works on every n-th batch; then all get everything, in order."""
-    state = PartialState()
-    found = []
     with tqdm(total=count, desc=words, unit=" images") as bar:
-        for number, batch in enumerate(batches):
-            if number % state.num_processes == state.process_index:
-                found.append((number, extractor(batch)))
-            bar.update(len(batch))
-    everything = sorted(gather_object(found), key=lambda entry: entry[0])
-    if not everything:
+        found = on_all_processes(extractor, _counted(batches, bar))
+    if not found:
         raise ValueError(f"there are no images to take {words}")
-    return np.concatenate([features for _, features in everything])
+    return np.concatenate(found)
+
+
+def _counted(batches: Iterable[torch.Tensor], bar: tqdm) -> Iterator[torch.Tensor]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))

@@ -1,5 +1,6 @@
 """What a network sees in an image: extractors of features behind one signature, named exactly in every report."""
 
+import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,9 +58,9 @@ def load_extractor(name: str, device: torch.device | str = "cpu", cache_dir: str
     Args:
         name: "digits", a small classifier of handwritten digits, trained in seconds and cached; "inception", the
             network of the published FID, its weights downloaded by its package torch-fidelity, or "inception:FILE"
-            with that file given; "transformers:NAME", any vision model of transformers by folder or Hub name
-            ("transformers:facebook/dinov2-base" gives FD-DINOv2); "efficientnet-lite0", ImageNet features from a
-            package that holds the weights.
+            with that file given (other weights than the published ones give no FID); "transformers:NAME", any vision
+            model of transformers by folder or Hub name ("transformers:facebook/dinov2-base" gives FD-DINOv2);
+            "efficientnet-lite0", ImageNet features from a package that holds the weights.
         device: where it computes.
         cache_dir: where a classifier that is trained here is kept; the cache of `datasets` by default.
 
@@ -132,21 +133,29 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
         else:
             torch.load(file, weights_only=True)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
+        # The published file has the first digits of its hash in its name, and torch has compared them.
+        digits = None if file is None else _file_hash(file)[:8]
     except pickle.UnpicklingError:
         raise ValueError(f"extractor 'inception': {file or 'the download'} is no file of tensors alone") from None
-    except (OSError, RuntimeError, ValueError) as problem:
+    except Exception as problem:  # what is no file of torch's may fail in any way
         raise ValueError(f"extractor 'inception': its weights cannot be loaded: {_first_line(problem)}") from None
     network.to(device)
+    genuine = digits is None or digits in URL_INCEPTION_V3.rpartition("/")[2]
     return Extractor(
-        name="inception-v3-fid",
+        name="inception-v3-fid" if genuine else f"inception-v3-{digits}",
         preprocessing="bilinear to 299x299 as TensorFlow 1 does",
         dimension=2048,
         network=lambda images: network(to_rgb(images).round().to(torch.uint8))[0],
         device=device,
         # Published Inception scores leave the bias out.
         head=(network.fc.weight, torch.zeros_like(network.fc.bias)),
-        is_inception=True,
+        is_inception=genuine,
     )
+
+
+def _file_hash(file: str) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _transformers(name: str, device: torch.device) -> Extractor:

@@ -1,5 +1,6 @@
 """Curves and pictures of what was measured."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,11 @@ def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def save_pairs(samples: np.ndarray, neighbours: np.ndarray, file: Path) -> None:
-    """Samples in the upper row, their nearest training images in the lower; both uint8 (n, C, H, W)."""
-    both = np.concatenate([samples, neighbours]).transpose(0, 2, 3, 1)
-    image_grid(both, columns=len(samples), row_names=["sample", "training"]).save(file)
+def save_grid(rows: Sequence[np.ndarray], file: Path, row_names: Sequence[str] | None = None) -> None:
+    """Images, uint8 (n, C, H, W): one set as a square, or several of equal n as rows with their names."""
+    images = np.concatenate(rows).transpose(0, 2, 3, 1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(images, columns=None if row_names is None else len(rows[0]), row_names=row_names).save(file)
 
 
 def plot_distances(samples: Neighbours, unseen: Neighbours, space: str, file: Path) -> None:

@@ -1,6 +1,7 @@
 """Whole measurements, from a model or its samples to entries of the report, with their tables and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 from accelerate.state import PartialState
 
 from ..pipelines.ddpm import DDPMPipeline
-from .extraction import features_of_images, features_of_samples
+from .extraction import features_of_images, features_of_samples, on_all_processes
 from .features import Extractor
-from .figures import plot_distances, plot_rate_distortion, plot_terms, save_pairs
+from .figures import plot_distances, plot_rate_distortion, plot_terms, save_grid
 from .image_sets import ImageSet
 from .likelihood import bound_of, measure_likelihood, network_of, write_images, write_terms
 from .memorization import Neighbours, copies, duplicates, nearest
@@ -145,31 +146,53 @@ def measure_memorization(
         batch_size: images at once.
     """
     _check_form(samples, training)
-    entries = []
-    held_out = np.concatenate([batch["images"].numpy() for batch in unseen.batches(batch_size)])
-    spaces = {"pixels": (_flat(samples.images), _flat(held_out), _pixel_batches(training, batch_size))}
+    spaces = {
+        "pixels": (
+            _flat(samples.images),
+            np.concatenate(list(_pixels(unseen, batch_size))),
+            lambda: _pixels(training, batch_size),
+        )
+    }
     if extractor is not None:
         trained = features_of_images(extractor, training, batch_size)
-        seen = (
+        spaces["features"] = (
             features_of_samples(extractor, samples.images, batch_size),
             features_of_images(extractor, unseen, batch_size),
+            lambda: [trained],
         )
-        spaces["features"] = (*seen, [trained])
-    if not PartialState().is_main_process:
-        return []
-    details.mkdir(parents=True, exist_ok=True)
+    entries = []
     for space, (ours, theirs, candidates) in spaces.items():
-        candidates = list(candidates)
-        found, expected = nearest(ours, candidates), nearest(theirs, candidates)
-        entries.append(copies(found, expected, space))
-        among = nearest(ours, [ours], among_themselves=True)
-        real = np.concatenate(candidates)[: len(ours)]
-        entries.append(duplicates(among, nearest(real, [real], among_themselves=True), space))
-        _save_closest(samples, training, found, details / f"closest_{space}.png")
-        plot_distances(found, expected, space, details / f"closest_{space}_distances.png")
+        found, expected = (_nearest(queries, candidates) for queries in (ours, theirs))
+        real = np.stack(list(islice(chain.from_iterable(candidates()), len(ours))))
+        among, among_real = (_nearest_others(images) for images in (ours, real))
+        entries += [copies(found, expected, space), duplicates(among, among_real, space)]
+        if PartialState().is_main_process:
+            details.mkdir(parents=True, exist_ok=True)
+            _save_closest(samples, training, found, details / f"closest_{space}.png")
+            plot_distances(found, expected, space, details / f"closest_{space}_distances.png")
     about = {"dataset": training.name, "split": training.split, "seed": None, "sampler": None, "steps": None}
     named = {} if extractor is None else {"extractor": extractor.name}
     return [entry | about | samples.about | (named if entry["name"].endswith("features") else {}) for entry in entries]
+
+
+def _nearest(
+    queries: np.ndarray, candidates: Callable[[], Iterable[np.ndarray]], among_themselves: bool = False
+) -> Neighbours:
+    """`nearest`, with a share of the queries for each process."""
+    world = PartialState().num_processes
+
+    def search(ends: tuple[int, int]) -> Neighbours:
+        return nearest(queries[slice(*ends)], candidates(), own=ends[0] if among_themselves else None)
+
+    parts = on_all_processes(search, pairwise(len(queries) * k // world for k in range(world + 1)))
+    return Neighbours(
+        distances=np.concatenate([part.distances for part in parts]),
+        positions=np.concatenate([part.positions for part in parts]),
+    )
+
+
+def _nearest_others(images: np.ndarray) -> Neighbours:
+    return _nearest(images, lambda: [images], among_themselves=True)
 
 
 def _check_form(samples: Samples, images: ImageSet) -> None:
@@ -182,8 +205,8 @@ def _flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def _pixel_batches(images: ImageSet, batch_size: int) -> list[np.ndarray]:
-    return [_flat(batch["images"].numpy()) for batch in images.batches(batch_size)]
+def _pixels(images: ImageSet, batch_size: int) -> Iterator[np.ndarray]:
+    return (_flat(batch["images"].numpy()) for batch in images.batches(batch_size))
 
 
 def _save_closest(samples: Samples, training: ImageSet, found: Neighbours, file: Path) -> None:
@@ -194,4 +217,5 @@ def _save_closest(samples: Samples, training: ImageSet, found: Neighbours, file:
         for position in set(wanted.tolist()) & set(range(offset, offset + len(batch["images"]))):
             partners[position] = batch["images"][position - offset].numpy()
         offset += len(batch["images"])
-    save_pairs(samples.images[order], np.stack([partners[position] for position in wanted.tolist()]), file)
+    nearest_images = np.stack([partners[position] for position in wanted.tolist()])
+    save_grid([samples.images[order], nearest_images], file, ["sample", "training"])

@@ -26,13 +26,13 @@ class Neighbours:
     positions: np.ndarray
 
 
-def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, among_themselves: bool = False) -> Neighbours:
+def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, own: int | None = None) -> Neighbours:
     """Find the nearest candidate of each query.
 
     Args:
         queries: (n, D), any type of number.
         candidates: batches of (m, D), in order.
-        among_themselves: the candidates are the queries, and nobody is its own neighbour.
+        own: the position of the first query if the queries are candidates too; nobody is its own neighbour.
     """
     best = np.full(len(queries), np.inf)
     positions = np.zeros(len(queries), dtype=np.int64)
@@ -41,8 +41,8 @@ def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, among_them
         for start in range(0, len(queries), _BLOCK):
             rows = slice(start, start + _BLOCK)
             squares = squared_distances(queries[rows], batch)
-            if among_themselves:
-                numbers = np.arange(len(queries))[rows, None]
+            if own is not None:
+                numbers = own + np.arange(len(queries))[rows, None]
                 squares[numbers == offset + np.arange(len(batch))] = np.inf
             place = squares.argmin(1)
             square = squares[np.arange(len(squares)), place]

@@ -3,7 +3,7 @@
 Features are (n, D) arrays; which network made them is the business of `features.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -24,11 +24,11 @@ class GaussianStatistics:
 
     def add(self, features: np.ndarray) -> "GaussianStatistics":
         """Take in features (n, D); n may be 0."""
-        if len(features):
-            features = np.asarray(features, dtype=np.float64)
-            mean = features.mean(0)
-            centred = features - mean
-            self._take_in(len(features), mean, centred.T @ centred)
+        for block in _blocks(features):
+            block = np.asarray(block, dtype=np.float64)
+            mean = block.mean(0)
+            centred = block - mean
+            self._take_in(len(block), mean, centred.T @ centred)
         return self
 
     def merge(self, other: "GaussianStatistics") -> "GaussianStatistics":
@@ -161,6 +161,7 @@ def resampled_error(
     resamples: int = 50,
     seed: int = 0,
     most: int = 5000,
+    mapper: Callable[[Callable, Iterable], Iterable] = map,
 ) -> dict[str, float]:
     """Standard errors of what `measure` finds, by measuring random halves again and again.
 
@@ -174,16 +175,19 @@ def resampled_error(
         resamples: how many times.
         seed: of the choice.
         most: images of a kind in a part.
+        mapper: calls a function on each of several things, as `map` does, perhaps with many hands.
 
     Returns:
         The standard error of each number that `measure` returns.
     """
     share = min(0.5, most / max(samples, reference))
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(resamples):
+
+    def measure_part(number: int) -> dict[str, float]:
+        generator = np.random.default_rng((seed, number))
         parts = (generator.permutation(n)[: round(share * n)] for n in (samples, reference))
-        found.append(measure(*(np.sort(part) for part in parts)))
+        return measure(*(np.sort(part) for part in parts))
+
+    found = list(mapper(measure_part, range(resamples)))
     scale = np.sqrt(share / (1 - share))
     return {name: float(np.std([values[name] for values in found], ddof=1) * scale) for name in found[0]}
 

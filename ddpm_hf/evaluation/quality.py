@@ -1,10 +1,11 @@
 """How good samples are: their distances from real images, each beside what other real images would get."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .extraction import on_all_processes, shared_statistics
 from .features import Extractor
 from .metrics import (
     GaussianStatistics,
@@ -32,7 +33,7 @@ class FeatureSets(NamedTuple):
 def score(
     sets: FeatureSets, extractor: Extractor, metrics: Sequence[str], *, resamples: int = 50, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Measure samples, as entries of a report.
+    """Measure samples, as entries of a report; all processes work, and all get the result.
 
     Each has a `value`; its `standard_error` and the ends of an interval that holds the truth for this number of images
     in 95 of 100 cases; and its `floor`, the same measurement on training images instead of samples. A distance of few
@@ -52,7 +53,7 @@ def score(
     samples, reference, floor = sets
     check_quality(extractor, metrics, min(len(samples), len(reference)), resamples)
     names = metric_names(extractor, min(len(samples), len(reference)))
-    values = _measure(samples, reference, extractor, metrics)
+    values = _measure(samples, reference, extractor, metrics, shared_statistics)
     errors = {}
     if resamples:
         errors = resampled_error(
@@ -60,8 +61,9 @@ def score(
             *(len(samples), len(reference)),
             resamples=resamples,
             seed=seed,
+            mapper=on_all_processes,
         )
-    floors = {} if floor is None else _measure(floor, reference, extractor, metrics)
+    floors = {} if floor is None else _measure(floor, reference, extractor, metrics, shared_statistics)
     common = {
         "n": len(samples),
         "reference_n": len(reference),
@@ -73,6 +75,8 @@ def score(
     for name, value in values.items():
         entry = {"name": names.get(name, name), "value": value, **_interval(value, errors.get(name))}
         entry |= {"floor": floors.get(name), **common}
+        if name == "frechet_distance" and few_images(extractor, min(len(samples), len(reference))):
+            entry["note"] = "fewer images than features: too large by about its floor"
         if name in ("precision", "recall", "density", "coverage"):
             entry["neighbours"] = NEIGHBOURS
         entries.append(entry)
@@ -122,13 +126,20 @@ def few_images(extractor: Extractor, count: int) -> str | None:
     )
 
 
+def _statistics(features: np.ndarray) -> GaussianStatistics:
+    return GaussianStatistics(features.shape[1]).add(features)
+
+
 def _measure(
-    samples: np.ndarray, reference: np.ndarray, extractor: Extractor, metrics: Sequence[str]
+    samples: np.ndarray,
+    reference: np.ndarray,
+    extractor: Extractor,
+    metrics: Sequence[str],
+    statistics: Callable[[np.ndarray], GaussianStatistics] = _statistics,
 ) -> dict[str, float]:
     values = {}
     if "frechet" in metrics:
-        statistics = (GaussianStatistics(extractor.dimension).add(features) for features in (samples, reference))
-        values["frechet_distance"] = frechet_distance(*statistics)
+        values["frechet_distance"] = frechet_distance(statistics(samples), statistics(reference))
     if "kid" in metrics:
         values["kernel_distance"] = kernel_distance(samples, reference)
     if "prdc" in metrics:

@@ -66,21 +66,16 @@ def draw_samples(
     Raises:
         ValueError: if the sampler cannot make so many steps, or the model no guided images.
     """
-    state = PartialState()
-    scheduler = pipeline.scheduler if sampler is None else make_sampler(sampler, pipeline.scheduler)
-    pipeline = DDPMPipeline(pipeline.unet, rebuild(type(scheduler), scheduler), id2label=pipeline.id2label)
-    classes = pipeline.num_classes
-    pipeline.check_classes([0] if classes else None, guidance_scale, 1)
-    steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-    pipeline.scheduler.set_timesteps(steps)
+    pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
     calls = len(pipeline.scheduler.timesteps)
+    classes = pipeline.num_classes
+    state = PartialState()
     mine = list(range(state.process_index, count, state.num_processes))
     bar = tqdm(total=len(mine) * calls, desc="sampling", unit=" steps", unit_scale=True)
 
     def show(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         bar.update(len(tensors["latents"]))
 
-    pipeline.set_progress_bar_config(disable=True)
     batches = generate(
         pipeline,
         mine,
@@ -104,6 +99,22 @@ def draw_samples(
         **({"guidance_scale": guidance_scale} if classes else {}),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
+
+
+def prepared(
+    pipeline: DDPMPipeline, sampler: str | None, num_inference_steps: int | None, guidance_scale: float
+) -> tuple[DDPMPipeline, int]:
+    """A pipeline of the same network with a sampler of its own, set to its steps, and how many these are.
+
+    Arguments and errors as for `draw_samples`.
+    """
+    scheduler = pipeline.scheduler if sampler is None else make_sampler(sampler, pipeline.scheduler)
+    pipeline = DDPMPipeline(pipeline.unet, rebuild(type(scheduler), scheduler), id2label=pipeline.id2label)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.check_classes([0] if pipeline.num_classes else None, guidance_scale, 1)
+    steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
+    pipeline.scheduler.set_timesteps(steps)
+    return pipeline, steps
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:

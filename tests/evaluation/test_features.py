@@ -1,6 +1,7 @@
 """Extractors: real networks, small where they may be, and words for those that are not there."""
 
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -136,6 +137,31 @@ def test_efficientnet_lite0_recognizes_a_photograph():
     assert extractor.class_probabilities(features).argmax() == 652  # "military uniform"
 
 
+def test_inception_with_weights_of_ones_own_gives_no_fid(tmp_path, monkeypatch):
+    reason = "the optional extractor of FID; pip install torch-fidelity, which needs a torchvision that imports"
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=reason, exc_type=ImportError)
+    file = tmp_path / "weights.pt"
+    torch.save({}, file)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        untrained = module.FeatureExtractorInceptionV3("a", ["2048"], feature_extractor_weights_path=str(file))
+    torch.save(untrained.state_dict(), file)
+    extractor = load_extractor(f"inception:{file}")
+    assert extractor.name.startswith("inception-v3-") and not extractor.is_inception and extractor.dimension == 2048
+    images = noise(0, 2, 1, 16, 16)
+    with torch.no_grad():
+        expected = untrained(images.expand(-1, 3, -1, -1))[0]
+    np.testing.assert_allclose(extractor(images), expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(extractor.class_probabilities(extractor(images)).sum(1), 1)
+    for content, words in (
+        (b"junk", "cannot be loaded|no file of tensors"),
+        ({"a": torch.ones(1)}, "cannot be loaded"),
+    ):
+        file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+        with pytest.raises(ValueError, match=words):
+            load_extractor(f"inception:{file}")
+
+
 def test_a_convolutional_model_of_transformers_and_one_of_words(tmp_path):
     import transformers
 
@@ -165,7 +191,7 @@ def test_unknown_extractors(name, words):
 @pytest.mark.parametrize(
     ("module", "name", "command"),
     [
-        ("torch_fidelity", "inception", "pip install torch-fidelity"),
+        ("torch_fidelity.feature_extractor_inceptionv3", "inception", "pip install torch-fidelity"),
         ("efficientnet_lite_pytorch", "efficientnet-lite0", "pip install --no-deps efficientnet-lite-pytorch"),
     ],
 )

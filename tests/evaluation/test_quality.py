@@ -82,7 +82,7 @@ def test_an_interrupted_cache_is_worked_out_again(run, tmp_path):
         assert len(file.read_bytes()) > 150
     assert seen == [10] * 4
     # A process that died while it wrote has left this, and nobody reads it.
-    file.rename(f"{file}.partial")
+    file.rename(f"{file}.123.partial")
     np.testing.assert_array_equal(features_of_images(extractor, held_out), found)
     assert seen == [10] * 5
 
@@ -203,9 +203,11 @@ def test_nearest_by_brute_force(batch):
     np.testing.assert_allclose(found.distances, distances.min(1))
     np.testing.assert_array_equal(found.positions, distances.argmin(1))
     own = np.linalg.norm(queries[:, None] - queries, axis=2) + np.diag(np.full(23, np.inf))
-    among = nearest(queries, batches(queries), among_themselves=True)
+    among = nearest(queries, batches(queries), own=0)
     np.testing.assert_allclose(among.distances, own.min(1), rtol=1e-6)
     np.testing.assert_array_equal(among.positions, own.argmin(1))
+    last = nearest(queries[9:], batches(queries), own=9)
+    np.testing.assert_array_equal(last.positions, own.argmin(1)[9:])
 
 
 def test_copies_are_caught_and_unseen_images_are_not():
@@ -225,10 +227,10 @@ def test_copies_are_caught_and_unseen_images_are_not():
 
 def test_collapsed_samples_are_duplicates():
     real, diverse = normal(300), normal(300, seed=1)
-    expected = nearest(real, [real], among_themselves=True)
+    expected = nearest(real, [real], own=0)
     collapsed = np.tile(normal(30, seed=2), (10, 1)) + 1e-5 * normal(300, seed=3)
     for samples, low, high in ((diverse, 0, 0.06), (collapsed, 1, 1)):
-        found = duplicates(nearest(samples, [samples], among_themselves=True), expected, "features")
+        found = duplicates(nearest(samples, [samples], own=0), expected, "features")
         assert low <= found["value"] <= high and found["name"] == "duplicate_share_features"
 
 

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +90,7 @@ def test_samples_are_judged_and_join_the_report(folder, load_script, capsys):
     assert found["frechet_distance"]["floor_n"] == 12 and found["frechet_distance"]["reference_n"] == 10
     output = capsys.readouterr().out
     assert "warning: 10 images are fewer than the 64 features" in output and "FID" not in output
+    assert Image.open(folder / "evaluation" / "samples.png").size == (3 * 66 + 2, 4 * 66 + 2)
     assert {path.name for path in (folder / "evaluation").glob("closest*")} == {
         f"closest_{space}{kind}.png" for space in ("pixels", "features") for kind in ("", "_distances")
     }
@@ -123,6 +122,7 @@ def test_contenders_side_by_side(folder, load_script, capsys, tmp_path):
     assert [row["contender"] for row in rows[::2]] == contenders
     assert [row["network_calls"] for row in rows[::2]] == ["4", "3", "3"]
     assert Image.open(folder / "evaluation" / "comparison.png").size[0] > 900
+    assert Image.open(folder / "evaluation" / "comparison_samples.png").size[1] == 3 * 66 + 2  # a row for each
     lines = capsys.readouterr().out.splitlines()
     table = lines[lines.index(next(line for line in lines if line.startswith("contender"))) :]
     assert [line.split()[0] for line in table[1:5]] == [*contenders, "floor"]
@@ -146,6 +146,7 @@ def test_contenders_side_by_side(folder, load_script, capsys, tmp_path):
         (["FOLDER", "--compare", "ddpm:4"], ["--compare", "nll"]),
         (["FOLDER", "--metrics", "kid", "--extractor", "digits", "--compare", "/nowhere"], ["/nowhere"]),
         (["FOLDER", "--metrics", "kid", "--extractor", "digits", "--compare", "FOLDER@ddpm"], ["SAMPLER:STEPS"]),
+        (["FOLDER", "--metrics", "kid", "--extractor", "digits", "--compare", "ddim:4", "ddim:41"], ["41", "40"]),
         (["SAMPLES", "--run", "FOLDER"], ["nll", "pipeline"]),
         (["SAMPLES", "--run", "SAMPLES"], ["--run", "model_index.json"]),
         (["SAMPLES", "--run", "FOLDER", "--metrics", "kid", "--extractor", "digits"], ["(1, 8, 8)", "(3, 8, 8)"]),
@@ -197,22 +198,19 @@ def test_bad_input_is_one_line_and_status_two(folder, tmp_path, load_script, cap
 
 
 @pytest.mark.processes
-def test_two_processes_measure_what_one_does(folder, load_script, tmp_path):
+def test_two_processes_measure_what_one_does(folder, load_script, tmp_path, on_two_processes):
     flags = "--per_image --metrics nll frechet kid is memorization --extractor digits --resamples 3".split()
     flags += "--num_images 9 --num_inference_steps 3".split()
     load_script("evaluate.py").main([str(folder), *flags, "--batch_size", "64"])
     one = metrics_in(folder)
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-    launcher += "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    command = [*launcher, "--main_process_port", "0", str(ROOT / "scripts" / "evaluate.py"), str(folder), *flags]
-    command += ["--batch_size", "4", "--output_dir", str(tmp_path / "two")]
     # Features from scratch, but not the classifier: another machine's would have another name.
     for file in (Path(os.environ["HF_DATASETS_CACHE"]) / "ddpm_hf").glob("features-*"):
         file.unlink()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("report:") == 1
+    output = on_two_processes(
+        *(str(ROOT / "scripts" / "evaluate.py"), str(folder), *flags),
+        *("--batch_size", "4", "--output_dir", str(tmp_path / "two")),
+    )
+    assert output.count("report:") == 1
     # Samples may differ by 1 of 255, which small sets feel.
     for first, second in zip(one, metrics_in(tmp_path / "two"), strict=True):
         assert second == nearly(first, 1e-5 if first["name"] == "bits_per_dim" else 2e-2)
