@@ -128,16 +128,16 @@ class VariationalBound:
         mean = s.posterior_mean(predicted_x_0, x_t, timesteps)
         true_mean = s.posterior_mean(x_0, x_t, timesteps)
         true_log_variance = s.posterior_log_variance(timesteps, like=x_0)
-        last = (timesteps == self.chain[-1]).to(x_0.device).reshape(true_log_variance.shape)
+        last = (timesteps == self.chain[-1]).to(x_0.device)
         log_variance = s.model_log_variance(timesteps, predicted=predicted_variance, like=x_0)
         if s.config.variance_type in FORWARD_VARIANCES:
             # The decoder takes sigma_1² = the posterior variance of the step before, as the published code does.
-            log_variance = torch.where(last, true_log_variance, log_variance)
+            log_variance = torch.where(last.view(true_log_variance.shape), true_log_variance, log_variance)
 
-        kl = normal_kl(true_mean, true_log_variance, mean, log_variance)
-        decoder = -discretized_gaussian_log_likelihood(x_0, mean, log_variance, cdf=self.cdf)
+        bits = bits_per_dim(normal_kl(true_mean, true_log_variance, mean, log_variance))
+        decoder = -discretized_gaussian_log_likelihood(x_0[last], mean[last], log_variance[last], cdf=self.cdf)
         return StepTerm(
-            bits=bits_per_dim(torch.where(last, decoder, kl)),
+            bits=bits.index_put((last,), bits_per_dim(decoder)),
             x_0_mse=(predicted_x_0 - x_0).square().flatten(1).mean(1),
         )
 

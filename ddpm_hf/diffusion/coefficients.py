@@ -27,7 +27,8 @@ def transition(
 
     Returns:
         Tensors of the timesteps' shape: `posterior_x_0` and `posterior_x_t` (the mean's), `posterior_log_variance`,
-        `log_beta`, and `noise_switch`, which is 0 where the step goes to the data and 1 elsewhere.
+        `log_beta`, `noise_switch`, which is 0 where the step goes to the data and 1 elsewhere, and with it as a factor
+        the standard deviations `posterior_sigma` and `forward_sigma`.
     """
     with_data = torch.cat([alpha_bar, torch.ones(1, dtype=torch.float64)])  # index -1 is the data
     alpha_bar_t, alpha_bar_previous = alpha_bar[t], with_data[previous]
@@ -39,12 +40,15 @@ def transition(
     alone = last & (above == len(alpha_bar))
     upper, lower = alpha_bar[torch.where(last & ~alone, above, t)], with_data[torch.where(last & ~alone, t, previous)]
     variance = torch.where(alone, beta, (1 - lower) / (1 - upper) * (1 - upper / lower))
+    noise_switch = (~last).double()
     return {
         "posterior_x_0": alpha_bar_previous.sqrt() * beta / (1 - alpha_bar_t),
         "posterior_x_t": alpha.sqrt() * (1 - alpha_bar_previous) / (1 - alpha_bar_t),
         "posterior_log_variance": variance.log(),
         "log_beta": beta.log(),
-        "noise_switch": (~last).double(),
+        "noise_switch": noise_switch,
+        "posterior_sigma": noise_switch * variance.sqrt(),
+        "forward_sigma": noise_switch * beta.sqrt(),
     }
 
 
@@ -69,7 +73,8 @@ class Coefficients:
         self.num_train_timesteps = num_train_timesteps
         self.chain = chain
         self.previous = dict(zip(chain, [*chain[1:], -1], strict=True))
-        self._tables = {}
+        self._tables: dict[tuple, torch.Tensor] = {}
+        self._entries: dict[tuple, tuple[torch.Tensor, ...]] = {}
 
     @cached_property
     def _float64(self) -> dict[str, torch.Tensor]:
@@ -91,12 +96,14 @@ class Coefficients:
             **transition(self.alpha_bar, every, previous, above),
         }
 
-    def table(self, name: str, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-        """Coefficient `name`, shape (T,), cast once for each device and dtype."""
-        key = (name, device, dtype)
-        if key not in self._tables:
-            self._tables[key] = self._float64[name].to(device=device, dtype=dtype)
-        return self._tables[key]
+    def table(self, name: str, device: torch.device | str, dtype: torch.dtype, ndim: int = 1) -> torch.Tensor:
+        """Coefficient `name`, shape (T,) or with axes of length 1 behind it up to `ndim`. Made once of each kind."""
+        key = (name, device, dtype, ndim)
+        table = self._tables.get(key)
+        if table is None:
+            table = self._float64[name].to(device=device, dtype=dtype)
+            table = self._tables[key] = table.view((-1,) + (1,) * (ndim - 1))
+        return table
 
     def at(self, name: str, timesteps: int | torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
         """Coefficient `name` at `timesteps`, on the chain.
@@ -107,16 +114,29 @@ class Coefficients:
                 shape (batch, 1, …), or for one timestep that the host knows a 0-d tensor on the CPU, which torch takes
                 for a number on any device. Without it: float32, the timesteps' shape and device.
         """
+        if like is not None and type(timesteps) is int and 0 <= timesteps < self.num_train_timesteps:
+            entries = self._entries.get((name, like.dtype))
+            if entries is not None:
+                return entries[timesteps]
         dtype = _table_dtype(like)
-        if not isinstance(timesteps, torch.Tensor) or (timesteps.ndim == 0 and timesteps.device.type == "cpu"):
-            i = operator.index(timesteps)
-            if not 0 <= i < self.num_train_timesteps:
-                raise ValueError(f"`timesteps` is {i}; it must lie in [0, {self.num_train_timesteps}).")
-            return self.table(name, "cpu", dtype)[i]
+        if not isinstance(timesteps, torch.Tensor) or (timesteps.ndim == 0 and timesteps.is_cpu):
+            return self._entry(name, operator.index(timesteps), dtype)
         device = timesteps.device if like is None else like.device
-        # Not table[timesteps]: with a 0-d index that waits for the device.
-        values = self.table(name, device, dtype).index_select(0, timesteps.reshape(-1).to(device))
-        return values.reshape(timesteps.shape if like is None else (-1, *[1] * (like.ndim - 1)))
+        index = timesteps if timesteps.ndim == 1 else timesteps.reshape(-1)
+        if index.device != device:
+            index = index.to(device)
+        # Not table[index]: with a 0-d index that waits for the device.
+        values = self.table(name, device, dtype, 1 if like is None else like.ndim).index_select(0, index)
+        return values.view(timesteps.shape) if like is None else values
+
+    def _entry(self, name: str, i: int, dtype: torch.dtype) -> torch.Tensor:
+        """One number of a table as a 0-d tensor of its own: to make it anew takes as long as the sum it goes into."""
+        if not 0 <= i < self.num_train_timesteps:
+            raise ValueError(f"`timesteps` is {i}; it must lie in [0, {self.num_train_timesteps}).")
+        entries = self._entries.get((name, dtype))
+        if entries is None:
+            entries = self._entries[name, dtype] = self.table(name, "cpu", dtype).unbind()
+        return entries[i]
 
     def between(
         self,

@@ -7,6 +7,8 @@ import math
 
 import torch
 
+from .tensors import at_least_float32
+
 LEVELS = 256
 BIN = 2 / (LEVELS - 1)  # distance of two neighbouring pixel values in [-1, 1]
 NARROW = 0.05  # width times distance, below which an interval of the normal density is expanded about its middle
@@ -64,6 +66,8 @@ def discretized_gaussian_log_likelihood(
     """
     if cdf not in CDFS:
         raise ValueError(f"`cdf` is {cdf!r}; choose from {', '.join(CDFS)}.")
+    x, mean = at_least_float32(x, mean)
+    x, log_variance = at_least_float32(x, log_variance)
     inverse_std = torch.exp(-0.5 * log_variance)
     # The square of a standardized distance must stay finite.
     limit = torch.finfo(x.dtype).max ** 0.5 / 4

@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler
 
 from .bound import VariationalBound
 from .scheduler import EPSILON_WITHOUT_SIGNAL, LEARNED_VARIANCES, LinearDDPMScheduler
+from .tensors import at_least_float32
 
 LOSSES = ("simple", "vlb", "hybrid")
 WEIGHTINGS = ("none", "min_snr", "p2")
@@ -40,7 +41,8 @@ def training_target(
 
 def simple_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L_simple, Eq. 14: the mean square error of each image, float32 or float64, shape (batch,)."""
-    return (_at_least_float32(prediction) - _at_least_float32(target)).square().flatten(1).mean(1)
+    prediction, target = at_least_float32(prediction, target)
+    return (prediction - target).square().flatten(1).mean(1)
 
 
 def snr_weight(
@@ -127,9 +129,9 @@ class DiffusionLoss:
             **conditions: handed to the network.
         """
         scheduler = self.bound.scheduler
-        x_0, noise = _at_least_float32(original_samples), _at_least_float32(noise)
+        x_0, noise = at_least_float32(original_samples, noise)
         x_t = scheduler.add_noise(x_0, noise, timesteps)
-        output = _at_least_float32(network(x_t, timesteps, **conditions))
+        output, _ = at_least_float32(network(x_t, timesteps, **conditions), x_t)
         if self.loss == "vlb":
             return self._bound_loss(output, x_0, x_t, timesteps)
         prediction, predicted_variance = scheduler.split_model_output(output, x_t)
@@ -225,7 +227,3 @@ class SecondMomentSampler:
                 f"{tuple(self.losses.shape)} (timesteps, history)."
             )
         self.losses, self.counts = state["losses"].clone(), state["counts"].clone()
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()

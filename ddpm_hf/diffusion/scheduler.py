@@ -18,11 +18,11 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks for it in this module
-from diffusers.utils.torch_utils import randn_tensor
 
 from ..portable import PortableConfig
 from .coefficients import Coefficients
 from .noise_schedules import SCALABLE_SCHEDULES, betas_from_config
+from .tensors import at_least_float32, in_dtype_of, standard_normal
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
@@ -215,15 +215,15 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor
     ) -> torch.Tensor:
         """x_t = √alpha_bar_t x_0 + √(1 - alpha_bar_t) eps, Eq. 4."""
-        x_0, eps = _at_least_float32(original_samples, noise)
+        x_0, eps = at_least_float32(original_samples, noise)
         root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_0)
-        return torch.addcmul(root_alpha_bar * x_0, root_noise, eps).to(original_samples.dtype)
+        return in_dtype_of(original_samples, (root_alpha_bar * x_0).addcmul_(root_noise, eps))
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
         """v = √alpha_bar_t eps - √(1 - alpha_bar_t) x_0 with x_0 = `sample` (Salimans & Ho 2022, arXiv 2202.00512)."""
-        x_0, eps = _at_least_float32(sample, noise)
+        x_0, eps = at_least_float32(sample, noise)
         root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_0)
-        return (root_alpha_bar * eps - root_noise * x_0).to(sample.dtype)
+        return in_dtype_of(sample, (root_alpha_bar * eps).addcmul_(root_noise, x_0, value=-1))
 
     def snr(self, timesteps: int | torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t): float32, of the timesteps' shape and device."""
@@ -272,14 +272,14 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         """
         if self.config.prediction_type == "sample":
             return model_output
-        prediction, x_t = _at_least_float32(model_output, sample)
+        prediction, x_t = at_least_float32(model_output, sample)
         root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_t)
         if self.config.prediction_type == "epsilon":
             self._check_signal(timesteps)
-            x_0 = (x_t - root_noise * prediction) / root_alpha_bar
+            x_0 = torch.addcmul(x_t, root_noise, prediction, value=-1).div_(root_alpha_bar)
         else:
-            x_0 = root_alpha_bar * x_t - root_noise * prediction
-        return x_0.to(sample.dtype)
+            x_0 = (root_alpha_bar * x_t).addcmul_(root_noise, prediction, value=-1)
+        return in_dtype_of(sample, x_0)
 
     def predict_epsilon(
         self, model_output: torch.Tensor, sample: torch.Tensor, timesteps: int | torch.Tensor
@@ -287,13 +287,13 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         """eps from the prediction of eps, x_0 (Eq. 4 solved for eps) or v (arXiv 2202.00512); arguments as above."""
         if self.config.prediction_type == "epsilon":
             return model_output
-        prediction, x_t = _at_least_float32(model_output, sample)
+        prediction, x_t = at_least_float32(model_output, sample)
         root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_t)
         if self.config.prediction_type == "sample":
-            eps = (x_t - root_alpha_bar * prediction) / root_noise
+            eps = torch.addcmul(x_t, root_alpha_bar, prediction, value=-1).div_(root_noise)
         else:
-            eps = root_noise * x_t + root_alpha_bar * prediction
-        return eps.to(sample.dtype)
+            eps = (root_noise * x_t).addcmul_(root_alpha_bar, prediction)
+        return in_dtype_of(sample, eps)
 
     def clip_original_sample(self, x_0: torch.Tensor) -> torch.Tensor:
         """x_0 clipped as the config says: dynamic thresholding (arXiv 2205.11487, §2.3), else `clip_sample`."""
@@ -320,10 +320,10 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             prev_timesteps: where the step goes, in [-1, timesteps); by default the chain's previous timestep. Given
                 pairs are worked out on the CPU and wait for the device of the timesteps.
         """
-        x_0, x_t, dtype = *_at_least_float32(x_0, x_t), x_t.dtype
+        given, (x_0, x_t) = x_t, at_least_float32(x_0, x_t)
         share_of_x_0 = self.coefficients.between("posterior_x_0", timesteps, prev_timesteps, x_t)
         share_of_x_t = self.coefficients.between("posterior_x_t", timesteps, prev_timesteps, x_t)
-        return torch.addcmul(share_of_x_0 * x_0, share_of_x_t, x_t).to(dtype)
+        return in_dtype_of(given, (share_of_x_0 * x_0).addcmul_(share_of_x_t, x_t))
 
     def posterior_log_variance(
         self,
@@ -400,8 +400,8 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             ValueError: for an int that is not in the chain, or a wrong number of output channels.
         """
         t = self._on_host(timestep)
-        dtype, noise_dtype = sample.dtype, model_output.dtype
-        model_output, x_t = _at_least_float32(model_output, sample)
+        noise_dtype = model_output.dtype
+        model_output, x_t = at_least_float32(model_output, sample)
         # 1. The prediction, and the variance if the network predicts one
         prediction, predicted_variance = self.split_model_output(model_output, x_t)
 
@@ -414,23 +414,30 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         # 4. Mean of q(x_{t-1} | x_t, x_0), Eq. 7
         prev_sample = self.posterior_mean(x_0, x_t, t)
 
-        # 5. Standard deviation sigma_t
-        sigma = torch.exp(0.5 * self.model_log_variance(t, predicted=predicted_variance, like=x_t))
-
-        # 6. Noise, but none in the chain's last step. Stock draws it whenever t > 0, and so do we, to leave the
-        #    generator as stock leaves it; at a timestep that only the device knows it is always drawn
+        # 5. Noise of standard deviation sigma_t, but none in the chain's last step. Stock draws it whenever t > 0, and
+        #    so do we, to leave the generator as stock leaves it; at a timestep that only the device knows always
         if not isinstance(t, int) or t > 0:
-            z = randn_tensor(prediction.shape, generator, prediction.device, noise_dtype)
-            prev_sample = torch.addcmul(prev_sample, self.coefficients.at("noise_switch", t, x_t) * sigma, z)
+            z = standard_normal(prediction, generator, noise_dtype)
+            prev_sample.addcmul_(self._sigma(t, predicted_variance, x_t), z)
 
-        prev_sample, x_0 = prev_sample.to(dtype), x_0.to(dtype)
+        prev_sample, x_0 = in_dtype_of(sample, prev_sample), in_dtype_of(sample, x_0)
         if not return_dict:
             return prev_sample, x_0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
 
+    def _sigma(
+        self, t: int | torch.Tensor, predicted_variance: torch.Tensor | None, like: torch.Tensor
+    ) -> torch.Tensor:
+        """Standard deviation of p(x_prev | x_t), 0 in the step to the data."""
+        if predicted_variance is None:
+            kind = "forward_sigma" if self.config.variance_type in FORWARD_VARIANCES else "posterior_sigma"
+            return self.coefficients.at(kind, t, like)
+        log_variance = self.model_log_variance(t, predicted=predicted_variance, like=like)
+        return torch.exp(0.5 * log_variance) * self.coefficients.at("noise_switch", t, like)
+
     def _on_host(self, timestep: int | torch.Tensor) -> int | torch.Tensor:
         """The timestep as an int of the chain; unchanged if that would mean to wait for a device."""
-        if isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu":
+        if isinstance(timestep, torch.Tensor) and not timestep.is_cpu:
             # `for t in scheduler.timesteps` yields views, whose address says which entry they are.
             chain = self._timesteps
             index, rest = divmod(timestep.data_ptr() - chain.data_ptr(), chain.element_size())
@@ -439,7 +446,3 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         timestep = int(timestep)
         self._check_in_chain(timestep)
         return timestep
-
-
-def _at_least_float32(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    return [x if x.dtype in (torch.float32, torch.float64) else x.float() for x in tensors]

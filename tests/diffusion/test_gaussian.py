@@ -146,3 +146,13 @@ def test_share_off_the_8_bit_grid():
     pixels[:256] += 0.3 / 127.5
     pixels[256:512] = torch.linspace(1.01, 3, 256)
     assert share_off_the_8_bit_grid(pixels) == 0.5
+
+
+def test_dtypes_may_differ():
+    x = torch.tensor([-1.0, 3 / 255, 1.0])
+    wanted = discretized_gaussian_log_likelihood(x, x / 2, torch.zeros(3))
+    for dtypes in ((torch.float64, torch.float32, torch.float32), (torch.float32, torch.bfloat16, torch.float64)):
+        given = [tensor.to(dtype) for tensor, dtype in zip((x, x / 2, torch.zeros(3)), dtypes, strict=True)]
+        torch.testing.assert_close(
+            discretized_gaussian_log_likelihood(*given), wanted, check_dtype=False, rtol=0.02, atol=0
+        )

@@ -1,0 +1,28 @@
+"""What the formulas have in common: the dtype they are worked out in, and the noise."""
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+_PRECISE = (torch.float32, torch.float64)
+
+
+def at_least_float32(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the narrowest dtype that holds either and is no half precision."""
+    if x.dtype is y.dtype and x.dtype in _PRECISE:
+        return x, y
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.to(dtype), y.to(dtype)
+
+
+def in_dtype_of(given: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x in the dtype of `given`; `Tensor.to` takes as long as a small sum even where there is nothing to do."""
+    return x if x.dtype is given.dtype else x.to(given.dtype)
+
+
+def standard_normal(
+    like: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """diffusers' `randn_tensor`, the same numbers, without its detours where the generator is on the device."""
+    if isinstance(generator, torch.Generator) and generator.device == like.device:
+        return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype)
+    return randn_tensor(like.shape, generator, like.device, dtype)
