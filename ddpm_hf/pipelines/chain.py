@@ -1,4 +1,4 @@
-"""The denoising chain as pictures: how x_T becomes x_0."""
+"""The denoising chain as pictures: how x_T becomes x_0, and what the network takes x_0 for on the way."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..diffusion.scheduler import LinearDDPMScheduler
 from ..seeds import image_generators
 from .ddpm import DDPMPipeline
-from .pictures import image_grid
+from .pictures import image_grid, to_uint8
+from .samplers import rebuild
 
 _STRIP_WIDTH, _ANIMATION_WIDTH = 1600, 640
 _FRAME_MILLISECONDS, _LAST_FRAME_MILLISECONDS = 100, 2500
+_WEBP_QUALITY = 90
 
 
 def denoising_chain(
@@ -22,27 +25,39 @@ def denoising_chain(
     num_inference_steps: int,
     frames: int,
     class_labels: Sequence[int | str] | None = None,
+    *,
+    predicted: bool = False,
+    **call_arguments,
 ) -> tuple[np.ndarray, list[int]]:
     """Draw the images with the given indices and keep what they looked like on the way.
 
     Args:
-        pipeline: with a sampler that makes `num_inference_steps` steps.
+        pipeline: with any sampler.
         indices, seed: as in `generate`, which gives the same images.
         num_inference_steps: of the chain.
-        frames: how many moments of it, evenly spaced from the first step to the last; no more than there are steps.
+        frames: how many moments of it, evenly spaced from the first network call to the last, if there are so many.
         class_labels: one per index, for class-conditional models.
+        predicted: instead of x_t keep the x_0 predicted from it, the progressive generation of Ho et al. 2020 (arXiv
+            2006.11239), Fig. 6: as the sampler computes it, else by Eq. 15. The last frame is the image in any case.
+        call_arguments: passed on to the pipeline call (`guidance_scale`, …).
 
     Returns:
-        x_t after these steps, uint8 of shape (frames, N, H, W, C), [-1, 1] shown as black to white; and the steps.
+        Frames after these network calls, uint8 of shape (frames, N, H, W, C), [-1, 1] shown as black to white, x_t at
+        unit variance; and the numbers of the calls, from 1.
     """
-    last = num_inference_steps - 1
-    chosen = np.unique(np.linspace(0, last, min(frames, num_inference_steps)).round().astype(int)).tolist()
+    pipeline.scheduler.set_timesteps(num_inference_steps)
+    last = len(pipeline.scheduler.timesteps) - 1
+    chosen = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int)).tolist()
+    process = rebuild(LinearDDPMScheduler, pipeline.scheduler)
     kept = []
 
     def keep(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-        if step in chosen:
-            images = (tensors["latents"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
-            kept.append((images * 255).round().to(torch.uint8).numpy())
+        if not predicted and step - 1 in chosen:
+            kept.append(to_uint8(tensors["network_input"]))  # at unit variance, whatever the sampler's own scale
+        elif predicted and step in chosen[:-1]:
+            kept.append(to_uint8(_predicted_original_sample(process, timestep, tensors)))
+        if step == last:
+            kept.append(to_uint8(tensors["latents"]))
 
     pipeline(
         batch_size=len(indices),
@@ -51,16 +66,29 @@ def denoising_chain(
         class_labels=class_labels,
         output_type="pt",
         callback_on_step_end=keep,
+        **call_arguments,
     )
     return np.stack(kept), [step + 1 for step in chosen]
 
 
+def _predicted_original_sample(
+    process: LinearDDPMScheduler, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The sampler's own; the multistep solvers, whose timesteps are whole numbers, do not tell theirs."""
+    x_0 = tensors["pred_original_sample"]
+    if x_0 is None:
+        x_0 = process.predict_original_sample(tensors["model_output"], tensors["network_input"], int(timestep))
+        x_0 = process.clip_original_sample(x_0)
+    return x_0
+
+
 def save_chain(chain: np.ndarray, strip: Path, animation: Path, columns: int = 9) -> list[int]:
-    """Save a chain as a strip, one row per image, and as an animated GIF.
+    """Save a chain as a strip, one row per image, and as an animation.
 
     Args:
         chain: uint8, (frames, N, H, W, C), from `denoising_chain`.
-        strip, animation: files to write.
+        strip, animation: files to write; the animation a .gif, exact for grey images, or a .webp, which shows colours
+            better than a palette of 256 and is smaller.
         columns: moments in the strip, evenly spaced.
 
     Returns:
@@ -71,7 +99,8 @@ def save_chain(chain: np.ndarray, strip: Path, animation: Path, columns: int = 9
     _fitted(image_grid(rows.reshape(-1, *chain.shape[2:]), columns=len(shown)), _STRIP_WIDTH).save(strip)
     pictures = [_fitted(image_grid(frame, columns=len(frame)), _ANIMATION_WIDTH) for frame in chain]
     durations = [_FRAME_MILLISECONDS] * (len(pictures) - 1) + [_LAST_FRAME_MILLISECONDS]
-    pictures[0].save(animation, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    timing = {"duration": durations, "loop": 0}
+    pictures[0].save(animation, save_all=True, append_images=pictures[1:], quality=_WEBP_QUALITY, **timing)
     return shown
 
 

@@ -12,7 +12,7 @@ from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..portable import own_component, stock_component
-from .samplers import takes_variance, without_learned_variance
+from .samplers import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -86,6 +86,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         latents: torch.Tensor | None = None,
+        skip_steps: int | None = None,
         callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Sample images: x_T from N(0, I), then the scheduler's steps down to x_0.
@@ -101,15 +102,19 @@ class DDPMPipeline(diffusers.DDPMPipeline):
             guidance_scale: w in eps = eps(none) + w (eps(class) - eps(none)): 1 is plain conditional sampling,
                 0 unconditional, more than 1 favours what is typical of the class.
             latents: x_T to start from, standard normal, (B, C, H, W), instead of drawn noise.
-            callback_on_step_end: called after each step as `callback(pipeline, step, timestep, {"latents": x})` with x
-                as the chain has it; may return a dict with other "latents".
+            skip_steps: leave out that many network calls at the start of the chain, 0 for none. `latents` are then x_t
+                at the timestep that comes next, as the scheduler's `add_noise` makes it.
+            callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`. Of the
+                tensors "latents" is x after the step, as the chain has it, "network_input" x before it at unit
+                variance, "model_output" what the step was given, and "pred_original_sample" the x_0 that the scheduler
+                took from it, None where it does not tell. May return a dict with other "latents".
 
         Returns:
             `ImagePipelineOutput` with `images`.
 
         Raises:
-            ValueError: for a class, scale, generator list, latents or output type that does not fit, naming the
-            choices.
+            ValueError: for a class, scale, generator list, latents, number of steps to skip or output type that does
+            not fit, naming the choices.
         """
         # 1. Check the request and turn class names into numbers
         if output_type not in OUTPUT_TYPES:
@@ -124,19 +129,26 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         scheduler.set_timesteps(trained_steps if num_inference_steps is None else num_inference_steps)
         step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
 
-        # 3. x_T ~ N(0, I)
-        x_t = self._initial_noise(batch_size, generator, latents) * scheduler.init_noise_sigma
+        skipped = self._skip(skip_steps, scheduler, latents)
+
+        # 3. x_T ~ N(0, I), or the x_t given
+        x_t = self._initial_noise(batch_size, generator, latents)
+        if skip_steps is None:
+            x_t = x_t * scheduler.init_noise_sigma
 
         # 4. x_t -> x_{t-1}, without dropout; a model in training is left as it was found
         was_training = self.unet.training
         self.unet.eval()
         try:
-            for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+            for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
                 network_input = scheduler.scale_model_input(x_t, t)
                 model_output = self._predict(network_input, t, classes, guidance_scale, scheduler)
-                x_t = scheduler.step(model_output, t, x_t, **step_arguments).prev_sample
+                step = scheduler.step(model_output, t, x_t, **step_arguments)
+                x_t = step.prev_sample
                 if callback_on_step_end is not None:
-                    x_t = (callback_on_step_end(self, i, t, {"latents": x_t}) or {}).get("latents", x_t)
+                    tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}
+                    tensors["pred_original_sample"] = step.get("pred_original_sample")
+                    x_t = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", x_t)
         finally:
             self.unet.train(was_training)
             self.maybe_free_model_hooks()
@@ -196,6 +208,20 @@ class DDPMPipeline(diffusers.DDPMPipeline):
     def _class_choices(self) -> str:
         named = ", ".join(f"{number} ({name})" for number, name in list((self.id2label or {}).items())[:20])
         return f"choose from 0 to {self.num_classes - 1}" + (f": {named}" if named else "")
+
+    def _skip(self, skip_steps: int | None, scheduler: SchedulerMixin, latents: torch.Tensor | None) -> int:
+        """How many steps are skipped, told to the scheduler where it counts its own."""
+        if skip_steps is None:
+            return 0
+        calls = len(scheduler.timesteps)
+        if not 0 <= skip_steps < calls:
+            raise ValueError(f"skip_steps is {skip_steps}; of {calls} network calls choose 0 to {calls - 1}")
+        if latents is None:
+            raise ValueError(f"skip_steps is {skip_steps}, which needs latents: an image with its noise added")
+        check_starts_midway(scheduler)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(skip_steps)
+        return skip_steps
 
     def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
         """x_T of shape (B, C, H, W) in float32: half-precision weights do not make the chain itself half-precise."""

@@ -1,7 +1,7 @@
 """The samplers that may finish what a DDPM has learnt, by short name, built from the pipeline's own scheduler."""
 
 import diffusers
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
 
 from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
 
@@ -61,3 +61,12 @@ def without_learned_variance(scheduler: SchedulerMixin) -> SchedulerMixin:
     if takes_variance(scheduler) or scheduler.config.get("variance_type") not in LEARNED_VARIANCES:
         return scheduler
     return rebuild(type(scheduler), scheduler, variance_type=None)
+
+
+def check_starts_midway(scheduler: SchedulerMixin) -> None:
+    """Raises ValueError for a sampler that can only run its chain from the first step."""
+    if isinstance(scheduler, PNDMScheduler):
+        raise ValueError(
+            "a chain of PNDMScheduler (pndm) cannot start in the middle, because its first steps prepare the others; "
+            f"choose another sampler: {', '.join(name for name in SAMPLER_NAMES if name != 'pndm')}"
+        )
