@@ -41,6 +41,22 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
+def start_trackers(accelerator: Accelerator, config: Config, run_id: str, step: int) -> None:
+    """Start the trackers of `--report_to`; one that knows this run goes on with it after optimizer step `step`."""
+    if config.run.report_to == "none":
+        return
+    if accelerator.is_main_process:
+        Path(accelerator.logging_dir).mkdir(parents=True, exist_ok=True)
+    same_run = {
+        "wandb": {"id": run_id, "resume": "allow", "dir": accelerator.logging_dir},
+        "trackio": {"name": run_id, "resume": "allow"},
+        # It knows a run by its folder, and hides what an earlier session wrote of later steps.
+        "tensorboard": {"purge_step": step + 1},
+    }
+    settings = {name: str(value) for name, value in config.flags().items()}
+    accelerator.init_trackers("ddpm_hf", settings, same_run)
+
+
 def describe_hardware(accelerator: Accelerator) -> str:
     """What the run computes on, as the card says it: "2 x NVIDIA H100", "Apple M2 (mps)", "AMD EPYC (16 threads)"."""
     device, count = accelerator.device, accelerator.num_processes

@@ -26,7 +26,7 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
 from ..pipelines.pictures import image_grid
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
-from .device import describe_hardware, peak_memory
+from .device import describe_hardware, peak_memory, start_trackers
 from .doctor import report
 from .draws import StepDraws
 from .ema import EMA
@@ -101,6 +101,7 @@ class Trainer:
 
     def _train(self) -> None:
         self._resume()
+        start_trackers(self.accelerator, self.plan.config, self.summary["tracker_run"], self.step)
         self.watch = Watch(self.plan, self.accelerator, self.ema, self.accelerator.unwrap_model(self.model))
         self.table = LossTable(self.output / LOSS_FILE, self.step) if self.accelerator.is_main_process else None
         hardware = describe_hardware(self.accelerator)
@@ -164,6 +165,7 @@ class Trainer:
             self.bad_steps = progress["bad_steps"]
             self.peak_memory = progress.get("peak_memory_bytes") or 0
             self.plan.images.add_unreadable(progress["unreadable"])
+            self.summary["tracker_run"] = progress["tracker_run"]
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
 
     def _holders(self) -> dict[str, EMA | SecondMomentSampler]:
@@ -429,6 +431,7 @@ class Trainer:
             "peak_memory_bytes": self._peak_memory(),
             "bad_steps": self.bad_steps,
             "unreadable": self.plan.images.gather_unreadable(),
+            "tracker_run": self.summary["tracker_run"],
         }
         tensors = {name: holder.state_dict() for name, holder in self._holders().items()}
         limit = self.run.checkpoints_total_limit

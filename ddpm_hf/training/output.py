@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,7 @@ class OutputFolder:
         flags = {name: value for name, value in config.flags().items() if name not in unrecorded}
         content = {**flags, RECORDED: facts}
         write_text(self / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        summary = {"status": "running", **facts}
+        summary = {"status": "running", "tracker_run": uuid.uuid4().hex[:12], **facts}
         self.write_summary(summary)
         return summary
 

@@ -65,9 +65,6 @@ def prepare(config: Config) -> Trainer | None:
             Publisher(config, output, page, print).finish()
         output.unlock()
         return None
-    if config.run.report_to != "none":
-        settings = {name: str(value) for name, value in config.flags().items()}
-        accelerator.init_trackers("ddpm_hf", settings)
     return Trainer(plan, accelerator, output, summary, page)
 
 
