@@ -4,6 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from ddpm_hf import DDPMPipeline
 from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_sampler
@@ -68,13 +69,14 @@ def test_guidance_one_is_conditional_and_zero_unconditional(tiny_pipeline):
     def run(**arguments) -> np.ndarray:
         return pipeline(generator=seeded(), output_type="np", **arguments).images
 
-    network = pipeline._network
+    network = pipeline.unet.forward
+    pipeline.unet.forward = lambda x, t, class_labels: network(x, t, class_labels)
     one, zero = run(class_labels=1, guidance_scale=1.0), run(class_labels=1, guidance_scale=0.0)
-    pipeline._network = lambda x, t, classes: network(x, t, torch.full_like(classes, 1))
+    pipeline.unet.forward = lambda x, t, class_labels: network(x, t, torch.full_like(class_labels, 1))
     np.testing.assert_array_equal(one, run(class_labels=0))
-    pipeline._network = lambda x, t, classes: network(x, t, torch.full_like(classes, 2))
+    pipeline.unet.forward = lambda x, t, class_labels: network(x, t, torch.full_like(class_labels, 2))
     np.testing.assert_array_equal(zero, run(class_labels=0))
-    del pipeline._network
+    pipeline.unet.forward = lambda x, t, class_labels: network(x, t, class_labels)
     np.testing.assert_array_equal(zero, run(guidance_scale=0.0))  # needs no class at all
     assert np.abs(one - zero).max() > 0.01
     # Close to 1 the two-pass path tends to the one-pass path.
@@ -211,13 +213,13 @@ def test_samplers_that_scale_their_input_are_served(tiny_pipeline):
     m, scheduler = 0.4, pipeline.scheduler
     log_sigmas = 0.5 * torch.log(1 / scheduler._alpha_bar - 1).numpy()
 
-    def exact(x_t, t, classes):
+    def exact(x_t, t):
         # Heun asks between timesteps; diffusers takes log sigma as linear there.
         sigma = np.exp(np.interp(float(t), np.arange(1000), log_sigmas))
         root_alpha_bar = 1 / np.sqrt(1 + sigma**2)
-        return (x_t - root_alpha_bar * m) / (sigma * root_alpha_bar)
+        return UNet2DOutput(sample=(x_t - root_alpha_bar * m) / (sigma * root_alpha_bar))
 
-    pipeline._network = exact
+    pipeline.unet.forward = exact
     for name in ("euler", "heun", "dpm", "ddim", "deis", "unipc", "ddpm"):
         pipeline.scheduler = make_sampler(name, scheduler)
         images = pipeline(generator=seeded(), num_inference_steps=50, output_type="pt").images

@@ -8,7 +8,7 @@ from torch import nn
 
 from ddpm_hf import DDPMPipeline
 from ddpm_hf.pipelines.interpolation import interpolate
-from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_sampler
+from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_sampler, rebuild
 from ddpm_hf.seeds import generator_for
 
 MIXTURES = [0.0, 0.25, 0.5, 1.0]
@@ -91,6 +91,35 @@ def test_every_sampler_starts_in_the_middle_at_the_right_noise(name, depth, tiny
     x_0 = 0.3 + 0.2 * (x_t - np.sqrt(a) * 0.3) / np.sqrt(a * 0.04 + 1 - a)
     error = np.abs(pixels(x_0) - images[0])
     assert error.mean() < 2.5, f"mean error of {error.mean():.2f} grey levels"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ddim", {}),
+        ("euler", {}),
+        ("heun", {}),
+        ("dpm", {"solver_order": 1}),
+        ("dpm-single", {"solver_order": 1}),
+        ("deis", {"solver_order": 1}),
+        ("unipc", {"solver_order": 1, "disable_corrector": list(range(12))}),
+    ],
+)
+def test_a_chain_that_starts_in_the_middle_goes_on_as_the_whole_one(tiny_pipeline, name, changes):
+    """Solvers that remember nothing between steps (multistep ones at order 1): the same images, to rounding."""
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = rebuild(type(sampler := make_sampler(name, pipeline.scheduler)), sampler, **changes)
+    seen = []
+    arguments = {"num_inference_steps": 12, "output_type": "pt", "batch_size": 2}
+    whole = pipeline(
+        generator=torch.Generator().manual_seed(0),
+        callback_on_step_end=lambda pipe, step, t, tensors: seen.append(tensors["latents"]),
+        **arguments,
+    ).images
+    for skip in (4, 10):
+        rest = pipeline(latents=seen[skip - 1], skip_steps=skip, **arguments).images
+        assert (rest - whole).abs().max() < 1e-4
+    assert whole.std() > 0.1
 
 
 def test_what_cannot_be_interpolated_is_refused(tiny_pipeline):
