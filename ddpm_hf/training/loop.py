@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
@@ -23,8 +22,6 @@ from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE, SUMMARY_FILE
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.generation import generate
-from ..pipelines.pictures import image_grid
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import describe_hardware, peak_memory, start_trackers
 from .doctor import report
@@ -33,6 +30,7 @@ from .ema import EMA
 from .interruption import Interruption, describe_reason, exit_status, parse_duration
 from .output import LossTable, OutputFolder, write_text
 from .plan import Plan
+from .previews import draw_preview, track_image
 from .publish import Publisher, draw_chain
 from .watch import Watch
 
@@ -373,43 +371,14 @@ class Trainer:
     def _preview(self, name: str) -> None:
         """A labelled grid of images with fixed seeds, drawn by all processes together."""
         started = time.perf_counter()
-        count, labels, row_names, columns = self.plan.preview_layout()
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        share = math.ceil(count / world)
-        indices = [min(rank * share + k, count - 1) for k in range(share)]
-        steps = min(self.run.preview_inference_steps, self.plan.scheduler.config.num_train_timesteps)
-        with self.accelerator.autocast():
-            batches = generate(
-                self.pipeline(),
-                indices,
-                self.options.seed,
-                self.options.train_batch_size,
-                class_labels=None if labels is None else [labels[index] for index in indices],
-                num_inference_steps=steps,
-            )
-            images = torch.from_numpy(np.concatenate([images for _, images in batches])).to(self.accelerator.device)
-        images = self.accelerator.gather(images).cpu().numpy()[:count]
+        grid, facts = draw_preview(self.pipeline(), self.plan, self.accelerator)
         if self.accelerator.is_main_process:
-            grid = image_grid(images, columns, row_names)
             with self.output.sparing_the_run(name):
                 (self.output / name).parent.mkdir(exist_ok=True)
                 grid.save(self.output / name)
-            self._track_image(np.asarray(grid))
-        self.picture = self.output / name
-        self.drawn = {
-            "count": count,
-            "step": self.step,
-            "seed": self.options.seed,
-            "num_inference_steps": steps,
-            "ema": self.ema is not None,
-            "classes": row_names,
-        }
+            track_image(self.accelerator, grid, self.step)
+        self.picture, self.drawn = self.output / name, {**facts, "step": self.step}
         self.report_time += time.perf_counter() - started
-
-    def _track_image(self, grid: np.ndarray) -> None:
-        for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                tracker.log_images({"samples": grid[None]}, step=self.step, **_image_layout(tracker.name))
 
     def save_pipeline(self) -> None:
         """Write the pipeline into the output folder itself, where diffusers' own example puts it."""
@@ -438,7 +407,3 @@ class Trainer:
         if save_checkpoint(self.accelerator, self.output.path, progress, tensors, limit):
             self.saved_step = self.step
         self.report_time += time.perf_counter() - started
-
-
-def _image_layout(tracker: str) -> dict[str, str]:
-    return {"dataformats": "NHWC"} if tracker == "tensorboard" else {}
