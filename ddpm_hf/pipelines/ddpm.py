@@ -11,10 +11,14 @@ import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..models.lean import LeanUNet, is_lean
 from ..portable import own_component, stock_component
 from .samplers import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+
+# Of (x_t, number of the step in its chain, class numbers).
+Network = Callable[[torch.Tensor, int, torch.Tensor | None], torch.Tensor]
 
 
 class DDPMPipeline(diffusers.DDPMPipeline):
@@ -140,9 +144,12 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         was_training = self.unet.training
         self.unet.eval()
         try:
+            network = self._network(scheduler.timesteps)
             for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
                 network_input = scheduler.scale_model_input(x_t, t)
-                model_output = self._predict(network_input, t, classes, guidance_scale, scheduler)
+                model_output = self._predict(network, network_input, i, classes, guidance_scale)
+                if not takes_variance(scheduler):
+                    model_output = model_output[:, : x_t.shape[1]]
                 step = scheduler.step(model_output, t, x_t, **step_arguments)
                 x_t = step.prev_sample
                 if callback_on_step_end is not None:
@@ -238,26 +245,33 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         return latents.to(device, torch.float32)
 
     def _predict(
-        self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None, guidance_scale: float, scheduler
+        self, network: Network, x_t: torch.Tensor, i: int, classes: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
-        """The network's output in float32, guided, with as many channels as the scheduler's step takes."""
-        x_t = x_t.to(self.unet.dtype)
+        """The network's output in step i, guided."""
         if classes is None or guidance_scale == 1.0:
-            output = self._network(x_t, t, classes)
-        elif guidance_scale == 0.0:
-            output = self._network(x_t, t, torch.full_like(classes, self.null_class))
-        else:
-            both_classes = torch.cat([classes, torch.full_like(classes, self.null_class)])
-            conditional, unconditional = self._network(torch.cat([x_t, x_t]), t, both_classes).chunk(2)
-            output = conditional.clone()
-            channels = x_t.shape[1]
-            # The mean is guided; a learned variance stays that of the class asked for.
-            output[:, :channels] = torch.lerp(unconditional, conditional, guidance_scale)[:, :channels]
-        return output if takes_variance(scheduler) else output[:, : x_t.shape[1]]
+            return network(x_t, i, classes)
+        no_class = torch.full_like(classes, self.null_class)
+        if guidance_scale == 0.0:
+            return network(x_t, i, no_class)
+        conditional, unconditional = network(torch.cat([x_t, x_t]), i, torch.cat([classes, no_class])).chunk(2)
+        output = conditional.clone()
+        channels = x_t.shape[1]
+        # The mean is guided; a learned variance stays that of the class asked for.
+        output[:, :channels] = torch.lerp(unconditional, conditional, guidance_scale)[:, :channels]
+        return output
 
-    def _network(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-        conditions = {} if classes is None else {"class_labels": classes}
-        return self.unet(x_t, t, **conditions).sample.float()
+    def _network(self, timesteps: torch.Tensor) -> Network:
+        """The network along a chain, with float32 in and out whatever its weights."""
+        dtype = self.unet.dtype
+        if is_lean(self.unet):
+            lean = LeanUNet(self.unet, timesteps)
+            return lambda x_t, i, classes: lean(x_t.to(dtype), i, classes).float()
+
+        def network(x_t: torch.Tensor, i: int, classes: torch.Tensor | None) -> torch.Tensor:
+            conditions = {} if classes is None else {"class_labels": classes}
+            return self.unet(x_t.to(dtype), timesteps[i], **conditions).sample.float()
+
+        return network
 
     def _to_output(self, x_0: torch.Tensor, output_type: str):
         images = (x_0 / 2 + 0.5).clamp(0, 1)
