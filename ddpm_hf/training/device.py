@@ -63,12 +63,12 @@ def describe_hardware(accelerator: Accelerator) -> str:
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
-        return f"{_processor_name()} ({device.type})"
+        return f"{processor_name()} ({device.type})"
     processes = f", {count} processes" if count > 1 else ""
-    return f"{_processor_name()} ({os.cpu_count()} threads in the machine{processes})"
+    return f"{processor_name()} ({os.cpu_count()} threads in the machine{processes})"
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
     """As Linux tells it; elsewhere what Python knows."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
