@@ -82,7 +82,7 @@ def _cache_file(extractor: Extractor, images: ImageSet) -> Path | None:
 
 def _shared(extractor: Extractor, batches: Iterable[torch.Tensor], count: int | None, words: str) -> np.ndarray:
     """Each process works on every n-th batch; then all get everything, in order."""
-    with tqdm(total=count, desc=words, unit=" images") as bar:
+    with tqdm(total=count, desc=words, unit=" images", leave=None) as bar:
         found = on_all_processes(extractor, _counted(batches, bar))
     if not found:
         raise ValueError(f"there are no images to take {words}")

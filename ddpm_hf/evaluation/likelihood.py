@@ -152,7 +152,7 @@ def measure_likelihood(
         raise ValueError(f"`num_terms` is {num_terms}; the chain has {length} terms")
     sums, results = _TermSums(bound.chain), []
     total = None if count is None else len(range(rank, count, processes)) * terms_of_one
-    bar = tqdm(total=total, desc="bits/dim", unit=" terms", unit_scale=True)
+    bar = tqdm(total=total, desc="bits/dim", unit=" terms", unit_scale=True, leave=None)
 
     def watched(x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         bar.update(len(x_t))

@@ -25,7 +25,7 @@ PAIRS_SHOWN = 10
 def measure_nll(
     pipeline: DDPMPipeline,
     images: ImageSet,
-    details: Path,
+    details: Path | None,
     *,
     seed: int = 0,
     num_terms: int | None = None,
@@ -39,7 +39,7 @@ def measure_nll(
     Args:
         pipeline: on the device of `PartialState`.
         images: with labels for a class-conditional model.
-        details: folder for the table of terms, two curves and, `per_image`, the value of every image.
+        details: folder for the table of terms, two curves and, `per_image`, the value of every image; None for none.
         seed, num_terms, batch_size: as for `measure_likelihood`.
         clip, cdf: as for `VariationalBound`.
 
@@ -64,7 +64,7 @@ def measure_nll(
         batch_size=batch_size,
         count=images.count,
     )
-    if PartialState().is_main_process:
+    if details is not None and PartialState().is_main_process:
         details.mkdir(parents=True, exist_ok=True)
         write_terms(found, details / "nll_terms.csv")
         plot_terms(found, details / "nll_terms.png")

@@ -17,7 +17,15 @@ from .metrics import (
 )
 
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
+HIGHER_IS_BETTER = frozenset("precision recall density coverage class_score inception_score".split())
 NEIGHBOURS = 5
+# Metric -> the figures that it gives.
+_FIGURES = {
+    "frechet": ("frechet_distance",),
+    "kid": ("kernel_distance",),
+    "prdc": ("precision", "recall", "density", "coverage"),
+    "is": ("class_score",),
+}
 # Of a normal distribution within ±1.96 standard deviations lie 95 %.
 _Z = 1.96
 
@@ -77,7 +85,7 @@ def score(
         entry |= {"floor": floors.get(name), **common}
         if name == "frechet_distance" and few_images(extractor, min(len(samples), len(reference))):
             entry["note"] = "fewer images than features: too large by about its floor"
-        if name in ("precision", "recall", "density", "coverage"):
+        if name in _FIGURES["prdc"]:
             entry["neighbours"] = NEIGHBOURS
         entries.append(entry)
     return entries
@@ -113,6 +121,12 @@ def metric_names(extractor: Extractor, count: int) -> dict[str, str]:
         return {}
     names = {"kernel_distance": "kid", "class_score": "inception_score"}
     return names | ({"frechet_distance": "fid"} if count > extractor.dimension else {})
+
+
+def figure_names(extractor: Extractor, metrics: Sequence[str], count: int) -> list[str]:
+    """What `score` calls the figures of these metrics, with this many images."""
+    special = metric_names(extractor, count)
+    return [special.get(name, name) for metric in QUALITY_METRICS if metric in metrics for name in _FIGURES[metric]]
 
 
 def few_images(extractor: Extractor, count: int) -> str | None:

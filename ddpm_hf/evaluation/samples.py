@@ -71,7 +71,7 @@ def draw_samples(
     classes = pipeline.num_classes
     state = PartialState()
     mine = list(range(state.process_index, count, state.num_processes))
-    bar = tqdm(total=len(mine) * calls, desc="sampling", unit=" steps", unit_scale=True)
+    bar = tqdm(total=len(mine) * calls, desc="sampling", unit=" steps", unit_scale=True, leave=None)
 
     def show(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         bar.update(len(tensors["latents"]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..data.transforms import parse_resolution
+from ..evaluation.quality import QUALITY_METRICS
 from ..hub.folder import RECORDED as RECORDED
 from .interruption import parse_duration
 
@@ -171,6 +172,21 @@ class RunArguments:
     preview_inference_steps: int = flag(
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
+    eval_steps: int | None = flag(
+        help="Optimizer steps between scores on held-out images, which there are at the end too; by default none."
+    )
+    eval_metrics: list[str] = flag(
+        ["nll"], help="What is scored: nll, frechet, kid, prdc or is, as by scripts/evaluate.py; several if you like."
+    )
+    eval_num_images: int = flag(500, help="Samples that are scored, and at most as many held-out images.")
+    eval_inference_steps: int = flag(50, help="Denoising steps of such a sample, or terms of the bound per image.")
+    eval_extractor: str | None = flag(
+        help="Features for all but nll: digits, inception, inception:FILE, transformers:NAME or efficientnet-lite0. "
+        "For the embedded digits, digits."
+    )
+    save_best_by: str | None = flag(
+        help="Keep the pipeline with the best of these figures in best/, such as bits_per_dim or frechet_distance."
+    )
     report_to: TRACKERS = flag("none", help="Experiment tracker, through Accelerate.", aliases=("--logger",))
     logging_dir: str = flag("logs", help="Folder of the tracker's files, inside --output_dir.")
     logging_steps: int = flag(10, help="Optimizer steps between lines of the loss table.")
@@ -213,7 +229,8 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
     "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps report_to logging_dir "
-    "logging_steps dry_run".split()
+    "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor "
+    "save_best_by".split()
 ).union(HUB_FLAGS)
 
 MAX_SIDE = 8192  # a picture of more is a mistyped number
@@ -255,6 +272,9 @@ _RANGES = (
     ("preview_images", 1, True, None),
     ("preview_inference_steps", 1, True, None),
     ("logging_steps", 1, True, None),
+    ("eval_steps", 1, True, None),
+    ("eval_num_images", 2, True, None),
+    ("eval_inference_steps", 1, True, None),
 )
 
 
@@ -310,6 +330,12 @@ class Config:
         for name in ("hub_model_id", "hub_private_repo", "hub_token_file"):
             if flags[name] and not flags["push_to_hub"]:
                 raise ValueError(f"--{name} does nothing without --push_to_hub: add that, or leave it out")
+        if flags["save_best_by"] is not None and flags["eval_steps"] is None:
+            raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
+        unknown = sorted(set(flags["eval_metrics"]) - {"nll", *QUALITY_METRICS})
+        if unknown or not flags["eval_metrics"]:
+            choices = ", ".join(("nll", *QUALITY_METRICS))
+            raise ValueError(f"--eval_metrics has {', '.join(unknown) or 'nothing'}; choose from {choices}")
         if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
             raise ValueError(f"--resolution is {flags['resolution']}; a side has at most {MAX_SIDE} pixels")
         if flags["channels"] not in (None, 1, 3, 4):

@@ -32,6 +32,7 @@ from .output import LossTable, OutputFolder, write_text
 from .plan import Plan
 from .previews import draw_preview, track_image
 from .publish import Publisher, draw_chain
+from .scoring import Scorer
 from .watch import Watch
 
 
@@ -44,12 +45,20 @@ class Trainer:
         output: the open output folder.
         summary: what the folder says of the run so far.
         page: where the model is pushed to; None for nowhere.
+        scorer: measures the model on the way; None for nobody.
     """
 
     def __init__(
-        self, plan: Plan, accelerator: Accelerator, output: OutputFolder, summary: dict, page: Page | None = None
+        self,
+        plan: Plan,
+        accelerator: Accelerator,
+        output: OutputFolder,
+        summary: dict,
+        page: Page | None = None,
+        scorer: Scorer | None = None,
     ):
         self.plan, self.accelerator, self.output, self.summary = plan, accelerator, output, summary
+        self.scorer = scorer
         self.options = plan.config.optimization
         self.run = plan.config.run
         self.step, self.saved_step = 0, 0
@@ -102,6 +111,8 @@ class Trainer:
         start_trackers(self.accelerator, self.plan.config, self.summary["tracker_run"], self.step)
         self.watch = Watch(self.plan, self.accelerator, self.ema, self.accelerator.unwrap_model(self.model))
         self.table = LossTable(self.output / LOSS_FILE, self.step) if self.accelerator.is_main_process else None
+        if self.scorer is not None:
+            self.scorer.resume(self.output, self.step)
         hardware = describe_hardware(self.accelerator)
         if hardware not in self.summary.setdefault("hardware", []):
             self.summary["hardware"].append(hardware)
@@ -277,6 +288,8 @@ class Trainer:
         last = self.step == self.plan.steps
         if self.step % self.run.logging_steps == 0 or last:
             self._report()
+        if self.scorer is not None and self.scorer.is_due(self.step) and not self.bad_in_a_row:
+            self._score()
         if last:
             return
         if self.plan.preview_steps and self.step % self.plan.preview_steps == 0:
@@ -367,6 +380,11 @@ class Trainer:
         hidden = not self.accelerator.is_local_main_process
         pipeline.set_progress_bar_config(desc="sampling", leave=False, disable=hidden)
         return pipeline
+
+    def _score(self) -> None:
+        started = time.perf_counter()
+        self.scorer.score(self.pipeline(), self.step)
+        self.report_time += time.perf_counter() - started
 
     def _preview(self, name: str) -> None:
         """A labelled grid of images with fixed seeds, drawn by all processes together."""

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,13 @@ from .checkpoint import list_checkpoints
 from .config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, RECORDED, Config
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
+# Of `--eval_steps`.
+SCORES_FILE, SCORES_CURVE, BEST_FOLDER = "scores.csv", "scores.png", "best"
 # Everything that a run writes; `--overwrite_output_dir` removes these names and nothing else.
 _OWN_NAMES = (
     *("model_index.json", "unet", "scheduler", "previews", "logs", "evaluation", EVALUATION_FILE, STANDALONE_FILE),
     *(CARD_FILE, SAMPLES_FILE, LOSS_FILE, CURVE_FILE, CHAIN_FILE, ANIMATION_FILE, CONFIG_FILE, SUMMARY_FILE),
+    *(SCORES_FILE, SCORES_CURVE, BEST_FOLDER, f"{BEST_FOLDER}.partial"),
 )
 
 
@@ -170,29 +173,48 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
 
 
-class LossTable:
-    """`loss.csv`, one line per report; continuing a run drops the lines after its checkpoint."""
+class StepTable:
+    """A CSV file of numbers with a line for a step; continuing a run drops the lines after its checkpoint.
 
-    def __init__(self, file: Path, resumed_step: int):
-        self.file = file
+    Args:
+        file: may not exist yet.
+        resumed_step: the last step that has been.
+        columns: "step" and others. Those that the file had before are kept.
+    """
+
+    def __init__(self, file: Path, resumed_step: int, columns: Sequence[str]):
+        self.file, self.columns = file, list(columns)
         self.rows: list[dict[str, float]] = []
         if file.is_file():
             text = file.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1].splitlines()  # a full disk may have cut the last line
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole)]
+            lines = csv.DictReader(whole)
+            rows = [{name: float(value) for name, value in row.items() if value} for row in lines]
             self.rows = [row for row in rows if row["step"] <= resumed_step]
+            self.columns = list(dict.fromkeys([*(lines.fieldnames or ()), *columns]))
         self._is_whole = False
 
     def append(self, **row: float) -> None:
-        """Add a line; the keys are `LOSS_COLUMNS`. One that could not be written comes with the next."""
+        """Add a line; the keys are columns. One that could not be written comes with the next."""
         self.rows.append(row)
         was_whole, self._is_whole = self._is_whole, False
         if was_whole:
             with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(_csv_line(row))
+                lines.write(self._line(row))
         else:
-            write_text(self.file, ",".join(LOSS_COLUMNS) + "\n" + "".join(map(_csv_line, self.rows)))
+            write_text(self.file, ",".join(self.columns) + "\n" + "".join(map(self._line, self.rows)))
         self._is_whole = True
+
+    def _line(self, row: dict[str, float]) -> str:
+        cells = ("" if name not in row else f"{row[name]:.6g}" for name in self.columns[1:])
+        return ",".join([f"{row['step']:.0f}", *cells]) + "\n"
+
+
+class LossTable(StepTable):
+    """`loss.csv`, one line per report."""
+
+    def __init__(self, file: Path, resumed_step: int):
+        super().__init__(file, resumed_step, LOSS_COLUMNS)
 
     def plot(self, file: Path) -> None:
         """Draw the loss over the steps, both axes logarithmic: a power law is a straight line."""
@@ -203,10 +225,6 @@ class LossTable:
         axes.plot([row["step"] for row in self.rows], [row["loss"] for row in self.rows], linewidth=1)
         axes.grid(alpha=0.3, which="both")
         figure.savefig(file, dpi=120)
-
-
-def _csv_line(row: dict[str, float]) -> str:
-    return ",".join([f"{row['step']:.0f}", *(f"{row[name]:.6g}" for name in LOSS_COLUMNS[1:])]) + "\n"
 
 
 def write_text(file: Path, text: str) -> None:

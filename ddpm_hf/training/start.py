@@ -19,9 +19,10 @@ from .doctor import examine, report
 from .forecast import Forecast, forecast
 from .images import TrainingImages
 from .loop import Trainer
-from .output import OutputFolder
+from .output import BEST_FOLDER, SCORES_CURVE, SCORES_FILE, OutputFolder
 from .plan import Plan, make_plan
 from .publish import Publisher, page_for
+from .scoring import Scorer
 
 _RESULTS = (
     *(INDEX_FILE, "unet/", "scheduler/", CARD_FILE, SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE),
@@ -49,6 +50,7 @@ def prepare(config: Config) -> Trainer | None:
         if finding.severity == "error":
             raise ValueError(f"{finding.what}. {finding.why}. {finding.change}")
         accelerator.print(finding)
+    scorer = Scorer(plan, accelerator) if config.run.eval_steps is not None else None
     if config.run.dry_run:
         return None
     # One process looks at the folder and changes it; the others read what it left.
@@ -65,7 +67,7 @@ def prepare(config: Config) -> Trainer | None:
             Publisher(config, output, page, print).finish()
         output.unlock()
         return None
-    return Trainer(plan, accelerator, output, summary, page)
+    return Trainer(plan, accelerator, output, summary, page, scorer)
 
 
 def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
@@ -116,6 +118,10 @@ def _files(plan: Plan) -> list[str]:
     names = list(_RESULTS)
     if plan.preview_steps and plan.preview_steps < plan.steps:
         names.append(f"previews/ (every {plan.preview_steps} steps)")
+    if run.eval_steps is not None:
+        names += [SCORES_FILE, SCORES_CURVE]
+    if run.save_best_by is not None:
+        names.append(f"{BEST_FOLDER}/ (by {run.save_best_by})")
     if run.report_to != "none":
         names.append(f"{run.logging_dir}/")
     kept = "" if run.checkpoints_total_limit is None else f", the last {run.checkpoints_total_limit} kept"

@@ -1,0 +1,176 @@
+"""Scores on the way: the same as evaluate.py finds, without a trace in the training, and the best pipeline is kept."""
+
+import csv
+import json
+
+import pytest
+import torch
+from test_loop import assert_equal_weights, stop_after, weights_of
+
+from ddpm_hf import DDPMPipeline
+from ddpm_hf.evaluation.evaluator import Evaluator, Request
+from ddpm_hf.hub.folder import ModelFolder
+
+NLL = "--holdout 8 --eval_steps 2 --eval_num_images 6 --eval_inference_steps 3 --num_train_timesteps 30".split()
+DISTANCES = [*NLL, "--eval_metrics", "nll", "frechet", "kid", "is", "--eval_extractor", "digits"]
+
+
+def scores_in(folder) -> list[dict[str, float]]:
+    with (folder / "scores.csv").open() as lines:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def best_of(folder) -> dict:
+    return json.loads((folder / "best" / "best.json").read_text())
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_use_ema", "--dropout", "0.3", "--random_flip"]], ids=["EMA", "no EMA"])
+def test_scoring_leaves_no_trace_in_the_training(train, tmp_path, flags):
+    process = ["--holdout", "8", "--num_train_timesteps", "30", *flags]
+    plain = train(*process, output_dir=tmp_path / "plain")
+    scored = train(*DISTANCES, *flags, output_dir=tmp_path / "scored")
+    if flags:
+        assert scored.ema is None
+        for name, value in plain.plan.unet.state_dict().items():
+            assert torch.equal(value, scored.plan.unet.state_dict()[name])
+    else:
+        assert_equal_weights(plain, scored)
+    rows = scores_in(tmp_path / "scored")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert list(rows[0]) == [
+        *("step", "bits_per_dim", "frechet_distance", "kernel_distance", "class_score"),
+        *("frechet_distance_floor", "kernel_distance_floor", "class_score_floor"),
+    ]
+    assert len({row["frechet_distance"] for row in rows}) == 3
+    assert len({row["frechet_distance_floor"] for row in rows}) == 1  # the real images stay what they are
+    assert (tmp_path / "scored" / "scores.png").is_file() and not (tmp_path / "scored" / "best").exists()
+
+
+def test_the_best_pipeline_is_kept_and_evaluate_agrees_with_its_score(train, capsys):
+    flags = [
+        "--max_train_steps",
+        "12",
+        "--eval_steps",
+        "3",
+        "--save_best_by",
+        "bits_per_dim",
+        "--learning_rate",
+        "0.05",
+    ]
+    folder = train(*DISTANCES, *flags, "--lr_scheduler", "constant", "--ema_decay", "0.5").output.path
+    rows = scores_in(folder)
+    best = min(rows, key=lambda row: row["bits_per_dim"])
+    record = best_of(folder)
+    assert record["step"] == best["step"]
+    assert record["value"] == pytest.approx(best["bits_per_dim"], rel=1e-5)
+    assert (record["name"], record["n"], record["split"]) == ("bits_per_dim", 6, "held_out")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(said) == 4 and said[0].endswith("kept in best/")
+    # The folder is a whole pipeline, of which evaluate.py finds the same.
+    settings = ModelFolder.read(folder / "best").settings
+    common = {"max_images": 6, "num_images": 6, "num_inference_steps": 3, "nll_timesteps": 3, "resamples": 0}
+    request = Request(model=str(folder / "best"), settings=settings, metrics=["nll", "frechet"], **common)
+    request.extractor, request.batch_size = "digits", 4
+    nll, distance = Evaluator(request).evaluate()
+    assert nll["value"] == pytest.approx(best["bits_per_dim"], rel=1e-5)
+    assert distance["value"] == pytest.approx(best["frechet_distance"], rel=1e-4)
+    assert distance["floor"] == pytest.approx(best["frechet_distance_floor"], rel=1e-4)
+
+
+def test_what_is_better_depends_on_the_figure(train, tmp_path):
+    for name, choose in (("class_score", max), ("kernel_distance", min)):
+        folder = train(*DISTANCES, "--save_best_by", name, output_dir=tmp_path / name).output.path
+        rows = scores_in(folder)
+        assert best_of(folder)["step"] == choose(rows, key=lambda row: row[name])["step"]
+
+
+def test_a_killed_run_knows_its_best(train, start, tmp_path):
+    flags = [*NLL, "--save_best_by", "bits_per_dim", "--checkpointing_steps", "2", "--checkpoints_total_limit", "1"]
+    unbroken = train(*flags, output_dir=tmp_path / "unbroken")
+    folder = tmp_path / "broken"
+    # Killed after the scores of step 4 are written and before its checkpoint is.
+    broken = start(*flags, output_dir=folder)
+    checkpoint = broken._checkpoint
+    broken._checkpoint = lambda: checkpoint() if broken.step < 4 else stop()
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    assert [row["step"] for row in scores_in(folder)] == [2, 4] and (folder / "checkpoint-2").is_dir()
+    resumed = train(*flags, output_dir=folder)
+    assert_equal_weights(unbroken, resumed)
+    assert scores_in(folder) == scores_in(tmp_path / "unbroken")
+    assert best_of(folder) == best_of(tmp_path / "unbroken")
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
+    kept, expected = (DDPMPipeline.from_pretrained(place / "best").unet for place in (folder, tmp_path / "unbroken"))
+    torch.testing.assert_close(kept.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def test_a_better_value_of_before_the_kill_stays_the_best(train, start, tmp_path):
+    flags = [*NLL, "--save_best_by", "bits_per_dim", "--checkpointing_steps", "2"]
+    first = start(*flags)
+    stop_after(first, 3)
+    folder = first.output.path
+    record = best_of(folder)
+    assert record["step"] == 2
+    (folder / "best" / "best.json").write_text(json.dumps({**record, "value": -1.0}))
+    before = (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    # A kill between the two renames leaves the new pipeline beside.
+    (folder / "best").rename(folder / "best.partial")
+    train(*flags)
+    assert best_of(folder)["value"] == -1.0 and best_of(folder)["step"] == 2
+    assert (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
+    assert not (folder / "best.partial").exists()
+
+
+def test_a_best_value_that_was_measured_otherwise_is_no_rival(train, start):
+    flags = [*NLL, "--save_best_by", "bits_per_dim", "--checkpointing_steps", "2"]
+    first = start(*flags)
+    stop_after(first, 3)
+    folder = first.output.path
+    (folder / "best" / "best.json").write_text(json.dumps({**best_of(folder), "value": -1.0}))
+    trainer = train(*flags, "--eval_num_images", "5", "--eval_metrics", "nll", "is", "--eval_extractor", "digits")
+    assert best_of(folder)["n"] == 5 and best_of(folder)["value"] > 0 and best_of(folder)["step"] > 2
+    # The table goes on with more columns, and the line of before has nothing in them.
+    rows = scores_in(trainer.output.path)
+    assert [("class_score" in row, row["step"]) for row in rows] == [(False, 2), (True, 4), (True, 6)]
+
+
+def test_the_best_pipeline_of_a_run_with_ema_is_the_average(train):
+    trainer = train(*NLL, "--eval_steps", "6", "--save_best_by", "bits_per_dim", "--ema_decay", "0.5")
+    kept = DDPMPipeline.from_pretrained(trainer.output / "best").unet.state_dict()
+    for name, value in trainer.ema.model.state_dict().items():
+        assert torch.equal(kept[name], value)
+    assert any(not torch.equal(kept[name], value) for name, value in weights_of(trainer).items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--eval_steps 2 --holdout 0", "--holdout 0"),
+        ("--holdout 8 --eval_steps 2 --eval_metrics frechet", "--eval_extractor must be given"),
+        ("--holdout 8 --eval_steps 2 --eval_metrics frechet --eval_extractor vgg", "'vgg'; choose from digits"),
+        ("--holdout 8 --eval_steps 2 --save_best_by fid", "'fid'; --eval_metrics nll gives bits_per_dim"),
+        ("--holdout 5 --eval_steps 2 --eval_metrics prdc --eval_extractor digits", "5 images are too few for prdc"),
+    ],
+)
+def test_what_cannot_be_scored_is_found_before_the_first_step(start, tmp_path, flags, words):
+    with pytest.raises(ValueError, match=words):
+        start(*flags.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--save_best_by bits_per_dim", "--save_best_by bits_per_dim needs --eval_steps"),
+        ("--eval_metrics fid", "--eval_metrics has fid; choose from nll, frechet, kid, prdc, is"),
+        ("--eval_num_images 1", "--eval_num_images is 1"),
+    ],
+)
+def test_contradictions_are_one_line(start, capsys, flags, words):
+    with pytest.raises(SystemExit):
+        start(*flags.split())
+    assert words in capsys.readouterr().err
