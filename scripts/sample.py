@@ -1,109 +1,298 @@
 """Draw images from a DDPM pipeline: a folder written by train.py, or any DDPM on the Hub.
 
-python scripts/sample.py demo --num_images 64 --scheduler dpm --num_inference_steps 20 --output_dir samples
+    python scripts/sample.py demo --num_images 64 --scheduler dpm --num_inference_steps 20 --output_dir samples
+    accelerate launch scripts/sample.py demo --num_images 50000 --output_format npz --output_dir many
+    python scripts/sample.py demo --interpolate one.png other.png --output_dir between
+
+The same command run again goes on where it was stopped.
 """
 
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
 from diffusers.utils.logging import disable_progress_bar
 
+from ddpm_hf.data.transforms import UnreadableImage, native_channels, normalize, open_image
+from ddpm_hf.pipelines.chain import denoising_chain, save_chain
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.pipelines.generation import generate
+from ddpm_hf.pipelines.fingerprint import weights_fingerprint
+from ddpm_hf.pipelines.generation import generate, sampling_bar
+from ddpm_hf.pipelines.interpolation import check_interpolation, interpolate
 from ddpm_hf.pipelines.loading import load_pipeline
-from ddpm_hf.pipelines.pictures import image_grid, to_pil
+from ddpm_hf.pipelines.pictures import image_grid, to_uint8
+from ddpm_hf.pipelines.sample_folder import OVERVIEW, SampleFolder
 from ddpm_hf.pipelines.samplers import make_sampler
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
 from ddpm_hf.training.config import flag
+from ddpm_hf.training.interruption import Interruption, exit_status
+
+_CHAIN_IMAGES, _CHAIN_FRAMES = 8, 40
+_MIXTURES = np.linspace(0, 1, 11)
 
 
 @dataclass(kw_only=True)
 class SampleArguments:
-    """What to draw."""
+    """How images are drawn."""
 
-    output_dir: str = flag("samples", help="Images are written here as 00000.png, …, the rest into its overview/.")
-    num_images: int = flag(16, help="How many images.")
-    batch_size: int = flag(64, help="Images per network call; the images do not depend on it.")
+    _argument_group_name = "images"
+
+    output_dir: str = flag("samples", help="Where the images go; pictures of them go into its overview/.")
+    output_format: Literal["png", "npz", "dataset"] | None = flag(
+        help="png: 00000.png, … and metadata.csv. npz: samples.npz with arr_0, uint8 (N, H, W, C), C = 1 for grey, "
+        "and arr_1, the classes. dataset: data/*.parquet, for datasets.load_dataset. png by default."
+    )
+    num_images: int | None = flag(help="How many images. 16.")
+    batch_size: int = flag(64, help="Images per network call of one process; the images do not depend on it.")
     seed: int = flag(0, help="Image k of a seed is always the same.")
-    num_inference_steps: int | None = flag(help="Network calls per image; all trained timesteps by default.")
+    num_inference_steps: int | None = flag(help="Steps per image; all trained timesteps by default.")
     scheduler: str | None = flag(help="Sampler: ddpm, ddim, dpm, dpm-single, deis, unipc, pndm, euler or heun.")
-    class_labels: str | None = flag(help="Names or numbers, separated by commas; repeated in turn over the images.")
+    class_labels: str | None = flag(
+        help="Names or numbers, separated by commas, repeated in turn over the images; by default all classes, so "
+        "that each has its share."
+    )
     guidance_scale: float = flag(1.0, help="1 is plain conditional sampling, more favours what is typical of a class.")
-    device: str | None = flag(help="cpu, cuda, cuda:1, mps; by default the best there is.")
+    device: str | None = flag(help="cpu, cuda, cuda:1, mps; by default the best there is, one for each process.")
+
+
+@dataclass(kw_only=True)
+class PictureArguments:
+    """Pictures of how they come about."""
+
+    _argument_group_name = "pictures"
+
+    denoising_strip: bool = flag(False, help="The way of the first images out of noise: a strip and an animation.")
+    progressive: bool = flag(False, help="What the network takes them for on that way (Ho et al., Fig. 6).")
+    interpolate: list[str] | None = flag(
+        help="Two image files of the model's size: draw what lies between them (Ho et al., Fig. 8), and nothing else."
+    )
+    interpolation_depths: list[int] | None = flag(
+        help="After how many diffusion steps the two are mixed; 0, T/4, T/2, 3T/4 and T by default."
+    )
 
 
 def main(argv: list[str]) -> None:
-    parser = OneLineParser(SampleArguments, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    groups = (SampleArguments, PictureArguments)
+    parser = OneLineParser(groups, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("pipeline", help="A folder with model_index.json, or a Hub name.")
-    arguments, names = parser.parse(argv)
-    disable_progress_bar()  # of loading: two files; the bar worth seeing is that of the steps
+    arguments, pictures, names = parser.parse(argv)
+    disable_progress_bar()  # of loading: two files; the bar worth seeing is that of the images
     with one_line_errors(parser.prog):
-        pipeline, labels = prepare(names.pipeline, arguments)
-    write_images(pipeline, labels, arguments)
+        check(arguments, pictures)
+        pipeline = prepare(names.pipeline, arguments)
+        classes = asked_classes(pipeline, arguments.class_labels, arguments.guidance_scale)
+        if pictures.interpolate:
+            pair, depths = prepare_interpolation(pipeline, arguments, pictures, classes)
+        else:
+            folder, missing = open_folder(names.pipeline, pipeline, arguments, classes)
+    if pictures.interpolate:
+        draw_interpolation(pipeline, pair, depths, arguments, classes)
+    else:
+        draw_images(pipeline, folder, missing, arguments)
+        if PartialState().is_main_process:
+            print(f"images: {folder.result}\npicture: {folder.finish()}")
+            draw_chains(pipeline, folder, arguments, pictures)
+    PartialState().destroy_process_group()
 
 
-def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, list[int] | None]:
-    """The pipeline on its device with the sampler asked for, and one class per image; ValueError if it cannot be."""
+def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
+    """Raises ValueError for values outside their range and flags that do not go together."""
     for argument in ("num_images", "batch_size", "num_inference_steps"):
         value = getattr(arguments, argument)
         if value is not None and value < 1:
             raise ValueError(f"--{argument} is {value}; it must be at least 1")
-    folder = Path(arguments.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.glob("[0-9][0-9][0-9][0-9][0-9].png")):
-        raise ValueError(f"--output_dir {folder} has images already; name another folder")
+    if pictures.interpolate is None:
+        if pictures.interpolation_depths is not None:
+            raise ValueError("--interpolation_depths is for --interpolate; add two image files or leave it out")
+        return
+    if len(pictures.interpolate) != 2:
+        raise ValueError(f"--interpolate takes two image files, not {len(pictures.interpolate)}")
+    others = {name: getattr(arguments, name) for name in ("num_images", "output_format")}
+    others |= {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
+    given = [f"--{name}" for name, value in others.items() if value]
+    if given:
+        raise ValueError(f"--interpolate draws one picture and no samples; leave out {', '.join(given)}")
 
+
+def prepare(name: str, arguments: SampleArguments) -> DDPMPipeline:
+    """The pipeline on the device of this process with the sampler asked for; ValueError if it cannot be."""
     pipeline = load_pipeline(name)
     if arguments.scheduler is not None:
         pipeline.scheduler = make_sampler(arguments.scheduler, pipeline.scheduler)
-    labels = None
-    if arguments.class_labels is not None:
-        asked = [class_number(pipeline, label.strip()) for label in arguments.class_labels.split(",")]
-        labels = [asked[k % len(asked)] for k in range(arguments.num_images)]
-    pipeline.check_classes(labels, arguments.guidance_scale, arguments.num_images)
     pipeline.scheduler.set_timesteps(arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps)
-    return pipeline.to(arguments.device or best_device()), labels
+    pipeline.set_progress_bar_config(disable=True)
+    # One process may have hours more to do than another; the others wait for it.
+    state = PartialState(cpu=arguments.device == "cpu", timeout=timedelta(days=7))
+    if arguments.device not in (None, "cpu") and state.num_processes > 1:
+        raise ValueError(f"--device {arguments.device} is for one process; each of several gets its own: leave it out")
+    try:
+        return pipeline.to(torch.device(arguments.device) if arguments.device else state.device)
+    except (RuntimeError, AssertionError) as problem:
+        raise ValueError(f"--device {arguments.device} cannot be used: {problem}") from None
 
 
-def class_number(pipeline: DDPMPipeline, label: str) -> int:
-    """A name goes before a number, so that classes may be called "3"."""
-    named = label in (pipeline.id2label or {}).values()
-    return pipeline.class_number(int(label) if label.isdecimal() and not named else label)
+def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: float) -> list[int] | None:
+    """Class numbers to be drawn in turn; None for images of no class."""
+    if asked is None:
+        return list(range(pipeline.num_classes)) if pipeline.num_classes and guidance_scale != 0 else None
+    names = (pipeline.id2label or {}).values()
+    labels = (label.strip() for label in asked.split(","))
+    # A name goes before a number, so that classes may be called "3".
+    return [
+        pipeline.class_number(int(label) if label.isdecimal() and label not in names else label) for label in labels
+    ]
 
 
-def write_images(pipeline: DDPMPipeline, labels: list[int] | None, arguments: SampleArguments) -> None:
-    """Draw and save; the grid at the end shows the first hundred."""
-    folder = Path(arguments.output_dir)
-    overview = folder / "overview"
-    overview.mkdir(parents=True, exist_ok=True)
-    shown = []
-    batches = generate(
-        pipeline,
-        range(arguments.num_images),
-        arguments.seed,
-        arguments.batch_size,
-        class_labels=labels,
-        guidance_scale=arguments.guidance_scale,
-        num_inference_steps=arguments.num_inference_steps,
+def open_folder(
+    name: str, pipeline: DDPMPipeline, arguments: SampleArguments, classes: list[int] | None
+) -> tuple[SampleFolder, list[int]]:
+    """The folder of this command and, the same in all processes, which images it lacks; ValueError if it is taken."""
+    count, channels = arguments.num_images or 16, pipeline.unet.config.in_channels
+    if channels > 4:
+        raise ValueError(f"this model's images have {channels} channels; pictures have at most 4")
+    labels = None if classes is None else [classes[k % len(classes)] for k in range(count)]
+    pipeline.check_classes(labels, arguments.guidance_scale, count)
+    folder = SampleFolder(
+        path=Path(arguments.output_dir),
+        output_format=arguments.output_format or "png",
+        num_images=count,
+        labels=labels,
+        class_names=pipeline.id2label,
     )
-    for indices, images in batches:
-        for index, image in zip(indices, images, strict=True):
-            to_pil(image).save(folder / f"{index:05d}.png")
-        shown.extend(images[: max(0, 100 - len(shown))])
-    grid = overview / "grid.png"
-    image_grid(np.stack(shown)).save(grid)
-    print(f"images: {folder}")
-    print(f"picture: {grid}")
+    process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    settings = {
+        "seed": arguments.seed,
+        "num_inference_steps": steps_of(pipeline, arguments),
+        "guidance_scale": arguments.guidance_scale,
+        "class_labels": classes,
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
+        "weights": weights_fingerprint(pipeline.unet),
+    }
+    # What one process found is told to all: another may see its files late, or the first files of this run.
+    missing = folder.open(settings, pipeline=name) if PartialState().is_main_process else None
+    return folder, broadcast_object_list([missing])[0]
 
 
-def best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def draw_images(pipeline: DDPMPipeline, folder: SampleFolder, missing: list[int], arguments: SampleArguments) -> None:
+    """Every process draws its share; ends when all have drawn theirs."""
+    state, interruption = PartialState(), Interruption(None)
+    mine = missing[state.process_index :: state.num_processes]
+    calls = len(pipeline.scheduler.timesteps)
+    with sampling_bar(folder.num_images, len(missing), len(mine), calls, shown=state.is_main_process) as show:
+        batches = generate(
+            pipeline,
+            mine,
+            arguments.seed,
+            arguments.batch_size,
+            class_labels=None if folder.labels is None else [folder.labels[k] for k in mine],
+            guidance_scale=arguments.guidance_scale,
+            num_inference_steps=arguments.num_inference_steps,
+            callback_on_step_end=show,
+        )
+        for indices, images in batches:
+            folder.write(indices, images)
+            if interruption.reason():
+                sys.exit(exit_status(interruption.reason()))
+    state.wait_for_everyone()
+
+
+def draw_chains(
+    pipeline: DDPMPipeline, folder: SampleFolder, arguments: SampleArguments, pictures: PictureArguments
+) -> None:
+    """The first images once more, with what they were on the way, for the pictures that were asked for."""
+    shown = range(min(_CHAIN_IMAGES, folder.num_images))
+    for name, asked in (("denoising", pictures.denoising_strip), ("progressive", pictures.progressive)):
+        if not asked:
+            continue
+        strip = folder.path / OVERVIEW / f"{name}.png"
+        chain, _ = denoising_chain(
+            pipeline,
+            shown,
+            arguments.seed,
+            steps_of(pipeline, arguments),
+            _CHAIN_FRAMES,
+            None if folder.labels is None else [folder.labels[k] for k in shown],
+            predicted=name == "progressive",
+            guidance_scale=arguments.guidance_scale,
+        )
+        save_chain(chain, strip, strip.with_suffix(".webp"))
+        print(f"{name}: {strip}, {strip.with_suffix('.webp').name}")
+
+
+def prepare_interpolation(
+    pipeline: DDPMPipeline, arguments: SampleArguments, pictures: PictureArguments, classes: list[int] | None
+) -> tuple[list[torch.Tensor], list[int]]:
+    """The two images and the depths; ValueError for what the model cannot interpolate."""
+    if classes is not None and len(classes) != 1:
+        raise ValueError("--interpolate draws images of one class; name it with --class_labels")
+    pipeline.check_classes(classes, arguments.guidance_scale, 1)
+    picture = interpolation_picture(arguments)
+    if picture.exists():
+        raise ValueError(f"--output_dir {arguments.output_dir} has {picture.name} already; name another folder")
+    pair = [read_image(file, pipeline.unet.config.in_channels) for file in pictures.interpolate]
+    total = pipeline.scheduler.config.num_train_timesteps
+    depths = pictures.interpolation_depths or [total * quarter // 4 for quarter in range(5)]
+    try:
+        check_interpolation(pipeline, *pair, depths)
+    except ValueError as problem:
+        raise ValueError(f"--interpolate: {problem}") from None
+    return pair, depths
+
+
+def read_image(file: str, channels: int) -> torch.Tensor:
+    """(C, H, W) in [-1, 1]; ValueError for another number of channels."""
+    try:
+        image = open_image(Path(file).read_bytes())
+    except UnreadableImage as problem:
+        raise ValueError(f"--interpolate: {file} is no readable image: {problem}") from None
+    found = native_channels(image)
+    if found != channels:
+        raise ValueError(f"--interpolate: {file} has {found} channels, and the model's images have {channels}")
+    pixels = np.array(image).reshape(image.height, image.width, -1)
+    return normalize(torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1))
+
+
+def draw_interpolation(
+    pipeline: DDPMPipeline,
+    pair: list[torch.Tensor],
+    depths: list[int],
+    arguments: SampleArguments,
+    classes: list[int] | None,
+) -> None:
+    """One picture, a row for each depth, with the two images at its sides. The work of one process."""
+    if not PartialState().is_main_process:
+        return
+    images, taken = interpolate(
+        pipeline,
+        *pair,
+        depths,
+        _MIXTURES.tolist(),
+        seed=arguments.seed,
+        num_inference_steps=arguments.num_inference_steps,
+        batch_size=arguments.batch_size,
+        class_label=None if classes is None else classes[0],
+        guidance_scale=arguments.guidance_scale,
+    )
+    sides = to_uint8(torch.stack(pair))
+    rows = [np.concatenate([sides[:1], row, sides[1:]]) for row in images]
+    picture = interpolation_picture(arguments)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)
+    print(f"picture: {picture}")
+
+
+def interpolation_picture(arguments: SampleArguments) -> Path:
+    return Path(arguments.output_dir) / OVERVIEW / "interpolation.png"
+
+
+def steps_of(pipeline: DDPMPipeline, arguments: SampleArguments) -> int:
+    return arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
 
 
 if __name__ == "__main__":

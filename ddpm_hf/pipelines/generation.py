@@ -1,8 +1,11 @@
 """Many images, each one a function of (seed, index) alone: the batch it was drawn in leaves no trace."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
 from ..seeds import image_generators
 from .ddpm import DDPMPipeline
@@ -40,3 +43,31 @@ def generate(
             **call_arguments,
         ).images
         yield chosen, (images * 255).round().astype(np.uint8)
+
+
+@contextmanager
+def sampling_bar(total: int, missing: int, mine: int, calls: int, shown: bool = True) -> Iterator[Callable]:
+    """A bar with images per second and the time left, of all processes, that moves with every network call.
+
+    Args:
+        total: images in the end.
+        missing: how many of them are to be drawn by all processes.
+        mine: how many of those by this one, which stands for the others.
+        calls: network calls per image.
+        shown: False in all but one process.
+
+    Yields:
+        The `callback_on_step_end` of a pipeline.
+    """
+    drawn, done = total - missing, 0
+    meter = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    words = {"desc": "sampling", "unit": " images", "bar_format": meter}
+
+    def show(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        nonlocal done
+        done += len(tensors["latents"])
+        bar.n = drawn + missing * done / (mine * calls)
+        bar.update(0)
+
+    with tqdm(total=total, initial=drawn, disable=not shown or missing == 0, **words) as bar:
+        yield show

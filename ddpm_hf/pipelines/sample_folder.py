@@ -1,0 +1,177 @@
+"""The folder of one sampling command: every image a file of its own as soon as it is drawn, so that a killed command
+goes on where it was, and in the end the form that was asked for."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from .pictures import image_grid, to_pil
+from .sample_formats import read_pixels, replacing, write_dataset, write_npz, write_table
+
+FORMATS = ("png", "npz", "dataset")
+RECORD_FILE, OVERVIEW, GRID_FILE = "sampling.json", "overview", "grid.png"
+_SHOWN_IN_GRID = 100
+_PRODUCTS = {"png": "metadata.csv", "npz": "samples.npz", "dataset": "data"}
+
+
+@dataclass(kw_only=True)
+class SampleFolder:
+    """Images by number.
+
+    With the format "png" they stay as 00000.png, … beside `metadata.csv`. Otherwise they lie in `drawn/` until all of
+    them are there, become `samples.npz` or `data/*.parquet`, and are removed.
+
+    Attributes:
+        path: the folder; may not exist yet. All processes must see the same one.
+        output_format: one of `FORMATS`.
+        num_images: how many there are to be.
+        labels: the class of each, if they have one.
+        class_names: class number to name.
+    """
+
+    path: Path
+    output_format: str
+    num_images: int
+    labels: Sequence[int] | None = None
+    class_names: Mapping[int, str] | None = None
+
+    @property
+    def product(self) -> Path:
+        """What is there only when everything is done."""
+        return self.path / _PRODUCTS[self.output_format]
+
+    @property
+    def result(self) -> Path:
+        """What a user is told to look at: the file, or the folder that holds the images."""
+        return self.product if self.output_format == "npz" else self.path
+
+    @property
+    def files(self) -> list[Path]:
+        """The file of each image."""
+        return [self._images / f"{index:05d}.png" for index in range(self.num_images)]
+
+    @property
+    def _images(self) -> Path:
+        return self.path if self.output_format == "png" else self.path / "drawn"
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Writes nothing.
+
+        Args:
+            settings: all that decides what the images are; values as JSON knows them.
+
+        Raises:
+            ValueError: if the place is a file, holds something else, or images of other settings.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self._place} is a file; name a folder")
+        record = self._record()
+        if record is None:
+            visible = (entry.name for entry in self.path.glob("*") if not entry.name.startswith("."))
+            names = sorted(set(visible) - {OVERVIEW})
+            if names:
+                some = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+                raise ValueError(f"{self._place} holds something else ({some}); name a new or empty folder")
+            return
+        differences = list(_differences(record["settings"], self._settings(settings)))
+        there = record["num_images"]
+        if self.num_images < there or (self.num_images > there and self.output_format != "png" and self.finished):
+            differences.append(f"num_images: {there} there, {self.num_images} now")
+        if differences:
+            listed = "; ".join(differences)
+            raise ValueError(f"{self._place} holds images of other settings ({listed}); name another folder")
+
+    def open(self, settings: Mapping[str, Any], **about: Any) -> list[int]:
+        """Make the folder this command's own, until `close` or the end of this process. For the main process alone.
+
+        Args:
+            settings: as in `check`.
+            about: what else to record.
+
+        Returns:
+            The numbers of the images that are still to be drawn; of those that are there, nothing is half-written.
+
+        Raises:
+            ValueError: as `check`, or if another process is at work here.
+        """
+        self.check(settings)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(f"{self._place} is in use by another command; wait for it") from None
+        self.check(settings)
+        for leftover in (*self.path.glob(".*.partial"), *self._images.glob(".*.partial")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        record = {**about, "num_images": self.num_images, "settings": self._settings(settings)}
+        with replacing(self.path / RECORD_FILE) as beside:
+            beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.finished and self.output_format != "png":
+            return []
+        self._images.mkdir(exist_ok=True)
+        present = {file.name for file in self._images.iterdir()}
+        return [index for index, file in enumerate(self.files) if file.name not in present]
+
+    def write(self, indices: Sequence[int], images: np.ndarray) -> None:
+        """Save uint8 images (B, H, W, C) under their numbers. Any process may."""
+        for index, image in zip(indices, images, strict=True):
+            with replacing(self._images / f"{index:05d}.png") as beside:
+                to_pil(image).save(beside, format="PNG")
+
+    def finish(self) -> Path:
+        """Make the picture of the first images and the form that was asked for, once all images are there.
+
+        Returns:
+            The picture.
+        """
+        grid, files = self.path / OVERVIEW / GRID_FILE, self.files
+        if self.output_format == "png" or not self.finished:
+            grid.parent.mkdir(exist_ok=True)
+            image_grid(np.stack([read_pixels(file) for file in files[:_SHOWN_IN_GRID]])).save(grid)
+            if self.output_format == "png":
+                write_table(self.product, files, self.labels, self.class_names)
+            elif self.output_format == "npz":
+                write_npz(self.product, files, self.labels)
+            else:
+                write_dataset(self.product, files, self.labels, self.class_names)
+        if self.output_format != "png":
+            shutil.rmtree(self._images, ignore_errors=True)
+        return grid
+
+    def close(self) -> None:
+        """Let other commands in."""
+        self._lock.release()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the images were handed over in the form that was asked for."""
+        return self.product.exists()
+
+    @property
+    def _place(self) -> str:
+        return f"--output_dir {self.path}"
+
+    def _settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """As they are once read from JSON, which knows no tuples."""
+        return json.loads(json.dumps({"output_format": self.output_format, **settings}))
+
+    def _record(self) -> dict[str, Any] | None:
+        file = self.path / RECORD_FILE
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """ "name: value there, value now" for each value that is not the same, looking into mappings."""
+    for name in sorted(there.keys() | now.keys()):
+        old, new = there.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new)
+        elif old != new:
+            yield f"{name}: {old} there, {new} now"

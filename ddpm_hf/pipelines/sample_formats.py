@@ -1,0 +1,95 @@
+"""What drawn images are handed over as: a table beside PNG files, the .npz of OpenAI's evaluators, or parquet files.
+
+All of them are written from PNG files, one image or a block of them in memory at a time.
+"""
+
+import csv
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_ROWS_PER_FILE, _ROWS_PER_GROUP = 10_000, 100
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to, moved to `path` at the end: a killed process leaves nothing half-written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    yield beside
+    os.replace(beside, path)
+
+
+def read_pixels(file: Path) -> np.ndarray:
+    """An image file as uint8 (H, W, C), with the channels that it has: 1 for grey."""
+    with Image.open(file) as image:
+        pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def write_table(
+    table: Path, files: Sequence[Path], labels: Sequence[int] | None, names: Mapping[int, str] | None
+) -> None:
+    """`metadata.csv` as the image folders of HF datasets have it: file_name, and label and class_name where known."""
+    columns = {"file_name": [file.name for file in files]}
+    if labels is not None:
+        columns["label"] = labels
+        if names is not None:
+            columns["class_name"] = [names[label] for label in labels]
+    with replacing(table) as beside, beside.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def write_npz(archive: Path, files: Sequence[Path], labels: Sequence[int] | None) -> None:
+    """The file that OpenAI's evaluators read: `arr_0` uint8 (N, H, W, C), and `arr_1` int64 (N,) if there are labels.
+
+    Grey images keep their one channel; those evaluators want three.
+    """
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *read_pixels(files[0]).shape)}
+    with replacing(archive) as beside, zipfile.ZipFile(beside, "w") as arrays:
+        with arrays.open("arr_0.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for file in files:
+                stream.write(read_pixels(file).tobytes())
+        if labels is not None:
+            with arrays.open("arr_1.npy", "w") as stream:
+                np.lib.format.write_array(stream, np.asarray(labels, dtype=np.int64))
+
+
+def write_dataset(
+    folder: Path, files: Sequence[Path], labels: Sequence[int] | None, names: Mapping[int, str] | None
+) -> None:
+    """Parquet files that `datasets.load_dataset` reads, here or on the Hub: the PNG files as they are, and labels.
+
+    Args:
+        folder: to be made; the folder above it is the data set.
+        files, labels: one per image.
+        names: class number to name, for 0, 1, …; without them, or if two are the same, labels are plain numbers.
+    """
+    import datasets
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    features = datasets.Features({"image": datasets.Image()})
+    if labels is not None:
+        named = names is not None and len(set(names.values())) == len(names)
+        features["label"] = datasets.ClassLabel(names=list(names.values())) if named else datasets.Value("int64")
+    schema = features.arrow_schema
+    starts = range(0, len(files), _ROWS_PER_FILE)
+    with replacing(folder) as beside:
+        beside.mkdir()
+        for number, start in enumerate(starts):
+            end = min(start + _ROWS_PER_FILE, len(files))
+            with ParquetWriter(beside / f"train-{number:05d}-of-{len(starts):05d}.parquet", schema) as writer:
+                for first in range(start, end, _ROWS_PER_GROUP):
+                    rows = range(first, min(first + _ROWS_PER_GROUP, end))
+                    columns = {"image": [{"bytes": files[k].read_bytes(), "path": files[k].name} for k in rows]}
+                    if labels is not None:
+                        columns["label"] = [labels[k] for k in rows]
+                    writer.write_table(pa.table(columns, schema=schema))
