@@ -124,7 +124,8 @@ class Evaluator:
             channels, size = _form(self.pipeline)
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline.unet)
         self.report = request.folder / REPORT_FILE
-        read_report(self.report, self.weights)  # a report that cannot be added to is found before the work
+        # A report that cannot be added to is found before the work.
+        self.is_new = not read_report(self.report, self.weights)
         self.reference = self._find_images(size, channels)
         if "memorization" in request.metrics and self.reference.training() is None:
             raise ValueError(
@@ -142,6 +143,12 @@ class Evaluator:
 
     def evaluate(self) -> list[dict[str, Any]]:
         """Measure, add to the report and print it; the main process gets the new entries."""
+        if (
+            self.accelerator.is_main_process and self.is_new
+        ):  # pictures and tables of other weights go with their figures
+            for pattern in ("samples.png", "nll_*", "closest_*", "comparison*"):
+                for file in self.details.glob(pattern):
+                    file.unlink()
         entries = self._compare() if self.request.compare is not None else self._measure()
         if not self.accelerator.is_main_process:
             return []

@@ -4,11 +4,13 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..pipelines.fingerprint import weights_fingerprint
 from .digits_classifier import digits_classifier
 
 EXTRACTORS = ("digits", "inception", "inception:FILE", "transformers:NAME", "efficientnet-lite0")
@@ -186,8 +188,9 @@ def _transformers(name: str, device: torch.device) -> Extractor:
             dimension = features(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)).shape[1]
     except (TypeError, ValueError, AttributeError) as problem:
         raise ValueError(f"extractor 'transformers:{name}' takes no images: {_first_line(problem)}") from None
+    place = Path(name).resolve().name if Path(name).is_dir() else name
     return Extractor(
-        name=f"transformers:{name}",
+        name=f"transformers:{place}@{weights_fingerprint(model)[:8]}",
         preprocessing=f"antialiased bicubic to {size[0]}x{size[1]}, mean {list(mean)}, std {list(std)}",
         dimension=dimension,
         network=features,

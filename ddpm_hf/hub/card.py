@@ -214,7 +214,8 @@ def _what_the_run_says(model: ModelFolder) -> dict[str, Any]:
         "samples": _samples(model),
         "chain": _chain(model),
         "curve": _curve(model),
-        "metrics": _table([_row(metric) for metric in model.metrics]) if model.metrics else None,
+        "metrics": _measured(model.metrics) if model.metrics else None,
+        "evaluation_pictures": model.evaluation_pictures,
         "training": _training(model),
         "settings": yaml.safe_dump(
             {name: value for name, value in public_settings(model.settings).items() if name != RECORDED},
@@ -311,11 +312,34 @@ def _conditions(metric: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metric.items() if key not in ("name", "value", "dataset", "split")}
 
 
-def _row(metric: dict[str, Any]) -> dict[str, str]:
+# What stands in the table of metrics; the other conditions stand below it.
+_COLUMNS = ("standard_error", "floor", "n", "seed", "sampler", "steps")
+_INTERVAL = ("interval_low", "interval_high")
+
+
+def _measured(metrics: list[dict[str, Any]]) -> str:
+    """A table of metrics, and under it all other conditions, once for those that share them."""
+    shared: dict[str, list[str]] = {}
+    for metric in metrics:
+        rest = {key: value for key, value in _conditions(metric).items() if key not in (*_COLUMNS, *_INTERVAL)}
+        words = ", ".join(
+            f"{key.replace('_', ' ')} {_cell(value)}" for key, value in rest.items() if value is not None
+        )
+        shared.setdefault(words, []).append(metric["name"])
+    lines = [f"- {', '.join(dict.fromkeys(names))}: {words}." for words, names in shared.items() if words]
+    floor = "The floor is what real images get in the place of the model's." * any(
+        metric.get("floor") is not None for metric in metrics
+    )
+    return "\n\n".join(part for part in (_table(list(map(_row, metrics))), floor, "\n".join(lines)) if part)
+
+
+def _row(metric: dict[str, Any]) -> dict[str, Any]:
     data = public_name(metric["dataset"]) if metric.get("dataset") else ""
     split = f" ({metric['split']})" if metric.get("split") else ""
-    named = {"metric": metric["name"], "value": metric["value"], "data": data + split, "n": metric.get("n")}
-    return named | {key.replace("_", " "): value for key, value in _conditions(metric).items() if key != "n"}
+    low, high = (metric.get(name) for name in _INTERVAL)
+    interval = {} if low is None else {"95 % interval": f"{low:.4g} … {high:.4g}"}
+    columns = {name.replace("_", " "): metric[name] for name in _COLUMNS if name in metric}
+    return {"metric": metric["name"], "value": metric["value"], "data": data + split} | columns | interval
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

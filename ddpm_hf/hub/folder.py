@@ -23,6 +23,31 @@ ANIMATION_FILE = "denoising.gif"
 LOSS_FILE = "loss.csv"
 CURVE_FILE = "loss.png"
 STANDALONE_FILE = "pipeline.py"
+# Of an evaluation: picture -> a figure without which it is of other weights, and what it shows. Pictures of training
+# images are not among them: whose they are and who may see them is not for a program to decide.
+EVALUATION_PICTURES = {
+    "evaluation/comparison.png": (
+        "network_calls",
+        "Quality by network calls per image, for several samplers or models; the dashed line is the floor",
+    ),
+    "evaluation/comparison_samples.png": (
+        "network_calls",
+        "The first images of each of these contenders, drawn from the same noise",
+    ),
+    "evaluation/nll_terms.png": ("rate", "Bits/dim of each term of the bound by its timestep"),
+    "evaluation/nll_rate_distortion.png": (
+        "rate",
+        "Error of the predicted image by the bits that were sent, as in Fig. 5 of Ho et al. 2020",
+    ),
+    "evaluation/closest_pixels_distances.png": (
+        "median_distance",
+        "How near samples and held-out images are to their nearest training images, by pixels",
+    ),
+    "evaluation/closest_features_distances.png": (
+        "median_distance",
+        "How near samples and held-out images are to their nearest training images, by features",
+    ),
+}
 
 # The key under which `training_config.yaml` holds what was found rather than set: held-out rows, classes, sizes.
 RECORDED = "recorded"
@@ -82,6 +107,15 @@ class ModelFolder:
         if "weights" in report and report["weights"] != weights_fingerprint(load_pipeline(str(self.path)).unet):
             return []
         return metrics
+
+    @property
+    def evaluation_pictures(self) -> dict[str, str]:
+        """Pictures of what was measured on these weights: file -> what it shows."""
+        return {
+            name: words
+            for name, (figure, words) in EVALUATION_PICTURES.items()
+            if self.has(name) and any(figure in metric for metric in self.metrics)
+        }
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""

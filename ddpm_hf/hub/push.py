@@ -21,6 +21,7 @@ from .folder import (
     CONFIG_FILE,
     CURVE_FILE,
     EVALUATION_FILE,
+    EVALUATION_PICTURES,
     INDEX_FILE,
     LOSS_FILE,
     SAMPLES_FILE,
@@ -86,6 +87,7 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
         report = json.loads((model.path / EVALUATION_FILE).read_text(encoding="utf-8"))
         report["metrics"] = public_metrics(model.metrics)
         files[EVALUATION_FILE] = (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
+        files |= {name: model.path / name for name in model.evaluation_pictures}
     for component in ("unet", "scheduler"):
         place = component_folder(model.path, component)
         for pattern in ("*config.json", "*.safetensors", "*.safetensors.index*.json"):
@@ -97,7 +99,8 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
 
 def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str):
     """The files as the page's only model: what an earlier one left behind is deleted in the same commit."""
-    ours = re.compile(r"(unet|scheduler)/.*|" + "|".join(map(re.escape, (*PAGE_FILES, CONFIG_FILE, EVALUATION_FILE))))
+    names = (*PAGE_FILES, CONFIG_FILE, EVALUATION_FILE, *EVALUATION_PICTURES)
+    ours = re.compile(r"(unet|scheduler)/.*|" + "|".join(map(re.escape, names)))
     left_over = [path for path in api.list_repo_files(repo_id) if ours.fullmatch(path) and path not in files]
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(path, is_folder=False) for path in left_over]

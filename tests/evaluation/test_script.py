@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ddpm_hf import DDPMPipeline
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -48,6 +50,9 @@ def test_nll_of_the_held_out_rows(folder, load_script, capsys):
     for picture in ("nll_terms.png", "nll_rate_distortion.png"):
         assert Image.open(folder / "evaluation" / picture).size[0] > 300
 
+    # Pictures stay as long as their figures do.
+    pictures = folder / "evaluation" / "nll_terms.png", folder / "evaluation" / "closest_pixels.png"
+    shutil.copy(*pictures)
     # An estimate joins the report, and the same measurement replaces itself.
     evaluate([str(folder), "--nll_timesteps", "20", "--seed", "1"])
     evaluate([str(folder), "--batch_size", "7"])
@@ -55,6 +60,12 @@ def test_nll_of_the_held_out_rows(folder, load_script, capsys):
     assert estimate["terms_per_image"] == 20
     assert abs(estimate["value"] - exact["value"]) < 4 * estimate["standard_error"]
     assert again == nearly(exact)
+    assert all(picture.is_file() for picture in pictures)
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    pipeline.unet.conv_out.bias.data += 1
+    pipeline.save_pretrained(folder)
+    evaluate([str(folder), "--nll_timesteps", "3"])
+    assert [picture.is_file() for picture in pictures] == [True, False] and len(metrics_in(folder)) == 1
 
 
 def test_the_choices_of_the_bound_are_recorded(folder, load_script):

@@ -24,6 +24,7 @@ METRICS = [
     {
         **{"name": "frechet_distance", "value": 41.5, "n": 1000, "seed": 0, "dataset": "/home/alice/photos"},
         **{"split": "train", "sampler": "dpm", "steps": 20, "floor": 12.25, "features": "a | b"},
+        **{"interval_low": 30.5, "interval_high": 52.5, "network_calls": 20, "standard_error": None},
     },
 ]
 SUMMARY = {
@@ -88,7 +89,12 @@ def test_every_figure_of_the_run_stands_in_the_text(run_folder):
     for words in (
         *("4,500 images of `photos`", "300 optimizer steps of 16 images", "1,234,567 parameters", "torch 9.9"),
         *("learning_rate: 0.000321", "1 h 02 min", "1 x Some GPU", "bf16", "1,288.6", "2.34 GB"),
-        *("| bits_per_dim | 3.70125 | photos (test) | 500 | 0 |", "0.0125 |", "12.25", "a \\| b", "dpm"),
+        *("| bits_per_dim | 3.70125 | photos (test) | 0.0125 |  | 500 | 0 |", "| dpm | 20 | 30.5 … 52.5 |"),
+        *(
+            "| 12.25 | 1000 | 0 |",
+            "- frechet_distance: features a \\| b, network calls 20.",
+            "The floor is what real images",
+        ),
         *("seed 5, in 50 of 1000 denoising steps", "moving average", "4 images after 1, 25, 50 steps"),
         *("The last value is 0.0312", "1 images could not be read"),
     ):
@@ -103,6 +109,21 @@ def test_pictures_are_there_and_have_words_for_those_who_do_not_see_them(run_fol
     assert {name for _, name in pictures} == set(PICTURES)
     for words, name in pictures:
         assert len(words.split()) > 5 and (folder / name).stat().st_size > 0
+
+
+def test_pictures_of_an_evaluation_go_along_with_their_figures_and_training_images_stay(run_folder):
+    folder = run_folder()
+    (folder / "evaluation").mkdir()
+    for name in ("comparison", "nll_terms", "closest_pixels", "closest_pixels_distances"):
+        Image.new("L", (4, 4)).save(folder / "evaluation" / f"{name}.png")
+    text = ModelCard.load(write_card(folder)).text
+    # There is a figure of samples, but none of the bound's terms or of distances.
+    expected = {"evaluation/comparison.png"}
+    assert {name for name in re.findall(r"\]\((.*?)\)", text) if name.startswith("evaluation")} == expected
+    assert {name for name in page_files(ModelFolder.read(folder)) if name.startswith("evaluation/")} == expected
+    metrics = [*METRICS, {**METRICS[1], "name": "copied_share_pixels", "median_distance": 4.0}]
+    text = ModelCard.load(write_card(run_folder(metrics=metrics))).text
+    assert "![How near samples" in text and "closest_pixels.png" not in text
 
 
 def test_nothing_is_said_of_a_run_that_left_nothing(tiny_pipeline, tmp_path):
