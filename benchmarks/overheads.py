@@ -1,0 +1,219 @@
+"""What a step costs beside the network: scheduler, sampling loop, moving average and optimizer, against diffusers'.
+
+    OMP_NUM_THREADS=1 python benchmarks/overheads.py
+
+Before anything is timed, both sides are shown to give the same numbers.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.training_utils import EMAModel
+from measuring import Comparison, finish, make_parser, paired, start
+from stock import make_adamw
+
+import ddpm_hf
+from ddpm_hf.models.unet import paper_config
+from ddpm_hf.training.ema import EMA
+
+TURNS = {"quick": 3, "normal": 9, "full": 25}
+TOLERANCE = 1e-5
+# (shape, least ratio for step, for add_noise) as the goals have them
+SHAPES = (((1, 1, 8, 8), 6.0, 2.5), ((16, 3, 32, 32), 1.8, 2.5), ((4, 3, 256, 256), None, None))
+
+
+def preset_config(name: str) -> dict[str, Any]:
+    """Of the network of a preset."""
+    return paper_config(**{key: value for key, value in ddpm_hf.get_preset(name).model.items() if key != "dropout"})
+
+
+# name -> (configuration, steps of the chain that is timed, whether a goal is set for it at batch 1)
+NETWORKS = {
+    "tiny 8x8, 0.06 M": (
+        {
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        },
+        100,
+        True,
+    ),
+    "digits preset 16x16, 1.1 M": (preset_config("digits"), 50, True),
+    "32x32, 4.4 M": (
+        paper_config(32, base_channels=64, channel_multipliers=(1, 2, 2), blocks_per_level=1),
+        10,
+        False,
+    ),
+}
+
+
+def main(argv: list[str]) -> None:
+    options = make_parser(__doc__, "overheads").parse_args(argv)
+    facts = start(options)
+    turns = TURNS[options.size]
+    rows = [*scheduler_rows(turns), *sampling_rows(options.size), *update_rows(turns, options.size)]
+    finish(options, rows, facts)
+
+
+def require_equal(what: str, stock: torch.Tensor, ours: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    """Ends the benchmark if the two sides do not compute the same."""
+    difference = float((stock.detach() - ours.detach()).abs().max())
+    if not difference <= tolerance:
+        raise SystemExit(f"{what}: the two sides differ by {difference:.2g}, more than {tolerance:g}")
+
+
+# Scheduler
+
+
+def scheduler_rows(turns: int) -> Iterator[Comparison]:
+    """step, add_noise and set_timesteps."""
+    stock, ours = diffusers.DDPMScheduler(), ddpm_hf.LinearDDPMScheduler()
+    for shape, step_goal, noise_goal in SHAPES:
+        size = "x".join(map(str, shape))
+        x_t, eps = torch.randn(shape), torch.randn(shape)
+        for plain, goal in ((False, step_goal), (True, None)):
+            stock_step, our_step = (stepper(side, x_t, eps, plain) for side in (stock, ours))
+            require_equal(f"step {size}", stock_step(0), our_step(0))
+            name = f"scheduler.step {size}{', return_dict=False' if plain else ''}"
+            yield paired(name, stock_step, our_step, turns, goal=goal)
+        yield paired(f"bound of it: drawing the noise of {size} alone", stock_step, noise_alone(x_t), turns)
+        timesteps = torch.randint(0, 1000, shape[:1])
+        stock_noise, our_noise = (noiser(side, x_t, eps, timesteps) for side in (stock, ours))
+        require_equal(f"add_noise {size}", stock_noise(), our_noise())
+        yield paired(f"add_noise {size}", stock_noise, our_noise, turns, goal=noise_goal)
+    yield paired("set_timesteps(1000)", lambda: stock.set_timesteps(1000), lambda: ours.set_timesteps(1000), turns)
+
+
+def stepper(
+    scheduler: diffusers.DDPMScheduler, x_t: torch.Tensor, eps: torch.Tensor, plain: bool
+) -> Callable[..., torch.Tensor]:
+    """A step in the middle of the chain, as a pipeline calls it; with a seed, always the same one."""
+    scheduler.set_timesteps(1000)
+    generator, timestep = torch.Generator(), scheduler.timesteps[500]
+
+    def step(seed: int | None = None) -> torch.Tensor:
+        if seed is not None:
+            generator.manual_seed(seed)
+        if plain:
+            return scheduler.step(eps, timestep, x_t, generator=generator, return_dict=False)[0]
+        return scheduler.step(eps, timestep, x_t, generator=generator).prev_sample
+
+    return step
+
+
+def noise_alone(x_t: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """What any step must do that draws the numbers diffusers draws."""
+    generator = torch.Generator()
+    return lambda: torch.randn(x_t.shape, generator=generator)
+
+
+def noiser(
+    scheduler: diffusers.DDPMScheduler, x_0: torch.Tensor, eps: torch.Tensor, timesteps: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    return lambda: scheduler.add_noise(x_0, eps, timesteps)
+
+
+# Sampling loop
+
+
+def sampling_rows(size: str) -> Iterator[Comparison]:
+    """The whole pipeline with networks so small that the machine is busy calling."""
+    networks = list(NETWORKS.items())[: 2 if size == "quick" else None]
+    for name, (config, steps, has_goal) in networks:
+        unet = random_network(config)
+        pipelines = (
+            diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()),
+            ddpm_hf.DDPMPipeline(unet, ddpm_hf.LinearDDPMScheduler()),
+        )
+        for batch in (1, 16):
+            stock, ours = (sampler(pipeline, batch, steps) for pipeline in pipelines)
+            require_equal(f"sampling {name}", *(torch.from_numpy(draw()) for draw in (stock, ours)))
+            turns = {"quick": 2, "normal": 5, "full": 15}[size]
+            goal = 1.4 if has_goal and batch == 1 else None
+            yield paired(f"sampling, {name}, batch {batch}, {steps} steps", stock, ours, turns, 1, goal=goal)
+
+
+def random_network(config: dict[str, Any]) -> diffusers.UNet2DModel:
+    """In evaluation mode, with no weight at the zero that some layers start from."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(**config).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return unet
+
+
+def sampler(pipeline: diffusers.DDPMPipeline, batch: int, steps: int) -> Callable[[], Any]:
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> Any:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(batch, generator, num_inference_steps=steps, output_type="np").images
+
+    return draw
+
+
+# Updates
+
+
+def update_rows(turns: int, size: str) -> Iterator[Comparison]:
+    """Moving average and optimizer, on the networks of the presets."""
+    for preset in ("digits", "ddpm-cifar10")[: 1 if size == "quick" else None]:
+        unet = diffusers.UNet2DModel(**preset_config(preset))
+        name = f"{sum(parameter.numel() for parameter in unet.parameters()) / 1e6:.1f} M parameters"
+        stock, ours = averages(unet)
+        yield paired(f"EMA update, {name}", stock, ours, turns, goal=1.8)
+        stock, ours = optimizers(unet)
+        yield paired(f"AdamW step, {name}", stock, ours, turns, goal=2.5)
+
+
+def averages(unet: torch.nn.Module) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One update each, with the same constant decay; shown to be the same after two."""
+    stock = EMAModel(unet.parameters(), decay=0.999, min_decay=0.999)
+    stock.optimization_step = 10  # its first update copies the weights whatever the decay
+    ours = EMA(unet, 0.999, None, 0.75)
+    moved = copy.deepcopy(unet)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+    def step_stock() -> None:
+        stock.step(moved.parameters())
+
+    def step_ours() -> None:
+        ours.update(moved, 1)
+
+    for step in (step_stock, step_ours):
+        step(), step()
+    for theirs, mine in zip(stock.shadow_params, ours.model.parameters(), strict=True):
+        require_equal("EMA", theirs, mine)
+    return step_stock, step_ours
+
+
+def optimizers(unet: torch.nn.Module) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One step each of AdamW as the example and as our trainer make it; shown to be the same after two."""
+    networks = [copy.deepcopy(unet) for _ in range(2)]
+    settings = make_adamw(networks[0]).defaults
+    same = {name: settings[name] for name in ("lr", "betas", "weight_decay", "eps")}
+    stock = make_adamw(networks[0])
+    ours = torch.optim.AdamW(networks[1].parameters(), **same, fused=True)
+    for first, second in zip(*(network.parameters() for network in networks), strict=True):
+        first.grad = second.grad = torch.randn_like(first)
+    for optimizer in (stock, ours):
+        optimizer.step(), optimizer.step()
+    for first, second in zip(*(network.parameters() for network in networks), strict=True):
+        require_equal("AdamW", first, second)
+    return stock.step, ours.step
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
