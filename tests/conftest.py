@@ -1,6 +1,8 @@
 """Small real pipelines and a clean environment for every test."""
 
 import os
+import subprocess
+import sys
 
 # Before anything of Hugging Face is imported: no test may reach for a network, and none may touch the user's caches.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -65,3 +67,19 @@ def fresh_accelerate_state():
     yield
     for state in states:
         state._reset_state()
+
+
+@pytest.fixture
+def on_two_processes():
+    """Runs a script on two processes of this machine's CPU and gives what it printed."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    launcher += "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    launcher += ["--main_process_port", "0"]
+
+    def run(*command: str) -> str:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        result = subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    return run

@@ -1,9 +1,6 @@
 """A folder of images, a small real run on it, and the scripts as modules."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -61,19 +58,3 @@ def load_script():
         return module
 
     return load
-
-
-@pytest.fixture
-def on_two_processes():
-    """Runs a script on two processes of this machine's CPU and gives what it printed."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-    launcher += "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    launcher += ["--main_process_port", "0"]
-
-    def run(*command: str) -> str:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        result = subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
-
-    return run

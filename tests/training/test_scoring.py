@@ -2,9 +2,12 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loop import assert_equal_weights, stop_after, weights_of
 
 from ddpm_hf import DDPMPipeline
@@ -144,6 +147,29 @@ def test_the_best_pipeline_of_a_run_with_ema_is_the_average(train):
     for name, value in trainer.ema.model.state_dict().items():
         assert torch.equal(kept[name], value)
     assert any(not torch.equal(kept[name], value) for name, value in weights_of(trainer).items())
+
+
+def test_trackers_are_told(train):
+    folder = train(*DISTANCES, "--report_to", "tensorboard").output.path
+    events = EventAccumulator(str(folder / "logs" / "ddpm_hf"))
+    events.Reload()
+    for name in ("bits_per_dim", "frechet_distance", "frechet_distance_floor"):
+        told = [(event.step, event.value) for event in events.Scalars(f"eval/{name}")]
+        assert told == [(row["step"], pytest.approx(row[name], rel=1e-5)) for row in scores_in(folder)]
+
+
+@pytest.mark.processes
+def test_two_processes_score_as_one_does(train, image_folder, tmp_path, on_two_processes):
+    flags = [*DISTANCES, "--save_best_by", "frechet_distance", "--dropout", "0", "--learning_rate", "1e-4"]
+    # Features of the classifier, which both must have from the same weights.
+    alone = train(*flags, output_dir=tmp_path / "one").output.path
+    data = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "two")]
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    on_two_processes(str(script), *TINY, *flags, *data, "--train_batch_size", "2")
+    for one, two in zip(scores_in(alone), scores_in(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-2, abs=1e-3)  # samples may differ by 1 of 255
+    best = min(row["frechet_distance"] for row in scores_in(tmp_path / "two"))
+    assert best_of(tmp_path / "two")["value"] == pytest.approx(best, rel=1e-5)
 
 
 @pytest.mark.parametrize(
