@@ -1,0 +1,43 @@
+"""Training steps of the 35.7 M network of Ho et al. at 32x32, float32 and bf16, ours against stock's recipe.
+
+    OMP_NUM_THREADS=2 python benchmarks/throughput.py
+
+Ours is the trainer of scripts/train.py with all that it does in a step; stock's is the loop of train_unconditional.py
+(its AdamW, EMAModel, clipping and data path), with autocast for bf16. Same network, same batch, same images.
+"""
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from measuring import compare, finish, make_parser, start
+from pictures import write_png_folder
+from training_sides import RESOLUTION, Side, Worker, interleaved_steps
+
+# size -> (turns, steps in a turn, images in a batch)
+AMOUNTS = {"quick": (2, 1, 4), "normal": (7, 2, 8), "full": (15, 4, 16)}
+# (slower, faster, least ratio)
+COMPARISONS = (
+    ("stock float32", "ours float32", 1.0),
+    ("stock float32", "stock bf16", None),
+    ("stock float32", "ours bf16", 1.9),
+    ("stock bf16", "ours bf16", 1.0),
+)
+
+
+def main(argv: list[str]) -> None:
+    options = make_parser(__doc__, "throughput").parse_args(argv)
+    facts = start(options)
+    turns, steps, batch = AMOUNTS[options.size]
+    sides = [Side(name, precision, batch) for precision in ("float32", "bf16") for name in ("stock", "ours")]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        images = write_png_folder(Path(folder) / "images", 256, RESOLUTION)
+        workers = [running.enter_context(Worker(side, images)) for side in sides]
+        seconds = interleaved_steps(workers, turns, steps)
+    rows = [compare(f"step of {batch} images, {a} -> {b}", seconds[a], seconds[b], goal) for a, b, goal in COMPARISONS]
+    finish(options, rows, facts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

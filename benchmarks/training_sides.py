@@ -1,0 +1,182 @@
+"""Training steps of the two sides, each in a process of its own that takes them when it is told to.
+
+So both can be measured in turns though they differ in settings that a process has once (accelerate's precision), and
+the memory of one is not that of the other.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PRESET, RESOLUTION = "ddpm-cifar10", 32  # 35.7 M parameters
+_TINY = "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 16".split()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way of training: "stock" or "ours", "float32" or "bf16"."""
+
+    name: str
+    precision: str
+    batch: int
+    gradient_checkpointing: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}{', checkpointing' if self.gradient_checkpointing else ''}"
+
+
+class Worker:
+    """A process that trains one side; use it in a `with`.
+
+    Args:
+        side: what it trains.
+        images: a folder of images, 32x32.
+    """
+
+    def __init__(self, side: Side, images: Path):
+        self.side = side
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(asdict(side)), str(images)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.process.stdin.close()
+        if problem[0] is not None:
+            self.process.kill()
+        self.process.wait()
+
+    def train(self, steps: int) -> float:
+        """Seconds of so many steps."""
+        return self._ask({"steps": steps})["seconds"]
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: "libraries" before there was a network, "peak" up to now; of ours also the doctor's "forecast"."""
+        return self._ask({"memory": True})
+
+    def flops(self) -> int:
+        """Floating-point operations of a step, as the doctor forecasts them. Of ours."""
+        return self._ask({"memory": True})["flops"]
+
+    def _ask(self, question: dict) -> dict:
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.log.seek(0)
+            raise SystemExit(f"{self.side} ended:\n{self.log.read()[-3000:]}")
+        return json.loads(answer)
+
+
+# What follows runs in the process of a worker.
+
+
+def serve(side: Side, images: Path) -> None:
+    """Answer one question for each line of stdin on stdout, where nobody else may write."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        make = our_steps if side.name == "ours" else stock_steps
+        # A step of a tiny network first: libraries and kernels are there before memory is counted.
+        make(side, images, Path(folder) / "tiny", tiny=True)[0]()
+        libraries = resident("VmRSS")
+        step, about = make(side, images, Path(folder) / "run", tiny=False)
+        for line in sys.stdin:
+            question = json.loads(line)
+            if "steps" in question:
+                start = time.perf_counter()
+                for _ in range(question["steps"]):
+                    step()
+                answer = {"seconds": time.perf_counter() - start}
+            else:
+                answer = {"libraries": libraries, "peak": resident("VmHWM"), **about()}
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+def resident(name: str) -> int:
+    """Resident bytes of this process as Linux tells them: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+Steps = tuple[Callable[[], object], Callable[[], dict[str, int]]]
+
+
+def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
+    """The trainer of scripts/train.py with everything it does in a step."""
+    from ddpm_hf.training.command_line import parse_training_arguments
+    from ddpm_hf.training.forecast import forecast
+    from ddpm_hf.training.start import prepare
+
+    flags = [
+        "--train_data_dir",
+        images,
+        "--cache_dir",
+        images.with_name("cache"),
+        "--output_dir",
+        folder,
+        "--holdout",
+        0,
+    ]
+    flags += ["--train_batch_size", side.batch, "--max_train_steps", 10**6, "--preview_steps", 0]
+    flags += ["--checkpointing_steps", 10**6, "--mixed_precision", "no" if side.precision == "float32" else "bf16"]
+    flags += [*_TINY, "--resolution", RESOLUTION] if tiny else ["--preset", PRESET]
+    flags += ["--gradient_checkpointing"] if side.gradient_checkpointing else []
+    trainer = prepare(parse_training_arguments(list(map(str, flags))))
+    # `train` makes everything ready, finds no batch and leaves nothing; then its steps are taken one by one.
+    batches, trainer._batches, trainer._finish = trainer._batches(), lambda: iter(()), lambda: None
+    trainer.train()
+
+    def step() -> None:
+        trainer._micro_step(next(batches))
+        trainer._after_step()
+
+    def about() -> dict[str, int]:
+        cost = forecast(trainer.plan, trainer.accelerator)
+        return {"forecast": cost.total, "flops": cost.flops, "parameters": trainer.plan.facts["parameters"]}
+
+    return step, about
+
+
+def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
+    """The recipe of train_unconditional.py on the same images and network."""
+    import torch
+    from stock import StockRecipe, endless, make_loader
+
+    from ddpm_hf import get_preset
+    from ddpm_hf.models.unet import paper_config
+
+    small = {"base_channels": 8, "channel_multipliers": (1, 2), "blocks_per_level": 1}
+    config = paper_config(RESOLUTION, **small) if tiny else paper_config(**get_preset(PRESET).model)
+    precision = torch.float32 if side.precision == "float32" else torch.bfloat16
+    recipe = StockRecipe(config, precision, gradient_checkpointing=side.gradient_checkpointing)
+    batches = endless(make_loader(images, RESOLUTION, side.batch))
+    return lambda: recipe.step(next(batches)), dict
+
+
+def interleaved_steps(workers: Sequence[Worker], turns: int, steps: int) -> dict[str, list[float]]:
+    """Side -> seconds of one step in each turn, after a step of each that does not count."""
+    for worker in workers:
+        worker.train(1)
+    seconds = {str(worker.side): [] for worker in workers}
+    for _ in range(turns):
+        for worker in workers:
+            seconds[str(worker.side)].append(worker.train(steps) / steps)
+    return seconds
+
+
+if __name__ == "__main__":
+    serve(Side(**json.loads(sys.argv[1])), Path(sys.argv[2]))
