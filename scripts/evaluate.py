@@ -87,6 +87,7 @@ class MeasureArguments:
 
 
 def main(argv: list[str]) -> None:
+    """Parse, check and measure; what is wrong with the request becomes one line and exit status 2."""
     groups = (ImageArguments, SampleArguments, MeasureArguments)
     parser = OneLineParser(groups, prog="evaluate.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("model", help="A pipeline's folder or Hub name, or samples: a folder of images or an .npz.")

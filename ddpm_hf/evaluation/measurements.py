@@ -16,7 +16,7 @@ from .figures import plot_distances, plot_rate_distortion, plot_terms, save_grid
 from .image_sets import ImageSet
 from .likelihood import bound_of, measure_likelihood, network_of, write_images, write_terms
 from .memorization import Neighbours, copies, duplicates, nearest
-from .quality import FeatureSets, score
+from .quality import FeatureSets, interval, score
 from .samples import Samples
 
 PAIRS_SHOWN = 10
@@ -72,7 +72,7 @@ def measure_nll(
         if per_image:
             write_images(found, details / "nll_per_image.csv")
     about = {"seed": seed, "dataset": images.name, "split": images.split, "sampler": "ddpm", "floor": None}
-    return found.record() | about | {"clip": clip, "cdf": cdf}
+    return found.record() | interval(found.value, found.standard_error) | about | {"clip": clip, "cdf": cdf}
 
 
 def _class_numbers(pipeline: DDPMPipeline, images: ImageSet) -> torch.Tensor | None:

@@ -81,7 +81,7 @@ def score(
     }
     entries = []
     for name, value in values.items():
-        entry = {"name": names.get(name, name), "value": value, **_interval(value, errors.get(name))}
+        entry = {"name": names.get(name, name), "value": value, **interval(value, errors.get(name))}
         entry |= {"floor": floors.get(name), **common}
         if name == "frechet_distance" and few_images(extractor, min(len(samples), len(reference))):
             entry["note"] = "fewer images than features: too large by about its floor"
@@ -163,6 +163,7 @@ def _measure(
     return values
 
 
-def _interval(value: float, error: float | None) -> dict[str, float | None]:
+def interval(value: float, error: float | None) -> dict[str, float | None]:
+    """A standard error and the ends of the interval that it makes, as part of a report's entry."""
     ends = (None, None) if error is None else (value - _Z * error, value + _Z * error)
     return {"standard_error": error, "interval_low": ends[0], "interval_high": ends[1]}

@@ -40,6 +40,7 @@ def test_nll_of_the_held_out_rows(folder, load_script, capsys):
     assert (exact["clip"], exact["cdf"], exact["floor"]) == (True, "erf", None)
     assert exact["rate"] + exact["distortion"] == pytest.approx(exact["value"])
     assert exact["standard_error"] > 0 and exact["prior"] > 0
+    assert exact["interval_high"] - exact["value"] == pytest.approx(1.96 * exact["standard_error"])
     last = capsys.readouterr().out.splitlines()
     assert last[-1] == f"report: {folder / 'evaluation.json'}" and last[-2].startswith("bits_per_dim")
     with (folder / "evaluation" / "nll_per_image.csv").open() as lines:
