@@ -1,6 +1,7 @@
 """The images to judge: drawn from a pipeline, or made before and read from a folder or a file."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object, tqdm
-from diffusers import DDPMScheduler, SchedulerMixin
 from PIL import Image
 
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, to_channels
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
-from ..pipelines.samplers import make_sampler, rebuild
+from ..pipelines.sample_folder import RECORD_FILE
+from ..pipelines.samplers import make_sampler, rebuild, sampler_name
 
 ARRAY_SUFFIX = ".npz"
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -93,7 +94,7 @@ def draw_samples(
     guided = guidance_scale not in (0.0, 1.0)
     about = {
         "seed": seed,
-        "sampler": sampler or sampler_name(pipeline.scheduler),
+        "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__),
         "steps": steps,
         "network_calls": calls * (2 if guided else 1),
         **({"guidance_scale": guidance_scale} if classes else {}),
@@ -117,32 +118,47 @@ def prepared(
     return pipeline, steps
 
 
-def sampler_name(scheduler: SchedulerMixin) -> str:
-    """The word for a scheduler in a report: "ddpm" for any DDPM, else its class."""
-    return "ddpm" if isinstance(scheduler, DDPMScheduler) else type(scheduler).__name__
-
-
 def read_samples(path: str | Path, most: int | None = None) -> Samples:
     """Read images made before.
 
     Args:
-        path: a folder of images (of those in it, or if there are none, whatever `load_images` finds in sub-folders and
-            tables), or an .npz as OpenAI's evaluators take it: `arr_0`, uint8 (n, H, W, C).
+        path: what scripts/sample.py left, a folder of images (of those in it, or if there are none, whatever
+            `load_images` finds in sub-folders and tables), or an .npz as OpenAI's evaluators take it: `arr_0`, uint8
+            (n, H, W, C).
         most: how many at most, the first by name.
 
     Raises:
-        ValueError: if there are none, the .npz holds something else, or the images differ in size or channels.
+        ValueError: if there are none or not yet all, the .npz holds something else, or the images differ in size or
+            channels.
     """
     path = Path(path)
-    if path.suffix == ARRAY_SUFFIX:
-        images = _read_array(path)
+    folder = path if path.is_dir() else path.parent
+    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")) if (folder / RECORD_FILE).is_file() else {}
+    array = path / "samples.npz" if (path / "samples.npz").is_file() else path
+    if array.suffix == ARRAY_SUFFIX:
+        images = _read_array(array)
     elif path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
-        images = _stacked(_open_files(files[:most]) if files else _open_rows(path, most))
+        tables = path / "data" if (path / "data").is_dir() else path
+        images = _stacked(_open_files(files[:most]) if files else _open_rows(tables, most))
     else:
         raise ValueError(f"samples {str(path)!r} are neither a folder nor an {ARRAY_SUFFIX} file")
     images = images[:most]
-    return Samples(images=np.ascontiguousarray(images.transpose(0, 3, 1, 2)), about={"samples": path.name})
+    wanted = min(record.get("num_images", 0), most or record.get("num_images", 0))
+    if len(images) < wanted:
+        raise ValueError(f"samples {str(path)!r}: {len(images)} of {wanted} are drawn; run the same sample.py again")
+    about = {"samples": path.name, **_drawn_with(record)}
+    return Samples(images=np.ascontiguousarray(images.transpose(0, 3, 1, 2)), about=about)
+
+
+def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How the images were drawn, by the record of scripts/sample.py."""
+    if not record:
+        return {}
+    settings = record["settings"]
+    about = {"seed": settings["seed"], "sampler": sampler_name(settings["scheduler"]["class"])}
+    about["steps"] = settings["num_inference_steps"]
+    return about | ({} if settings["class_labels"] is None else {"guidance_scale": settings["guidance_scale"]})
 
 
 def _read_array(file: Path) -> np.ndarray:

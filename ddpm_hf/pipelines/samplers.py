@@ -37,6 +37,13 @@ def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     return without_learned_variance(rebuild(getattr(diffusers, class_name), scheduler, **settings))
 
 
+def sampler_name(class_name: str) -> str:
+    """The short name of a scheduler's class, or the class where it has none."""
+    names = {of_diffusers: name for name, (of_diffusers, _) in _DIFFUSERS_SAMPLERS.items()}
+    ours = dict.fromkeys(("DDPMScheduler", LinearDDPMScheduler.__name__), "ddpm")
+    return (names | ours).get(class_name, class_name)
+
+
 def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:
     """A scheduler of another class for the same process.
 

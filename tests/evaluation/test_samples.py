@@ -7,6 +7,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ddpm_hf.evaluation.samples import draw_samples, read_samples
+from ddpm_hf.pipelines.sample_folder import SampleFolder
 from ddpm_hf.seeds import image_generators
 
 
@@ -80,6 +81,27 @@ def test_images_are_read_as_they_were_written(tmp_path, channels):
         np.testing.assert_array_equal(found.images, images.transpose(0, 3, 1, 2))
         assert found.about == {"samples": place}
         assert len(read_samples(tmp_path / place, most=3).images) == 3
+
+
+@pytest.mark.parametrize("output_format", ["png", "npz", "dataset"])
+def test_what_the_sampling_script_leaves_is_read_with_its_record(tmp_path, output_format):
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3)).astype(np.uint8)
+    folder = SampleFolder(
+        path=tmp_path / "made", output_format=output_format, num_images=5, labels=[0, 1, 0, 1, 0], class_names=None
+    )
+    scheduler = {"class": "DPMSolverMultistepScheduler", "beta_start": 1e-4}
+    settings = {"seed": 3, "num_inference_steps": 9, "guidance_scale": 2.0, "class_labels": [0, 1], "weights": "a"}
+    folder.open({**settings, "scheduler": scheduler})
+    folder.write([0, 1, 4], images[[0, 1, 4]])
+    with pytest.raises(ValueError, match="3 of 5 are drawn; run the same sample.py again"):
+        read_samples(tmp_path / "made")
+    folder.write([2, 3], images[[2, 3]])
+    folder.finish()
+    folder.close()
+    found = read_samples(tmp_path / "made")
+    np.testing.assert_array_equal(found.images, images.transpose(0, 3, 1, 2))
+    assert found.about == {"samples": "made", "seed": 3, "sampler": "dpm", "steps": 9, "guidance_scale": 2.0}
+    assert len(read_samples(tmp_path / "made", most=2).images) == 2
 
 
 @pytest.mark.parametrize(

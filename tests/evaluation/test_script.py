@@ -121,7 +121,8 @@ def test_samples_made_before_get_the_same_scores(folder, load_script, tmp_path):
         assert (one["n"], one["name"], one["dataset"]) == (other["n"], other["name"], other["dataset"])
         assert other["value"] == pytest.approx(one["value"], rel=1e-2)  # the seed is the same; pixels within 1
         assert other["floor"] == pytest.approx(one["floor"], rel=1e-6)
-        assert (other["samples"], other["seed"], other["sampler"]) == ("made", None, None)
+        assert (other["samples"], other["seed"], other["sampler"]) == ("made", 0, "ddpm")
+        assert other["steps"] == one["steps"] == 2
 
 
 def test_contenders_side_by_side(folder, load_script, capsys, tmp_path):
