@@ -184,6 +184,9 @@ def draw_images(pipeline: DDPMPipeline, folder: SampleFolder, missing: list[int]
     state, interruption = PartialState(), Interruption(None)
     mine = missing[state.process_index :: state.num_processes]
     calls = len(pipeline.scheduler.timesteps)
+    if state.is_main_process:
+        work = f"{len(missing)} of {folder.num_images} images, {calls} network calls each"
+        print(f"to draw: {work}, {state.num_processes} process(es) on {pipeline.device.type}", flush=True)
     with sampling_bar(folder.num_images, len(missing), len(mine), calls, shown=state.is_main_process) as show:
         batches = generate(
             pipeline,

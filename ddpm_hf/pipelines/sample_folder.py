@@ -54,7 +54,10 @@ class SampleFolder:
     @property
     def files(self) -> list[Path]:
         """The file of each image."""
-        return [self._images / f"{index:05d}.png" for index in range(self.num_images)]
+        return [self._file(index) for index in range(self.num_images)]
+
+    def _file(self, index: int) -> Path:
+        return self._images / f"{index:05d}.png"
 
     @property
     def _images(self) -> Path:
@@ -122,7 +125,7 @@ class SampleFolder:
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
         """Save uint8 images (B, H, W, C) under their numbers. Any process may."""
         for index, image in zip(indices, images, strict=True):
-            with replacing(self._images / f"{index:05d}.png") as beside:
+            with replacing(self._file(index)) as beside:
                 to_pil(image).save(beside, format="PNG")
 
     def finish(self) -> Path:
