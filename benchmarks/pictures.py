@@ -7,6 +7,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+datasets.disable_progress_bars()
+
 
 def write_png_folder(folder: Path, count: int, side: int) -> Path:
     """`count` RGB images, side x side, as PNG files."""
@@ -22,7 +24,10 @@ def write_parquet(folder: Path, count: int, side: int) -> Path:
     features = datasets.Features({"image": datasets.Image()})
     folder.mkdir(parents=True)
     data = datasets.Dataset.from_generator(
-        _examples, features=features, gen_kwargs={"count": count, "side": side}, cache_dir=str(folder / "cache")
+        _examples,
+        features=features,
+        gen_kwargs={"count": count, "side": side},
+        cache_dir=str(folder.with_name("made")),
     )
     data.to_parquet(folder / "train.parquet")
     return folder

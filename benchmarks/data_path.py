@@ -1,0 +1,92 @@
+"""From stored images to training batches: decoded once and mapped, against decoded and transformed in every epoch.
+
+    OMP_NUM_THREADS=1 python benchmarks/data_path.py
+
+The other side is the data path of train_unconditional.py: datasets, its transforms, torch's DataLoader. Both end with
+float32 batches in [-1, 1], flipped at random. A turn of stock is an epoch, a turn of ours twenty (the first pass, in
+which images are decoded, is not among them: it stands in a column of its own). Workers are started in every turn.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import stock
+from measuring import compare, finish, interleaved, make_parser, start
+from pictures import write_parquet, write_png_folder
+
+from ddpm_hf.data.examples import TrainingData
+from ddpm_hf.data.loading import make_loader
+from ddpm_hf.data.order import PositionSampler
+from ddpm_hf.data.sources import load_images
+from ddpm_hf.data.store import PixelStore
+from ddpm_hf.data.transforms import normalize
+
+BATCH, EPOCHS = 64, 20
+GOALS = {32: 15.0, 64: 8.0}
+# size -> (images, turns)
+AMOUNTS = {"quick": (1024, 2), "normal": (4096, 7), "full": (20_480, 15)}
+
+
+def main(argv: list[str]) -> None:
+    options = make_parser(__doc__, "data_path").parse_args(argv)
+    facts = start(options)
+    count, turns = AMOUNTS[options.size]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for side in GOALS:
+            for kind, write in (("PNG files", write_png_folder), ("parquet", write_parquet)):
+                images = write(Path(folder) / f"{side} {kind}" / "images", count, side)
+                rows += throughput(images, side, kind, turns)
+    finish(options, rows, facts)
+
+
+def throughput(images: Path, side: int, kind: str, turns: int) -> Iterator[dict[str, Any]]:
+    """A row without workers and one with two."""
+    cache = images.with_name("store")
+    source = load_images(train_data_dir=images, cache_dir=cache)
+    start = time.perf_counter()
+    store = PixelStore.build(source, (side, side), cache_dir=cache, progress=False)
+    building = time.perf_counter() - start
+    for workers in (0, 2):
+        sides = {"stock": stock_epoch(images, side, workers), "ours": our_epochs(store, workers)}
+        seconds = interleaved(sides, turns)
+        found = compare("", seconds["stock"], [turn / EPOCHS for turn in seconds["ours"]])
+        goal = GOALS[side] if workers == 0 else None
+        yield {
+            "what": f"{side}x{side}, {kind}, {workers} workers",
+            "stock images/s": round(len(store) / found.stock_seconds),
+            "ours images/s": round(len(store) / found.ours_seconds),
+            "times faster": f"{found.ratio:.1f} [{found.low:.1f}..{found.high:.1f}]",
+            "n": turns,
+            "goal": "" if goal is None else f"{goal:g}: {'met' if found.ratio >= goal else 'missed'}",
+            "decoded once at images/s": round(len(store) / building),
+        }
+
+
+def stock_epoch(images: Path, side: int, workers: int) -> Callable[[], None]:
+    loader = stock.make_loader(images, side, BATCH, workers)
+
+    def epoch() -> None:
+        for batch in loader:
+            assert batch["input"].shape[1:] == (3, side, side)
+
+    return epoch
+
+
+def our_epochs(store: PixelStore, workers: int) -> Callable[[], None]:
+    data = TrainingData(store, seed=0, random_flip=True)
+    sampler = PositionSampler(BATCH, num_steps=EPOCHS * len(store) // BATCH)
+
+    def epochs() -> None:
+        for batch in make_loader(data, sampler, num_workers=workers):
+            assert normalize(batch["images"]).shape[1:] == store.shape
+
+    return epochs
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
