@@ -15,8 +15,8 @@ def main(argv: list[str]) -> None:
     config = parse_training_arguments(argv)
     with one_line_errors("train.py"):
         trainer = prepare(config)
-    if trainer is not None:
-        trainer.train()
+        if trainer is not None:
+            trainer.train()
 
 
 if __name__ == "__main__":

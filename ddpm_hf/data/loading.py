@@ -46,14 +46,17 @@ class _Stream(IterableDataset):
         self.data = data
         self.sampler = sampler
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[int, str]]]:
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor] | ValueError, dict[int, str]]]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         told = 0
-        for batch in self.data.batches(islice(self.sampler, first, None, step)):
-            news = dict(islice(self.data.unreadable.items(), told, None))
-            told += len(news)
-            yield batch, news
+        try:
+            for batch in self.data.batches(islice(self.sampler, first, None, step)):
+                news = dict(islice(self.data.unreadable.items(), told, None))
+                told += len(news)
+                yield batch, news
+        except ValueError as problem:  # raised by the loader, without a worker's traceback around its one line
+            yield problem, {}
 
 
 class _StreamLoader:
@@ -65,5 +68,7 @@ class _StreamLoader:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch, unreadable in self.loader:
+            if isinstance(batch, ValueError):
+                raise batch
             self.data.unreadable.update(unreadable)
             yield batch

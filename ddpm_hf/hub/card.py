@@ -202,10 +202,21 @@ def _limits(model: ModelFolder) -> list[str]:
     if model.summary.get("training_images") and not model.settings.get("init_from"):
         limits.append(f"All that it knows comes from {model.summary['training_images']:,} training images.")
     if model.summary.get("unreadable"):
-        limits.append(f"{len(model.summary['unreadable'])} images could not be read and were left out of training.")
+        limits.append(_left_out(model.summary["unreadable"]))
     if not model.metrics:
         limits.append("Its quality was not measured.")
     return limits
+
+
+def _left_out(unreadable: list[str], named: int = 100) -> str:
+    """Which images were left out, by row and the last part of their path; from lines "row 17 (path): reason"."""
+    names = []
+    for line in unreadable[:named]:
+        row, path = re.match(r"(row \d+)(?: \((.*?)\))?: ", line, re.DOTALL).groups()
+        file = "" if path is None else f" `{' '.join(Path(path).name.replace('`', ' ').split())}`"
+        names.append(row + file)
+    more = f" and {len(unreadable) - named:,} more" if len(unreadable) > named else ""
+    return f"{len(unreadable):,} images could not be read and were left out of training: {', '.join(names)}{more}."
 
 
 def _what_the_run_says(model: ModelFolder) -> dict[str, Any]:

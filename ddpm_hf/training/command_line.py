@@ -54,10 +54,10 @@ class OneLineParser(HfArgumentParser):
 
 @contextmanager
 def one_line_errors(prog: str) -> Iterator[None]:
-    """Turn what is wrong with a user's request (ValueError, OSError) into one line on stderr and exit status 2."""
+    """Turn what is wrong with a user's request, data or disk into one line on stderr and exit status 2."""
     try:
         yield
-    except (ValueError, OSError) as problem:
+    except (ValueError, OSError, FloatingPointError) as problem:
         print(f"{prog}: error: {' '.join(str(problem).split())}", file=sys.stderr)
         sys.exit(2)
 

@@ -79,7 +79,8 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     epochs = "" if images.count is None else f" ({plan.steps * batch / images.count:.1f} epochs)"
     lines = {
         "data": f"{images.source.name}, {images.count or 'a stream of'} images of {width}x{height}, "
-        f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}",
+        f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}"
+        + (f"; {len(images.unreadable)} left out, since they cannot be read" if images.unreadable else ""),
         "model": f"{plan.facts['parameters']:,} parameters, channels {tuple(plan.unet.config.block_out_channels)}",
         "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
         "training": f"{plan.steps} steps of {batch} images{epochs}, "

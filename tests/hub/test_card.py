@@ -29,7 +29,11 @@ METRICS = [
 ]
 SUMMARY = {
     **{"status": "finished", "steps": 300, "step": 300, "global_batch_size": 16, "parameters": 1234567},
-    **{"dataset": "/home/alice/photos", "training_images": 4500, "unreadable": ["row 3: broken"]},
+    **{
+        "dataset": "/home/alice/photos",
+        "training_images": 4500,
+        "unreadable": ["row 3 (/home/alice/photos/a cut\nfile.png): broken: (oh): well", "row 17: broken"],
+    },
     **{"training_seconds": 3725.0, "images_per_second": 1288.6, "final_loss": 0.03125, "precision": "bf16"},
     **{"hardware": ["1 x Some GPU"], "peak_memory_bytes": 2_340_000_000, "software": {"torch": "9.9"}},
     "samples": {"count": 16, "step": 300, "seed": 5, "num_inference_steps": 50, "ema": True, "classes": None},
@@ -96,7 +100,10 @@ def test_every_figure_of_the_run_stands_in_the_text(run_folder):
             "The floor is what real images",
         ),
         *("seed 5, in 50 of 1000 denoising steps", "moving average", "4 images after 1, 25, 50 steps"),
-        *("The last value is 0.0312", "1 images could not be read"),
+        *(
+            "The last value is 0.0312",
+            "2 images could not be read and were left out of training: row 3 `a cut file.png`, row 17.",
+        ),
     ):
         assert words in text, words
     assert "{{" not in text and "{%" not in text and "None" not in text
