@@ -34,6 +34,12 @@ def image_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def tiny_flags() -> list[str]:
+    """What `start` gives to every run, for one in a process of its own."""
+    return TINY
+
+
+@pytest.fixture
 def start(image_folder, tmp_path):
     """Starts a run in this process: `start(*flags)` returns a prepared Trainer, or None."""
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loop import assert_equal_weights, stop_after, weights_of
 
@@ -82,7 +81,8 @@ def test_the_best_pipeline_is_kept_and_evaluate_agrees_with_its_score(train, cap
 
 def test_what_is_better_depends_on_the_figure(train, tmp_path):
     for name, choose in (("class_score", max), ("kernel_distance", min)):
-        folder = train(*DISTANCES, "--save_best_by", name, output_dir=tmp_path / name).output.path
+        flags = ["--eval_metrics", "kid", "is", "--eval_steps", "3", "--save_best_by", name]
+        folder = train(*DISTANCES, *flags, output_dir=tmp_path / name).output.path
         rows = scores_in(folder)
         assert best_of(folder)["step"] == choose(rows, key=lambda row: row[name])["step"]
 
@@ -159,13 +159,13 @@ def test_trackers_are_told(train):
 
 
 @pytest.mark.processes
-def test_two_processes_score_as_one_does(train, image_folder, tmp_path, on_two_processes):
+def test_two_processes_score_as_one_does(train, image_folder, tiny_flags, tmp_path, on_two_processes):
     flags = [*DISTANCES, "--save_best_by", "frechet_distance", "--dropout", "0", "--learning_rate", "1e-4"]
     # Features of the classifier, which both must have from the same weights.
     alone = train(*flags, output_dir=tmp_path / "one").output.path
     data = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "two")]
     script = Path(__file__).parents[2] / "scripts" / "train.py"
-    on_two_processes(str(script), *TINY, *flags, *data, "--train_batch_size", "2")
+    on_two_processes(str(script), *tiny_flags, *flags, *data, "--train_batch_size", "2")
     for one, two in zip(scores_in(alone), scores_in(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-2, abs=1e-3)  # samples may differ by 1 of 255
     best = min(row["frechet_distance"] for row in scores_in(tmp_path / "two"))
