@@ -133,41 +133,52 @@ class Run:
 class Killer:
     """Chooses the moments."""
 
-    def __init__(self, run: Run, seed: int, seconds: float):
-        self.run, self.random, self.seconds = run, random.Random(seed), seconds
+    def __init__(self, run: Run, seed: int, seconds_to_begin: float, step_seconds: float):
+        self.run, self.random = run, random.Random(seed)
+        self.seconds_to_begin, self.step_seconds = seconds_to_begin, step_seconds
 
     def kill(self, kind: str) -> Attempt:
         """One attempt that is ended in this way."""
         return self.run.attempt(kind, {MOMENT: self._moment, SAVE: self._save, END: self._end}[kind]())
 
     def _moment(self) -> Callable[[], bool]:
-        until = time.monotonic() + self.random.uniform(0, self.seconds)
-        last = self.run.newest_checkpoint() + 8  # a machine that speeds up must not use up the run
-        return lambda: time.monotonic() > until or self.run.last_step() >= last
-
-    def _save(self) -> Callable[[], bool]:
-        """Somewhere in the save after the first to fourth step from now."""
-        first = self.run.newest_checkpoint() + self.random.randrange(4)
-        delay, begun = self.random.uniform(0, 0.03), []
+        """After up to 8 steps and a part of one; after none, before the process has come to its first."""
+        table, wanted = self.run.folder / "loss.csv", self.random.randrange(9)
+        first = self.run.newest_checkpoint() + wanted
+        before, begun = _changed_at(table), [time.monotonic()] if wanted == 0 else []
+        delay = self.random.uniform(0, self.step_seconds if wanted else self.seconds_to_begin)
 
         def wait() -> bool:
-            if not begun and any(
-                path for path in self.run.folder.glob("checkpoint-*.partial") if self._step(path) > first
-            ):
+            if not begun and _changed_at(table) != before and self.run.last_step() >= first:
                 begun.append(time.monotonic())
             return bool(begun) and time.monotonic() > begun[0] + delay
 
         return wait
 
-    @staticmethod
-    def _step(path: Path) -> int:
-        return int(path.name.removesuffix(".partial").partition("-")[2])
+    def _save(self) -> Callable[[], bool]:
+        """Somewhere in the save of a step that is up to 4 steps away."""
+        first = self.run.newest_checkpoint() + self.random.randrange(4)
+        delay, cleared, begun = self.random.uniform(0, 0.03), [], []
+
+        def wait() -> bool:
+            present = [int(path.stem.partition("-")[2]) for path in self.run.folder.glob("checkpoint-*.partial")]
+            if not present:
+                cleared.append(True)  # what the kill before has left is gone
+            if cleared and not begun and any(step > first for step in present):
+                begun.append(time.monotonic())
+            return bool(begun) and time.monotonic() > begun[0] + delay
+
+        return wait
 
     def _end(self) -> Callable[[], bool]:
         """When one of the last pictures has been written anew."""
         picture = self.run.folder / self.random.choice(("samples.png", "denoising.png"))
-        before = picture.stat().st_mtime_ns if picture.is_file() else None
-        return lambda: picture.is_file() and picture.stat().st_mtime_ns != before
+        before = _changed_at(picture)
+        return lambda: _changed_at(picture) != before
+
+
+def _changed_at(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.is_file() else None
 
 
 def compare(first: Path, second: Path) -> dict[str, bool]:
@@ -206,8 +217,7 @@ def main() -> int:
     options.output_dir.mkdir(parents=True)
     steps = STEPS_A_KILL * options.kills
     unbroken, broken = (Run(options.output_dir / name, options.flags, steps) for name in ("unbroken", "broken"))
-    seconds_to_begin, step_seconds = time_of(unbroken)
-    killer = Killer(broken, options.seed, seconds_to_begin + 8 * step_seconds)
+    killer = Killer(broken, options.seed, *time_of(unbroken))
     at_end = max(1, options.kills // 10)
     kinds = [(MOMENT, SAVE)[number % 2] for number in range(options.kills - at_end)] + at_end * [END]
     attempts = [*map(killer.kill, kinds), broken.attempt()]

@@ -105,6 +105,9 @@ def save_checkpoint(
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
     """Put the state of a checkpoint into the prepared objects; returns its `progress` and further `tensors`."""
     accelerator.load_state(str(folder))
+    # It counts micro-steps, of which another number may make up a step now, and a process that was not there when the
+    # checkpoint was written has none: they would disagree on where a step ends, and wait for each other for ever.
+    accelerator.step = 0
     progress = json.loads((folder / "progress.json").read_text())
     return progress, {name: load_file(folder / f"{name}.safetensors") for name in progress["tensors"]}
 

@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import json
 import math
 import os
 import subprocess
@@ -69,19 +68,6 @@ def test_sampling_writes_numbered_images_and_a_grid(trained, tmp_path):
     a, b, c = (images_in(tmp_path / name) for name in "abc")
     assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) <= 1
     assert min(np.abs(x - y).mean() for x in a for y in c) > 10
-
-
-def test_two_processes_train_on_the_same_batch_as_one(trained, tmp_path):
-    """The same loss and the same pictures, and the run says how many processes it has."""
-    flags = [*TINY, "--class_conditional", "--train_batch_size", "2", "--output_dir", tmp_path / "out"]
-    result = run("train.py", *flags, launcher=TWO_PROCESSES, ACCELERATE_USE_CPU="true")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 process(es) on cpu" in result.stdout
-    one, two = (json.loads((folder / "training_summary.json").read_text()) for folder in (trained, tmp_path / "out"))
-    assert one["global_batch_size"] == two["global_batch_size"] == 4
-    assert one["final_loss"] == pytest.approx(two["final_loss"], abs=1e-5)
-    pictures = [np.asarray(Image.open(folder / "samples.png")).astype(int) for folder in (trained, tmp_path / "out")]
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_learning_rate_of_two_processes_with_accumulation_follows_the_closed_form(tmp_path):

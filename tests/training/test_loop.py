@@ -126,6 +126,20 @@ def test_accumulating_gives_the_step_of_the_whole_batch(train, tmp_path):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
+def test_a_run_goes_on_with_another_accumulation(train, start, tmp_path):
+    """From an odd step, so that micro-steps counted on from before would end steps in their middle."""
+    flags = ["--learning_rate", "1e-4", "--dropout", "0"]
+    whole = train(*flags, output_dir=tmp_path / "whole")
+    broken = start(*flags, "--checkpointing_steps", "3", output_dir=tmp_path / "broken")
+    stop_after(broken, 4)
+    parts = ["--train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+    resumed = train(*flags, *parts, output_dir=tmp_path / "broken")
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(value, weights_of(resumed)[name], atol=1e-5, rtol=0)
+    losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("whole", "broken")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_gradient_checkpointing_changes_memory_and_not_the_weights(train, tmp_path):
     flags = ["--dropout", "0", "--learning_rate", "1e-4"]
     plain = train(*flags, output_dir=tmp_path / "plain")

@@ -1,0 +1,91 @@
+"""One process against two on the same global batch: an unbroken run, and runs that change their number halfway."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from safetensors.torch import load_file
+from test_loop import rows_of
+
+TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
+# `--cpu --num_processes 2` would start one process without a word.
+LAUNCH = (
+    "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port 0"
+).split()
+# All that is drawn for the global batch: order, crops (of 10x12 pixels), flips, noise, hidden classes, timesteps by a
+# sampler that has learnt from the losses of all processes. No network dropout, which differs by process.
+RUN = (
+    "--max_train_steps 50 --learning_rate 1e-4 --dropout 0 --random_flip --class_conditional --condition_dropout 0.5 "
+    "--timestep_sampling importance --num_train_timesteps 10 --beta_schedule squaredcos_cap_v2 "
+    "--checkpointing_steps 25 --checkpoints_total_limit 9 --preview_steps 25"
+).split()
+ONE = "--train_batch_size 8".split()
+TWO = "--train_batch_size 2 --gradient_accumulation_steps 2 --dataloader_num_workers 1".split()
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def train_on_two(image_folder):
+    """Runs to the end in two processes and returns the output folder."""
+
+    def run(folder: Path, *flags: str) -> Path:
+        command = [sys.executable, *LAUNCH, TRAIN, *TINY, *RUN, *TWO, "--train_data_dir", image_folder]
+        command += ["--output_dir", folder, *flags]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=300)
+        assert "2 process(es) on cpu" in result.stdout, result.stderr[-3000:]
+        assert result.returncode == 0, result.stderr[-3000:]
+        return folder
+
+    return run
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights and their average after the last step."""
+    files = [folder / "checkpoint-50" / name for name in ("model.safetensors", "ema.safetensors")]
+    return {f"{file.stem} {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def picture(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file)).astype(int)
+
+
+def distance(first: Path, second: Path) -> float:
+    first, second = final_state(first), final_state(second)
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def test_two_processes_train_as_one_and_either_goes_on_where_the_other_stopped(train, train_on_two, tmp_path):
+    one = train(*RUN, *ONE, output_dir=tmp_path / "one").output.path
+    two = train_on_two(tmp_path / "two")
+    summaries = [json.loads((folder / "training_summary.json").read_text()) for folder in (one, two)]
+    assert [summary["global_batch_size"] for summary in summaries] == [8, 8]
+    assert distance(one, two) <= 1e-5
+    for first, second in zip(rows_of(one), rows_of(two), strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-4), first["step"]
+        assert first["learning_rate"] == second["learning_rate"], first["step"]
+    for name in ("samples.png", "previews/step-0000025.png"):
+        assert np.abs(picture(one / name) - picture(two / name)).max() <= 1
+
+    half = str(two / "checkpoint-25")
+    two_then_one = train(*RUN, *ONE, "--resume_from_checkpoint", half, output_dir=tmp_path / "two-one").output.path
+    assert [row["step"] for row in rows_of(two_then_one)] == list(range(26, 51))
+    assert distance(two, two_then_one) <= 1e-5
+
+    one_then_two = train_on_two(tmp_path / "one-two", "--resume_from_checkpoint", str(one / "checkpoint-25"))
+    assert [row["step"] for row in rows_of(one_then_two)] == list(range(26, 51))
+    assert distance(one, one_then_two) <= 1e-5
+
+    # What the bound is worth: other draws from step 25 on lead elsewhere.
+    other = train(*RUN, *ONE, "--resume_from_checkpoint", half, "--seed", "1", output_dir=tmp_path / "other")
+    assert distance(two, other.output.path) > 2e-4
