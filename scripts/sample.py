@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from diffusers.utils.logging import disable_progress_bar
 
 from ddpm_hf.data.transforms import UnreadableImage, native_channels, normalize, open_image
@@ -127,8 +127,10 @@ def prepare(name: str, arguments: SampleArguments) -> DDPMPipeline:
         pipeline.scheduler = make_sampler(arguments.scheduler, pipeline.scheduler)
     pipeline.scheduler.set_timesteps(arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps)
     pipeline.set_progress_bar_config(disable=True)
-    # One process may have hours more to do than another; the others wait for it.
-    state = PartialState(cpu=arguments.device == "cpu", timeout=timedelta(days=7))
+    # Alone, PartialState does not read this wish of the launcher's, and every process would take itself for the only
+    # one. One may have hours more to do than another, which the others wait for.
+    on_cpu = arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
     if arguments.device not in (None, "cpu") and state.num_processes > 1:
         raise ValueError(f"--device {arguments.device} is for one process; each of several gets its own: leave it out")
     try:

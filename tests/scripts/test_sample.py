@@ -1,0 +1,252 @@
+"""sample.py: the same images from every layout, after every interruption and in every format, and its pictures."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "sample.py"
+COUNT = 256
+COMMON = ("--num_images", str(COUNT), "--num_inference_steps", "4", "--guidance_scale", "2")
+# `--cpu --num_processes 2` would start one process without a word.
+TWO_PROCESSES = (
+    *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("sample", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def sample(script):
+    """Runs the script in this process."""
+    return lambda *arguments: script.main([str(argument) for argument in arguments])
+
+
+def two_processes(*arguments) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*TWO_PROCESSES, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def images_in(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]).astype(int)
+
+
+@pytest.fixture
+def model(tiny_pipeline, tmp_path):
+    """A folder with a class-conditional pipeline of three classes, 8x8 RGB."""
+    tiny_pipeline(num_classes=3).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def reference(sample, model, tmp_path):
+    """Images of one process in batches of 64."""
+    sample(model, *COMMON, "--output_dir", tmp_path / "reference")
+    return images_in(tmp_path / "reference")
+
+
+def test_the_images_do_not_depend_on_the_batch(sample, model, reference, tmp_path, capsys):
+    assert reference.shape == (COUNT, 8, 8, 3)
+    far = np.abs(reference[:, None] - reference[None]).mean((2, 3, 4)) + 255 * np.eye(COUNT)
+    assert far.min() > 3, "all images differ from each other"
+    for size in (1, 7):
+        sample(model, *COMMON, "--batch_size", size, "--output_dir", tmp_path / f"by {size}")
+        assert np.abs(images_in(tmp_path / f"by {size}") - reference).max() <= 1
+    lines = capsys.readouterr().out.splitlines()
+    assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 1 process(es) on cpu" in lines
+
+
+def test_two_processes_draw_the_same_images_into_an_npz(sample, model, reference, tmp_path):
+    process = two_processes(
+        model, *COMMON, "--output_format", "npz", "--batch_size", 7, "--output_dir", tmp_path / "b"
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 2 process(es) on cpu" in out
+    assert err.count(f"{COUNT}/{COUNT} [") == 1 and "images/s]" in err, "one bar, of the main process"
+    with np.load(tmp_path / "b" / "samples.npz", allow_pickle=False) as arrays:
+        assert np.abs(arrays["arr_0"].astype(int) - reference).max() <= 1
+        assert arrays["arr_1"].tolist() == [k % 3 for k in range(COUNT)]
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_images(sample, model, reference, tmp_path):
+    """SIGKILL to two processes and their launcher; one process with another batch size does the rest."""
+    out = tmp_path / "out"
+    arguments = (model, *COMMON, "--output_dir", out)
+    launcher = two_processes(*arguments, "--batch_size", 1)
+    while len(list(out.glob("[0-9]*.png"))) < 20:
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.002)
+    for process in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
+        process.kill()
+    launcher.communicate()
+    with FileLock(out / ".lock", timeout=60):
+        kept = {path: path.stat().st_mtime_ns for path in out.glob("[0-9]*.png")}
+    assert 20 <= len(kept) < COUNT and not (out / "metadata.csv").exists()
+    sample(*arguments, "--batch_size", 64)
+    assert np.abs(images_in(out) - reference).max() <= 1
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items()), "none is drawn twice"
+
+
+def test_workers_end_when_their_launcher_is_killed(sample, model, tmp_path):
+    """Left alone they would draw on for hours, and nobody else could have the folder."""
+    out = tmp_path / "out"
+    arguments = (model, "--num_images", 100_000, "--num_inference_steps", 4, "--output_dir", out)
+    launcher = two_processes(*arguments, "--batch_size", 1)
+    while len(list(out.glob("[0-9]*.png"))) < 4:
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.01)
+    workers = psutil.Process(launcher.pid).children(recursive=True)
+    assert len([worker for worker in workers if str(SCRIPT) in worker.cmdline()]) == 2
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+
+
+def test_all_formats_and_the_pictures(sample, model, tmp_path):
+    import datasets
+
+    common = (model, "--num_images", 9, "--num_inference_steps", 5, "--class_labels", "class 2,0")
+    sample(*common, "--output_dir", tmp_path / "png", "--denoising_strip", "--progressive")
+    images, labels = images_in(tmp_path / "png"), [2, 0, 2, 0, 2, 0, 2, 0, 2]
+    folder = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "png"), split="train")
+    assert list(folder["label"]) == labels and list(folder["class_name"][:2]) == ["class 2", "class 0"]
+    sample(*common, "--output_dir", tmp_path / "npz", "--output_format", "npz")
+    with np.load(tmp_path / "npz" / "samples.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["arr_0"], images) and arrays["arr_1"].tolist() == labels
+    sample(*common, "--output_dir", tmp_path / "set", "--output_format", "dataset")
+    data = datasets.load_dataset(str(tmp_path / "set"), split="train")
+    assert np.array_equal(np.stack([np.asarray(image) for image in data["image"]]), images)
+    assert list(data["label"]) == labels and data.features["label"].names == ["class 0", "class 1", "class 2"]
+
+    for name in ("denoising", "progressive"):
+        strip = np.asarray(Image.open(tmp_path / "png" / "overview" / f"{name}.png"))
+        last = strip[:, -66:]  # cells of 8x8 pixels enlarged to 64, with 2 between them
+        for row in range(8):
+            assert np.array_equal(last[2 + 66 * row : 66 * (row + 1) : 8, 0:64:8], images[row]), "it ends in the image"
+        with Image.open(tmp_path / "png" / "overview" / f"{name}.webp") as moving:
+            assert 2 <= moving.n_frames <= 5 and moving.info["loop"] == 0, "equal frames are one"
+    assert strip.shape[1] == 2 + 66 * 5
+
+
+def test_run_again_it_draws_nothing_and_may_add_pictures(sample, model, tmp_path, capsys):
+    arguments = (model, "--num_images", 4, "--num_inference_steps", 2, "--output_format", "npz")
+    sample(*arguments, "--output_dir", tmp_path / "out")
+    before = (tmp_path / "out" / "samples.npz").stat().st_mtime_ns
+    capsys.readouterr()
+    sample(*arguments, "--output_dir", tmp_path / "out", "--progressive")
+    assert "to draw: 0 of 4 images" in capsys.readouterr().out
+    assert (tmp_path / "out" / "samples.npz").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "overview" / "progressive.webp").is_file()
+
+
+def test_no_class_needs_no_label(sample, tiny_pipeline, tmp_path):
+    """Without guidance towards a class, and of an unconditional grey model."""
+    tiny_pipeline(num_classes=3).save_pretrained(tmp_path / "classes")
+    tiny_pipeline(channels=1).save_pretrained(tmp_path / "grey")
+    steps = ("--num_images", 3, "--num_inference_steps", 2, "--output_format", "npz")
+    sample(tmp_path / "classes", *steps, "--guidance_scale", 0, "--output_dir", tmp_path / "a")
+    sample(tmp_path / "grey", *steps, "--scheduler", "heun", "--output_dir", tmp_path / "b")
+    for folder, channels in (("a", 3), ("b", 1)):
+        with np.load(tmp_path / folder / "samples.npz", allow_pickle=False) as arrays:
+            assert arrays.files == ["arr_0"] and arrays["arr_0"].shape == (3, 8, 8, channels)
+
+
+def test_interpolation_has_the_images_at_its_sides(sample, model, tmp_path, capsys):
+    sample(model, "--num_images", 2, "--num_inference_steps", 2, "--output_dir", tmp_path / "two")
+    pair = [tmp_path / "two" / f"0000{k}.png" for k in range(2)]
+    arguments = (model, "--interpolate", *pair, "--class_labels", "class 1", "--num_inference_steps", 6)
+    sample(*arguments, "--interpolation_depths", 0, 600, "--output_dir", tmp_path / "between")
+    picture = tmp_path / "between" / "overview" / "interpolation.png"
+    assert capsys.readouterr().out.splitlines()[-1] == f"picture: {picture}"
+    grid = np.asarray(Image.open(picture))
+    assert grid.shape[0] == 2 + 2 * 66
+    cells = grid[:, grid.shape[1] - 13 * 66 :].reshape(len(grid), 13, 66, 3)[:, :, 0:64:8]
+    rows = cells[2:66:8], cells[68:132:8]
+    first, second = (np.asarray(Image.open(file)).astype(int) for file in pair)
+    for row in rows:
+        assert np.array_equal(row[:, 0], first) and np.array_equal(row[:, -1], second)
+    for k in range(11):
+        blend = (1 - k / 10) * first + k / 10 * second
+        assert np.abs(rows[0][:, 1 + k] - blend).max() <= 1
+    assert np.abs(rows[1][:, 1] - first).mean() > 1, "the reconstruction is no copy"
+    with pytest.raises(SystemExit):
+        sample(*arguments, "--output_dir", tmp_path / "between")
+    assert "has interpolation.png already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--num_images", "0"], ["--num_images is 0"]),
+        (["--batch_size", "-1"], ["--batch_size is -1"]),
+        (["--output_format", "tiff"], ["tiff", "npz"]),
+        (["--guidance_scale", "2", "--class_labels", "wolf"], ["wolf", "class 2"]),
+        (["--scheduler", "dpmm"], ["dpmm", "unipc"]),
+        (["--num_inference_steps", "1001"], ["1001", "1 to 1000"]),
+        (["--device", "cuda:77"], ["--device cuda:77"]),
+        (["--device", "quantum"], ["--device quantum"]),
+        (["--output_dir", "SMALL"], ["small.png is a file"]),
+        (["--output_dir", "MODEL"], ["holds something else", "model_index.json"]),
+        (["--output_dir", "DONE"], ["seed: 5 there, 0 now", "class_labels: [1] there, [0, 1, 2] now"]),
+        (["--output_dir", "DONE", "--class_labels", "1", "--seed", "5", "--num_images", "1"], ["num_images: 2 there"]),
+        (["--interpolation_depths", "5"], ["--interpolation_depths is for --interpolate"]),
+        (["--interpolate", "SMALL"], ["takes two image files, not 1"]),
+        (["--interpolate", "SMALL", "SMALL", "--num_images", "3", "--progressive"], ["--num_images, --progressive"]),
+        (["--interpolate", "SMALL", "SMALL"], ["one class", "--class_labels"]),
+        (["--class_labels", "1", "--interpolate", "SMALL", "SMALL"], ["(3, 4, 4)", "(3, 8, 8)"]),
+        (["--class_labels", "1", "--interpolate", "GREY", "GREY"], ["grey.png has 1 channels", "have 3"]),
+        (["--class_labels", "1", "--interpolate", "TEXT", "GREY"], ["text.png is no readable image"]),
+        (["--class_labels", "1", "--interpolate", "/nowhere.png", "GREY"], ["/nowhere.png"]),
+        (["--class_labels", "1", "--interpolate", "FITS", "FITS", "--interpolation_depths", "1001"], ["1001", "1000"]),
+        (["--class_labels", "1", "--interpolate", "FITS", "FITS", "--scheduler", "pndm"], ["pndm", "ddim"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(sample, model, tmp_path, capsys, arguments, words):
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(colours[:4, :4]).save(tmp_path / "small.png")
+    Image.fromarray(colours[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(colours).save(tmp_path / "fits.png")
+    (tmp_path / "text.png").write_text("no picture")
+    if "DONE" in arguments:
+        done = (model, "--num_images", 2, "--num_inference_steps", 1, "--class_labels", "1", "--seed", 5)
+        sample(*done, "--output_dir", tmp_path / "done")
+        arguments = [*arguments, "--num_inference_steps", "1"]
+    capsys.readouterr()
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    places = {name: tmp_path / f"{name.lower()}.png" for name in ("SMALL", "GREY", "FITS", "TEXT")}
+    places |= {"MODEL": model, "DONE": tmp_path / "done"}
+    given = [places.get(argument, argument) for argument in arguments]
+    with pytest.raises(SystemExit) as stop:
+        sample(model, "--output_dir", tmp_path / "new", *given)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and error.startswith("sample.py: error: ")
+    assert all(word in error for word in words), error
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+
+def test_five_channels_are_no_picture(sample, tiny_pipeline, tmp_path, capsys):
+    tiny_pipeline(channels=5).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        sample(tmp_path / "model", "--num_inference_steps", 1, "--output_dir", tmp_path / "out")
+    assert "5 channels; pictures have at most 4" in capsys.readouterr().err and not (tmp_path / "out").exists()
