@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -118,43 +119,110 @@ def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(start, tm
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
 
 
+TINY_ENDLESS = (
+    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
+    "--max_train_steps 100000 --mixed_precision no --preview_steps 0 --checkpointing_steps 100000"
+).split()
+
+
+class RealRun:
+    """scripts/train.py in processes of its own, which ends with the test at the latest."""
+
+    def __init__(self, folder: Path, images: Path | None, *flags: str, processes: int | None = None):
+        """`processes`: how many a launcher starts; None for one without a launcher."""
+        self.out, self.log = folder / "out", folder / "log"
+        command = [sys.executable]
+        if processes is not None:
+            launch = f"launch --num_processes {processes} --num_machines 1 --mixed_precision no --dynamo_backend no"
+            command += ["-m", "accelerate.commands.accelerate_cli", *launch.split()]
+            command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+        command += [TRAIN, *TINY_ENDLESS, "--output_dir", self.out, *flags]
+        command += ["--train_data_dir", images] if images is not None else []
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=variables)
+
+    def wait_for_steps(self, count: int) -> None:
+        table = self.out / "loss.csv"
+        self.wait_for(lambda: table.is_file() and table.read_text().count("\n") > count)
+
+    def wait_for(self, condition, seconds: float = 120.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"it did not happen in time; {self.text()[-3000:]}"
+            time.sleep(0.02)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def pids(self) -> list[int]:
+        """Of the processes that train: those that hold the output folder's name among their arguments."""
+        return [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if str(self.out) in (process.info["cmdline"] or []) and "launch" not in process.info["cmdline"]
+        ]
+
+
+@pytest.fixture
+def real_run(tmp_path, image_folder):
+    runs = []
+
+    def begin(*flags: str, images: Path | None = image_folder, processes: int | None = None) -> RealRun:
+        runs.append(RealRun(tmp_path, images, *flags, processes=processes))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+        for pid in run.pids():
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.processes
-@pytest.mark.parametrize("victim", ["process", "launcher"])
-def test_a_real_signal_ends_a_real_process(image_folder, tmp_path, victim):
-    """SIGTERM to the process itself, and to a launcher that dies without passing it on."""
-    flags = "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
-    flags += "--max_train_steps 100000 --mixed_precision no --preview_steps 0 --checkpointing_steps 100000"
-    command = [
-        sys.executable,
-        str(TRAIN),
-        "--train_data_dir",
-        str(image_folder),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if victim == "launcher":
-        launch = "launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu".split()
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, *command[1:]]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, *flags.split()], stdout=log, stderr=log, env=environment)
-        wait_for(lambda: (tmp_path / "out" / "loss.csv").is_file() and lines_of(tmp_path / "out" / "loss.csv") > 3)
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-    if victim == "process":
-        assert process.returncode == 128 + signal.SIGTERM
-    wait_for(lambda: "The same command goes on" in (tmp_path / "log").read_text())
-    reason = "SIGTERM" if victim == "process" else "the end of its launcher"
-    assert f"stopped by {reason} at step" in (tmp_path / "log").read_text()
-    assert len(list_checkpoints(tmp_path / "out")) == 1 and not list((tmp_path / "out").glob("*.partial"))
+@pytest.mark.parametrize(
+    ("number", "processes", "reason"),
+    [
+        (signal.SIGTERM, None, "SIGTERM"),
+        # One process: its launcher dies without passing the signal on.
+        (signal.SIGTERM, 1, "the end of its launcher"),
+        (signal.SIGTERM, 2, "SIGTERM"),
+        (signal.SIGKILL, 2, "the end of its launcher"),
+    ],
+)
+def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number, processes, reason):
+    run = real_run(processes=processes)
+    run.wait_for_steps(3)
+    assert f"{processes or 1} process(es) on cpu" in run.text()
+    # With one process accelerate's launcher is the parent of what trains; with two, torch's agent within it.
+    assert len(run.pids()) == (processes or 1)
+    run.process.send_signal(number)
+    run.process.wait(60)
+    if processes is None:
+        assert run.process.returncode == 128 + signal.SIGTERM
+    run.wait_for(lambda: not run.pids())
+    (checkpoint,) = list_checkpoints(run.out)
+    assert f"stopped by {reason} at step" in run.text()
+    assert f"The same command goes on from {checkpoint.name}." in run.text()
+    assert not list(run.out.glob("*.partial"))
 
 
-def lines_of(file: Path) -> int:
-    return file.read_text().count("\n")
+@pytest.mark.processes
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells which signals are caught")
+def test_a_second_signal_ends_a_step_that_takes_long(real_run):
+    """4,500 micro-steps to a step: the first signal waits for its end, the second one does not."""
+    run = real_run("--train_batch_size", "1", "--gradient_accumulation_steps", "4500", images=None)
 
+    def catches_signals() -> bool:
+        status = Path(f"/proc/{run.process.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
 
-def wait_for(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+    run.wait_for(catches_signals)
+    run.process.send_signal(signal.SIGTERM)
+    run.wait_for(lambda: not catches_signals())
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(60) == -signal.SIGTERM
+    assert not list_checkpoints(run.out) and "stopped by" not in run.text()

@@ -1,0 +1,44 @@
+"""The short form of benchmarks/kills.py: a run that is killed and one that is not leave the same bits."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+
+
+@pytest.mark.processes
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--kills", "3", "--output_dir", str(tmp_path / "kills")]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
+    )
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    report = json.loads((tmp_path / "kills" / "report.json").read_text())
+    assert report["rows"]["kills"] == 3 and report["rows"]["  that differ"] == 0
+    kinds = [attempt["kind"] for attempt in report["attempts"]]
+    assert kinds == ["at a random moment", "while it wrote a checkpoint", "after the last step", None]
+    assert [attempt["was_killed"] for attempt in report["attempts"]] == [True, True, True, False]
+
+    specification = importlib.util.spec_from_file_location("kills", SCRIPT)
+    kills = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(kills)
+    unbroken, broken = tmp_path / "kills" / "unbroken", tmp_path / "kills" / "broken"
+    same = kills.compare(unbroken, broken)
+    assert all(same.values()) and len(same) > 500
+    assert {"samples.png", "denoising.png", "loss", "optimizer 0 exp_avg", "ema.safetensors conv_out.bias"} <= set(
+        same
+    )
+
+    file = broken / "checkpoint-36" / "ema.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] = weights["conv_out.bias"].nextafter(weights["conv_out.bias"] + 1)
+    save_file(weights, file)
+    differing = [name for name, equal in kills.compare(unbroken, broken).items() if not equal]
+    assert differing == ["ema.safetensors conv_out.bias"], "one bit is seen"
