@@ -189,12 +189,26 @@ def _in_one_line(argument: str) -> Iterator[None]:
         raise ValueError(f"{argument} cannot be loaded: {reason}") from error
 
 
-def _load(argument: str, path: str, config: str | None = None, **arguments) -> dict[str, Split]:
+def _load(argument: str, path: str, config: str | None = None, *, streaming: bool, **arguments) -> dict[str, Split]:
     import datasets
 
     with _in_one_line(argument):
-        splits = datasets.load_dataset(path, config, **arguments)
+        if streaming:
+            builder = datasets.load_dataset_builder(path, config, **arguments)
+            _read_as_it_comes(builder)
+            splits = builder.as_streaming_dataset()
+        else:
+            splits = datasets.load_dataset(path, config, **arguments)
     return {name: Split(rows, _count(rows, name)) for name, rows in splits.items()}
+
+
+def _read_as_it_comes(builder: "datasets.DatasetBuilder") -> None:
+    """Arrow would fetch what is ahead in a parquet file, keep it to the file's end, and unpack whole row groups."""
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    if hasattr(builder.config, "fragment_scan_options"):
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+        builder.config.batch_size = ROWS_AT_ONCE
 
 
 def _count(rows: "datasets.Dataset | datasets.IterableDataset", split: str) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import noise, parquet, png
@@ -227,13 +228,20 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.processes
-def test_memory_stays_flat(tmp_path):
-    """2,000 rows out of 8 shards, then out of 40: the peak grows by less than a quarter of what lies between."""
+@pytest.mark.parametrize("form", ["shards", "one file"])
+def test_memory_stays_flat(tmp_path, form):
+    """2,000 rows out of 8 groups, then out of 40: the peak grows by less than a quarter of what lies between."""
     shard = parquet(tmp_path / "0.parquet", {"x": [png(noise(i, (176, 176))) for i in range(50)]})
     for folder, count in {"few": 8, "many": 40}.items():
         (tmp_path / folder).mkdir()
-        for number in range(count):
-            shutil.copy(shard, tmp_path / folder / f"{number:02d}.parquet")
+        if form == "shards":
+            for number in range(count):
+                shutil.copy(shard, tmp_path / folder / f"{number:02d}.parquet")
+            continue
+        table = pq.read_table(shard)
+        with pq.ParquetWriter(tmp_path / folder / "0.parquet", table.schema) as writer:
+            for _ in range(count):
+                writer.write_table(table)
     difference = 32 * shard.stat().st_size
     assert difference > 140e6
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
