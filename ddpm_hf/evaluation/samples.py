@@ -94,7 +94,7 @@ def draw_samples(
     guided = guidance_scale not in (0.0, 1.0)
     about = {
         "seed": seed,
-        "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__),
+        "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
         "network_calls": calls * (2 if guided else 1),
         **({"guidance_scale": guidance_scale} if classes else {}),
@@ -156,7 +156,7 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
     if not record:
         return {}
     settings = record["settings"]
-    about = {"seed": settings["seed"], "sampler": sampler_name(settings["scheduler"]["class"])}
+    about = {"seed": settings["seed"], "sampler": sampler_name(settings["scheduler"]["class"], settings["scheduler"])}
     about["steps"] = settings["num_inference_steps"]
     return about | ({} if settings["class_labels"] is None else {"guidance_scale": settings["guidance_scale"]})
 

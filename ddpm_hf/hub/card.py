@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..pipelines.fast_sampling import FAST_CALLS, SAMPLING_FILE
 from .folder import (
     ANIMATION_FILE,
     CARD_FILE,
@@ -24,7 +25,6 @@ from .stock import fast_samplers, needs_standalone, obstacles, write_standalone
 TEMPLATE_FILE = "model_card.md"
 MARKER = "Written by ddpm_hf, and written anew by it; without this line the card stays as it is."
 TASK = "unconditional-image-generation"
-FEWER_STEPS = 20
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Settings of this machine and this folder, of no use to anybody else.
@@ -178,7 +178,8 @@ def _how_to_use(model: ModelFolder) -> dict[str, Any]:
     # Only diffusers' own pipeline does not know the number by itself.
     all_steps = [f"num_inference_steps={model.timesteps}"] if model.timesteps != 1000 and not blocked else []
     several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
-    fewer_steps = FEWER_STEPS if model.timesteps > 2 * FEWER_STEPS else None
+    fewer_steps = FAST_CALLS if model.timesteps > 2 * FAST_CALLS else None
+    fitted = model.fast_sampling if fewer_steps else None
     return {
         "obstacles": blocked,
         "needs_standalone": needs_standalone(model),
@@ -189,6 +190,10 @@ def _how_to_use(model: ModelFolder) -> dict[str, Any]:
         "guided": model.is_guided,
         "fewer_steps": fewer_steps,
         "fewer_call": ", ".join([*one_class, f"num_inference_steps={fewer_steps}"]),
+        "fitted": fitted and fitted.timesteps,
+        "sampling_file": SAMPLING_FILE,
+        "stock_loop": not blocked and not model.learns_variance,
+        "channels": model.channels,
         "learned_variance": model.learns_variance,
         "stock_samplers": ["DDPMScheduler", *fast_samplers(model)] if not blocked else [],
     }

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..models.lean import LeanUNet, is_lean
 from ..portable import own_component, stock_component
-from .samplers import check_starts_midway, takes_variance, without_learned_variance
+from .samplers import check_starts_midway, choose_timesteps, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -89,6 +89,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         *,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        timesteps: Sequence[int] | None = None,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
         callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
@@ -105,6 +106,8 @@ class DDPMPipeline(diffusers.DDPMPipeline):
                 `guidance_scale` is 0.
             guidance_scale: w in eps = eps(none) + w (eps(class) - eps(none)): 1 is plain conditional sampling,
                 0 unconditional, more than 1 favours what is typical of the class.
+            timesteps: decreasing timesteps at which the network is called, instead of a number of them, for samplers
+                whose `set_timesteps` takes such a list.
             latents: x_T to start from, standard normal, (B, C, H, W), instead of drawn noise.
             skip_steps: leave out that many network calls at the start of the chain, 0 for none. `latents` are then x_t
                 at the timestep that comes next, as the scheduler's `add_noise` makes it.
@@ -129,8 +132,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
 
         # 2. Timesteps
         scheduler = without_learned_variance(self.scheduler)
-        trained_steps = self.scheduler.config.num_train_timesteps
-        scheduler.set_timesteps(trained_steps if num_inference_steps is None else num_inference_steps)
+        choose_timesteps(scheduler, num_inference_steps, timesteps)
         step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
 
         skipped = self._skip(skip_steps, scheduler, latents)
@@ -144,7 +146,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         was_training = self.unet.training
         self.unet.eval()
         try:
-            network = self._network(scheduler.timesteps)
+            network = self.network_along(scheduler.timesteps)
             for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
                 network_input = scheduler.scale_model_input(x_t, t)
                 model_output = self._predict(network, network_input, i, classes, guidance_scale)
@@ -260,7 +262,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         output[:, :channels] = torch.lerp(unconditional, conditional, guidance_scale)[:, :channels]
         return output
 
-    def _network(self, timesteps: torch.Tensor) -> Network:
+    def network_along(self, timesteps: torch.Tensor) -> Network:
         """The network along a chain, with float32 in and out whatever its weights."""
         dtype = self.unet.dtype
         if is_lean(self.unet):

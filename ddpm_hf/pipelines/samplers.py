@@ -1,5 +1,9 @@
 """The samplers that may finish what a DDPM has learnt, by short name, built from the pipeline's own scheduler."""
 
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import diffusers
 from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
 
@@ -9,6 +13,7 @@ from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
 _DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict]] = {
     "ddim": ("DDIMScheduler", {}),
     "dpm": ("DPMSolverMultistepScheduler", {}),
+    "dpm-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "dpm-single": ("DPMSolverSinglestepScheduler", {}),
     "deis": ("DEISMultistepScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
@@ -37,11 +42,35 @@ def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     return without_learned_variance(rebuild(getattr(diffusers, class_name), scheduler, **settings))
 
 
-def sampler_name(class_name: str) -> str:
-    """The short name of a scheduler's class, or the class where it has none."""
-    names = {of_diffusers: name for name, (of_diffusers, _) in _DIFFUSERS_SAMPLERS.items()}
-    ours = dict.fromkeys(("DDPMScheduler", LinearDDPMScheduler.__name__), "ddpm")
-    return (names | ours).get(class_name, class_name)
+def sampler_name(class_name: str, config: Mapping[str, Any]) -> str:
+    """The short name of a scheduler, by its class and its config; the class where it has none."""
+    if class_name in ("DDPMScheduler", LinearDDPMScheduler.__name__):
+        return "ddpm"
+    fitting = [
+        name
+        for name, (of_diffusers, settings) in _DIFFUSERS_SAMPLERS.items()
+        if of_diffusers == class_name and all(config.get(key) == value for key, value in settings.items())
+    ]
+    return fitting[-1] if fitting else class_name  # of two that fit, the later asks for more
+
+
+def choose_timesteps(
+    scheduler: SchedulerMixin, num_inference_steps: int | None = None, timesteps: Sequence[int] | None = None
+) -> None:
+    """Set a chain: of so many steps, at the timesteps given, or, with neither, of all that the model was trained on.
+
+    Raises:
+        ValueError: if both are given, or timesteps to a sampler that takes none.
+    """
+    if timesteps is None:
+        total = scheduler.config.num_train_timesteps
+        scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
+        return
+    if num_inference_steps is not None:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}, but timesteps are given: leave one out")
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(f"timesteps cannot be chosen with {type(scheduler).__name__}: it takes only their number")
+    scheduler.set_timesteps(timesteps=list(timesteps))
 
 
 def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:

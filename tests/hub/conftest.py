@@ -8,11 +8,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from loopback_hub import Account, LoopbackHub
+from loopback_hub import READ_TOKEN, TOKEN, Account, LoopbackHub
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "hf_ThisIsTheSecretOfAlice0000000000"
-READ_TOKEN = "hf_ThisTokenOfAliceMayOnlyRead00000"
 
 WITHOUT_PACKAGE = """
 import sys

@@ -19,6 +19,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+# Of the tests' user alice.
+TOKEN = "hf_ThisIsTheSecretOfAlice0000000000"
+READ_TOKEN = "hf_ThisTokenOfAliceMayOnlyRead00000"
+
 LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "other"}
 # What the Hub stores outside git.
 LARGE = re.compile(r"\.(safetensors|bin|png|gif)$")
