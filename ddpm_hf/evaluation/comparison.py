@@ -55,8 +55,9 @@ def _plot(rows: Sequence[dict[str, Any]], names: Sequence[str], file: Path) -> N
         for row in (row for row in rows if row["name"] == name):
             error = row["standard_error"]
             axes.errorbar(row["network_calls"], row["value"], yerr=error, fmt="o", label=row["contender"], capsize=3)
-            if row["floor"] is not None:
-                axes.axhline(row["floor"], color="grey", linewidth=0.8, linestyle="--")
+        floors = {row["floor"] for row in rows if row["name"] == name} - {None}
+        for floor in floors:
+            axes.axhline(floor, color="grey", linewidth=0.8, linestyle="--")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
     figure.savefig(file, dpi=120)

@@ -66,13 +66,15 @@ def _identity(metric: dict[str, Any]) -> tuple:
 
 def summary_table(metrics: Sequence[dict[str, Any]]) -> str:
     """Metrics as lines for a terminal."""
-    rows = [("metric", "value", "n", "data", "floor")]
+    rows = [("metric", "value", "floor", "n", "sampler", "data")]
     for metric in metrics:
         error = metric.get("standard_error")
         value = f"{metric['value']:.4g}" if error is None else f"{metric['value']:.4f} ± {error:.4f}"
         floor = metric.get("floor")
         data = f"{metric['dataset']} ({metric['split']})"
-        rows.append((metric["name"], value, f"{metric['n']:,}", data, "" if floor is None else f"{floor:.4g}"))
+        sampler = f"{metric['sampler']} {metric['steps']}" if metric.get("sampler") else metric.get("samples", "")
+        floor = "" if floor is None else f"{floor:.4g}"
+        rows.append((metric["name"], value, floor, f"{metric['n']:,}", sampler, data))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

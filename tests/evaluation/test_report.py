@@ -69,6 +69,8 @@ def test_the_model_card_reads_it(tiny_pipeline, tmp_path):
 
 
 def test_table():
+    read = summary_table([{**NLL, "sampler": None, "steps": None, "samples": "made.npz"}])
+    assert read.splitlines()[1].split() == ["bits_per_dim", "3.7", "10", "made.npz", "a", "(test)"]
     lines = summary_table([{**NLL, "standard_error": 0.01}, {**NLL, "name": "kid", "floor": 0.25}]).splitlines()
-    assert lines[1].split() == ["bits_per_dim", "3.7000", "±", "0.0100", "10", "a", "(test)"]
-    assert lines[2].split() == ["kid", "3.7", "10", "a", "(test)", "0.25"]
+    assert lines[1].split() == ["bits_per_dim", "3.7000", "±", "0.0100", "10", "ddpm", "9", "a", "(test)"]
+    assert lines[2].split() == ["kid", "3.7", "0.25", "10", "ddpm", "9", "a", "(test)"]
