@@ -143,7 +143,7 @@ class Killer:
 
     def _moment(self) -> Callable[[], bool]:
         """After up to 8 steps and a part of one; after none, before the process has come to its first."""
-        table, wanted = self.run.folder / "loss.csv", self.random.randrange(9)
+        table, wanted = self.run.folder / "loss.csv", max(0, self.random.randrange(-2, 9))
         first = self.run.newest_checkpoint() + wanted
         before, begun = _changed_at(table), [time.monotonic()] if wanted == 0 else []
         delay = self.random.uniform(0, self.step_seconds if wanted else self.seconds_to_begin)

@@ -1,11 +1,14 @@
 """Small real runs: a folder of images, a tiny network, a few steps."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+from real_runs import RealRun
 
 from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.loop import Trainer
@@ -64,3 +67,19 @@ def train(start):
         return trainer
 
     return run
+
+
+@pytest.fixture
+def real_run(tmp_path, image_folder):
+    runs = []
+
+    def begin(*flags: str, images: Path | None = image_folder, processes: int | None = None) -> RealRun:
+        runs.append(RealRun(tmp_path, images, *flags, processes=processes))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+        for pid in run.pids():
+            os.kill(pid, signal.SIGKILL)

@@ -3,7 +3,7 @@
 import pytest
 
 from ddpm_hf.training.command_line import parse_training_arguments
-from ddpm_hf.training.output import LossTable, OutputFolder, write_text
+from ddpm_hf.training.output import LOSS_COLUMNS, LossTable, OutputFolder, write_text
 
 FACTS = {"steps": 10, "image_shape": (1, 8, 8)}
 
@@ -60,6 +60,39 @@ def test_going_on_drops_the_lines_after_the_checkpoint(tmp_path):
     assert lines[-1].split(",")[2] == "0.25"
     again.plot(tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_a_line_that_could_not_be_written_comes_with_the_next(tmp_path):
+    file = tmp_path / "loss.csv"
+    row = dict.fromkeys(LOSS_COLUMNS, 0.5)
+    table = LossTable(file, 0)
+    table.append(**row | {"step": 1})
+    file.rename(tmp_path / "aside")
+    file.mkdir()
+    with pytest.raises(OSError):
+        table.append(**row | {"step": 2})
+    file.rmdir()
+    (tmp_path / "aside").rename(file)
+    file.write_text(file.read_text() + "2,0.")  # as far as the disk had room
+    table.append(**row | {"step": 3})
+    assert [line.split(",")[0] for line in file.read_text().splitlines()] == ["step", "1", "2", "3"]
+    assert file.read_text().splitlines()[2] == "2,0.5,0.5,0.5,0.5,0.5,0.5"
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    file = tmp_path / "loss.csv"
+    LossTable(file, 0).append(**dict.fromkeys(LOSS_COLUMNS, 0.5) | {"step": 1})
+    file.write_text(file.read_text() + "2,0.5,0.1")
+    assert [row["step"] for row in LossTable(file, 5).rows] == [1]
+
+
+def test_what_cannot_be_written_is_told_once_until_it_works_again(tmp_path, capsys):
+    folder = OutputFolder(tmp_path)
+    for trouble in (True, True, False, True):
+        with folder.sparing_the_run("loss.csv"):
+            if trouble:
+                raise OSError(28, "No space left on device")
+    assert capsys.readouterr().out.count("loss.csv cannot be written: [Errno 28] No space left on device;") == 2
 
 
 def test_a_file_is_replaced_in_one_stroke(tmp_path):
