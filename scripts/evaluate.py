@@ -18,6 +18,7 @@ from diffusers.utils.logging import disable_progress_bar
 
 from ddpm_hf.evaluation.evaluator import Evaluator, Request
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.pipelines.samplers import SAMPLER_NAMES
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
 from ddpm_hf.training.config import flag
 
@@ -50,7 +51,7 @@ class SampleArguments:
 
     num_images: int | None = flag(help="How many; as many as there are real images by default.")
     num_inference_steps: int | None = flag(help="Network calls per image; all trained timesteps by default.")
-    scheduler: str | None = flag(help="Sampler: ddpm, ddim, dpm, dpm-single, deis, unipc, pndm, euler or heun.")
+    scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
     guidance_scale: float = flag(1.0, help="For class-conditional models, whose classes are drawn in turn.")
     compare: list[str] | None = flag(
         help="Several in one table and plot: SAMPLER:STEPS, another pipeline, or PIPELINE@SAMPLER:STEPS."

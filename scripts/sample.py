@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from diffusers.utils.logging import disable_progress_bar
 from ddpm_hf.data.transforms import UnreadableImage, native_channels, normalize, open_image
 from ddpm_hf.pipelines.chain import denoising_chain, save_chain
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
+from ddpm_hf.pipelines.fast_sampling import FastSampling
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.pipelines.generation import generate, sampling_bar
 from ddpm_hf.pipelines.interpolation import check_interpolation, interpolate
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.pictures import image_grid, to_uint8
 from ddpm_hf.pipelines.sample_folder import OVERVIEW, SampleFolder
-from ddpm_hf.pipelines.samplers import make_sampler
+from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, choose_timesteps, make_sampler
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
 from ddpm_hf.training.config import flag
 from ddpm_hf.training.interruption import Interruption, exit_status
@@ -52,7 +53,8 @@ class SampleArguments:
     batch_size: int = flag(64, help="Images per network call of one process; the images do not depend on it.")
     seed: int = flag(0, help="Image k of a seed is always the same.")
     num_inference_steps: int | None = flag(help="Steps per image; all trained timesteps by default.")
-    scheduler: str | None = flag(help="Sampler: ddpm, ddim, dpm, dpm-single, deis, unipc, pndm, euler or heun.")
+    scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
+    fast: bool = flag(False, help="Few network calls, with the sampler and timesteps in the model's sampling.json.")
     class_labels: str | None = flag(
         help="Names or numbers, separated by commas, repeated in turn over the images; by default all classes, so "
         "that each has its share."
@@ -85,19 +87,19 @@ def main(argv: list[str]) -> None:
     disable_progress_bar()  # of loading: two files; the bar worth seeing is that of the images
     with one_line_errors(parser.prog):
         check(arguments, pictures)
-        pipeline = prepare(names.pipeline, arguments)
+        pipeline, chain = prepare(names.pipeline, arguments)
         classes = asked_classes(pipeline, arguments.class_labels, arguments.guidance_scale)
         if pictures.interpolate:
             pair, depths = prepare_interpolation(pipeline, arguments, pictures, classes)
         else:
-            folder, missing = open_folder(names.pipeline, pipeline, arguments, classes)
+            folder, missing = open_folder(names.pipeline, pipeline, chain, arguments, classes)
     if pictures.interpolate:
         draw_interpolation(pipeline, pair, depths, arguments, classes)
     else:
-        draw_images(pipeline, folder, missing, arguments)
+        draw_images(pipeline, folder, missing, chain, arguments)
         if PartialState().is_main_process:
             print(f"images: {folder.result}\npicture: {folder.finish()}")
-            draw_chains(pipeline, folder, arguments, pictures)
+            draw_chains(pipeline, folder, chain, arguments, pictures)
     PartialState().destroy_process_group()
 
 
@@ -107,25 +109,35 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         value = getattr(arguments, argument)
         if value is not None and value < 1:
             raise ValueError(f"--{argument} is {value}; it must be at least 1")
+    if arguments.fast and (arguments.scheduler is not None or arguments.num_inference_steps is not None):
+        raise ValueError("--fast brings its own --scheduler and --num_inference_steps; leave them out")
     if pictures.interpolate is None:
         if pictures.interpolation_depths is not None:
             raise ValueError("--interpolation_depths is for --interpolate; add two image files or leave it out")
         return
     if len(pictures.interpolate) != 2:
         raise ValueError(f"--interpolate takes two image files, not {len(pictures.interpolate)}")
-    others = {name: getattr(arguments, name) for name in ("num_images", "output_format")}
+    others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "fast")}
     others |= {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
     given = [f"--{name}" for name, value in others.items() if value]
     if given:
         raise ValueError(f"--interpolate draws one picture and no samples; leave out {', '.join(given)}")
 
 
-def prepare(name: str, arguments: SampleArguments) -> DDPMPipeline:
-    """The pipeline on the device of this process with the sampler asked for; ValueError if it cannot be."""
+def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, dict[str, Any]]:
+    """The pipeline on the device of this process with the sampler asked for, and the chain as its calls take it.
+
+    Raises:
+        ValueError: if they cannot be had.
+    """
     pipeline = load_pipeline(name)
-    if arguments.scheduler is not None:
+    all_steps = pipeline.scheduler.config.num_train_timesteps
+    chain = {"num_inference_steps": arguments.num_inference_steps or all_steps}
+    if arguments.fast:
+        chain = FastSampling.read(name).apply(pipeline)
+    elif arguments.scheduler is not None:
         pipeline.scheduler = make_sampler(arguments.scheduler, pipeline.scheduler)
-    pipeline.scheduler.set_timesteps(arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps)
+    choose_timesteps(pipeline.scheduler, **chain)
     pipeline.set_progress_bar_config(disable=True)
     # Alone, PartialState does not read this wish of the launcher's, and every process would take itself for the only
     # one. One may have hours more to do than another, which the others wait for.
@@ -134,7 +146,7 @@ def prepare(name: str, arguments: SampleArguments) -> DDPMPipeline:
     if arguments.device not in (None, "cpu") and state.num_processes > 1:
         raise ValueError(f"--device {arguments.device} is for one process; each of several gets its own: leave it out")
     try:
-        return pipeline.to(torch.device(arguments.device) if arguments.device else state.device)
+        return pipeline.to(torch.device(arguments.device) if arguments.device else state.device), chain
     except (RuntimeError, AssertionError) as problem:
         raise ValueError(f"--device {arguments.device} cannot be used: {problem}") from None
 
@@ -152,7 +164,11 @@ def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: flo
 
 
 def open_folder(
-    name: str, pipeline: DDPMPipeline, arguments: SampleArguments, classes: list[int] | None
+    name: str,
+    pipeline: DDPMPipeline,
+    chain: dict[str, Any],
+    arguments: SampleArguments,
+    classes: list[int] | None,
 ) -> tuple[SampleFolder, list[int]]:
     """The folder of this command and, the same in all processes, which images it lacks; ValueError if it is taken."""
     count, channels = arguments.num_images or 16, pipeline.unet.config.in_channels
@@ -170,7 +186,7 @@ def open_folder(
     process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     settings = {
         "seed": arguments.seed,
-        "num_inference_steps": steps_of(pipeline, arguments),
+        **chain,
         "guidance_scale": arguments.guidance_scale,
         "class_labels": classes,
         "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
@@ -181,7 +197,13 @@ def open_folder(
     return folder, broadcast_object_list([missing])[0]
 
 
-def draw_images(pipeline: DDPMPipeline, folder: SampleFolder, missing: list[int], arguments: SampleArguments) -> None:
+def draw_images(
+    pipeline: DDPMPipeline,
+    folder: SampleFolder,
+    missing: list[int],
+    chain: dict[str, Any],
+    arguments: SampleArguments,
+) -> None:
     """Every process draws its share; ends when all have drawn theirs."""
     state, interruption = PartialState(), Interruption(None)
     mine = missing[state.process_index :: state.num_processes]
@@ -197,8 +219,8 @@ def draw_images(pipeline: DDPMPipeline, folder: SampleFolder, missing: list[int]
             arguments.batch_size,
             class_labels=None if folder.labels is None else [folder.labels[k] for k in mine],
             guidance_scale=arguments.guidance_scale,
-            num_inference_steps=arguments.num_inference_steps,
             callback_on_step_end=show,
+            **chain,
         )
         for indices, images in batches:
             folder.write(indices, images)
@@ -208,7 +230,11 @@ def draw_images(pipeline: DDPMPipeline, folder: SampleFolder, missing: list[int]
 
 
 def draw_chains(
-    pipeline: DDPMPipeline, folder: SampleFolder, arguments: SampleArguments, pictures: PictureArguments
+    pipeline: DDPMPipeline,
+    folder: SampleFolder,
+    chain: dict[str, Any],
+    arguments: SampleArguments,
+    pictures: PictureArguments,
 ) -> None:
     """The first images once more, with what they were on the way, for the pictures that were asked for."""
     shown = range(min(_CHAIN_IMAGES, folder.num_images))
@@ -216,17 +242,18 @@ def draw_chains(
         if not asked:
             continue
         strip = folder.path / OVERVIEW / f"{name}.png"
-        chain, _ = denoising_chain(
+        frames, _ = denoising_chain(
             pipeline,
             shown,
             arguments.seed,
-            steps_of(pipeline, arguments),
+            chain.get("num_inference_steps"),
             _CHAIN_FRAMES,
             None if folder.labels is None else [folder.labels[k] for k in shown],
+            timesteps=chain.get("timesteps"),
             predicted=name == "progressive",
             guidance_scale=arguments.guidance_scale,
         )
-        save_chain(chain, strip, strip.with_suffix(".webp"))
+        save_chain(frames, strip, strip.with_suffix(".webp"))
         print(f"{name}: {strip}, {strip.with_suffix('.webp').name}")
 
 
@@ -294,10 +321,6 @@ def draw_interpolation(
 
 def interpolation_picture(arguments: SampleArguments) -> Path:
     return Path(arguments.output_dir) / OVERVIEW / "interpolation.png"
-
-
-def steps_of(pipeline: DDPMPipeline, arguments: SampleArguments) -> int:
-    return arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
 
 
 if __name__ == "__main__":

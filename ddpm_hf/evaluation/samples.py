@@ -157,7 +157,10 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     settings = record["settings"]
     about = {"seed": settings["seed"], "sampler": sampler_name(settings["scheduler"]["class"], settings["scheduler"])}
-    about["steps"] = settings["num_inference_steps"]
+    if "timesteps" in settings:
+        about |= {"steps": len(settings["timesteps"]), "timesteps": settings["timesteps"]}
+    else:
+        about["steps"] = settings["num_inference_steps"]
     return about | ({} if settings["class_labels"] is None else {"guidance_scale": settings["guidance_scale"]})
 
 
