@@ -15,7 +15,7 @@ from .pictures import image_grid, to_pil
 from .sample_formats import read_pixels, replacing, write_dataset, write_npz, write_table
 
 FORMATS = ("png", "npz", "dataset")
-RECORD_FILE, OVERVIEW, GRID_FILE = "sampling.json", "overview", "grid.png"
+RECORD_FILE, OVERVIEW, GRID_FILE = "samples.json", "overview", "grid.png"
 _SHOWN_IN_GRID = 100
 _PRODUCTS = {"png": "metadata.csv", "npz": "samples.npz", "dataset": "data"}
 

@@ -61,7 +61,7 @@ def test_sampling_writes_numbered_images_and_a_grid(trained, tmp_path):
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines()[-1] == f"picture: {tmp_path / 'a' / 'overview' / 'grid.png'}"
     names = sorted(path.name for path in (tmp_path / "a").iterdir() if not path.name.startswith("."))
-    assert names == [*(f"0000{k}.png" for k in range(5)), "metadata.csv", "overview", "sampling.json"]
+    assert names == [*(f"0000{k}.png" for k in range(5)), "metadata.csv", "overview", "samples.json"]
     # The same images in batches of two, and other images for the next seed.
     run("sample.py", trained, "--output_dir", tmp_path / "b", "--batch_size", "2", *common)
     run("sample.py", trained, "--output_dir", tmp_path / "c", "--seed", "1", *common)
