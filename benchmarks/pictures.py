@@ -9,6 +9,8 @@ from PIL import Image
 
 datasets.disable_progress_bars()
 
+_SHARD = 1000  # rows of a parquet file
+
 
 def write_png_folder(folder: Path, count: int, side: int) -> Path:
     """`count` RGB images, side x side, as PNG files."""
@@ -19,8 +21,7 @@ def write_png_folder(folder: Path, count: int, side: int) -> Path:
 
 
 def write_parquet(folder: Path, count: int, side: int) -> Path:
-    """The same as PNG inside a parquet file, as data sets on the Hub have them; memory stays flat."""
-
+    """The same as PNG in parquet files of some thousand rows, as data sets on the Hub have them."""
     features = datasets.Features({"image": datasets.Image()})
     folder.mkdir(parents=True)
     data = datasets.Dataset.from_generator(
@@ -29,7 +30,9 @@ def write_parquet(folder: Path, count: int, side: int) -> Path:
         gen_kwargs={"count": count, "side": side},
         cache_dir=str(folder.with_name("made")),
     )
-    data.to_parquet(folder / "train.parquet")
+    for number, first in enumerate(range(0, count, _SHARD)):
+        rows = data.select(range(first, min(first + _SHARD, count)))
+        rows.to_parquet(folder / f"train-{number:05d}.parquet")
     return folder
 
 
