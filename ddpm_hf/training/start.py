@@ -64,7 +64,7 @@ def prepare(config: Config) -> Trainer | None:
         summary["doctor"] = report(findings, summary.get("doctor", []))
     if summary["status"] == "finished":
         accelerator.print(f"this run is finished: {summary['steps']} steps; its results are in {output.path}")
-        if page is not None:
+        if page is not None or not (output / CARD_FILE).is_file():  # which a kill can have cost at the very end
             Publisher(config, output, page, print).finish()
         output.unlock()
         return None

@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
-from real_runs import RealRun
+from real_runs import TINY, RealRun
 
 from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import prepare
-
-# float32, so that runs can be compared bit by bit.
-TINY = (
-    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 4 "
-    "--train_batch_size 4 --max_train_steps 6 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no "
-    "--preview_images 2 --preview_inference_steps 2 --preview_steps 0 --logging_steps 1 --holdout 0"
-).split()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""scripts/train.py in processes of its own, to be signalled, killed and limited from outside."""
+"""What small runs are started with, and scripts/train.py in processes of its own, to be killed and limited."""
 
 import os
 import subprocess
@@ -9,7 +9,13 @@ from pathlib import Path
 import psutil
 
 TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
-TINY_ENDLESS = (
+# float32, so that runs can be compared bit by bit.
+TINY = (
+    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 4 "
+    "--train_batch_size 4 --max_train_steps 6 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no "
+    "--preview_images 2 --preview_inference_steps 2 --preview_steps 0 --logging_steps 1 --holdout 0"
+).split()
+ENDLESS = (
     "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
     "--max_train_steps 100000 --mixed_precision no --preview_steps 0 --checkpointing_steps 100000"
 ).split()
@@ -26,7 +32,7 @@ class RealRun:
             launch = f"launch --num_processes {processes} --num_machines 1 --mixed_precision no --dynamo_backend no"
             command += ["-m", "accelerate.commands.accelerate_cli", *launch.split()]
             command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-        command += [TRAIN, *TINY_ENDLESS, "--output_dir", self.out, *flags]
+        command += [TRAIN, *ENDLESS, "--output_dir", self.out, *flags]
         command += ["--train_data_dir", images] if images is not None else []
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         with self.log.open("w") as log:

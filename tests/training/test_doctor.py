@@ -96,6 +96,18 @@ def test_settings_that_spoil_a_run(examined, image_folder, name, severity, words
     assert all(word in found[name].what + found[name].change for word in words), found[name]
 
 
+@pytest.mark.parametrize(("beta", "found"), [("1e-8", True), ("1e-6", False)])
+def test_noise_that_half_precision_loses(image_folder, beta, found):
+    """Its steps below 1 are 2^-11, so noise under half of one is lost: 2.4e-4, against 1e-4 and 1e-3."""
+    flags = ["--train_data_dir", str(image_folder), "--beta_schedule", "linear", "--beta_start", beta]
+    config = parse_training_arguments([*SMALL, *flags])
+    accelerator = make_accelerator(config)
+    plan = make_plan(config, accelerator)
+    config.optimization.mixed_precision = "fp16"  # which no CPU starts
+    names = {finding.name for finding in examine(plan, accelerator, forecast(plan, accelerator))}
+    assert ("no-noise" in names) == found
+
+
 def test_noise_that_float32_keeps_is_no_finding(examined, image_folder):
     flags = "--beta_schedule linear --beta_start 1e-6 --mixed_precision no"
     assert examined("--train_data_dir", image_folder, *flags.split()) == {}

@@ -67,6 +67,15 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, t
         assert torch.equal(value, resumed.ema.model.state_dict()[name])
 
 
+def test_a_run_ends_well_when_its_time_is_up_and_goes_on(train, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train("--max_train_time", "1", "--max_train_steps", "1000000", "--checkpointing_steps", "1000000")
+    (checkpoint,) = list_checkpoints(tmp_path / "out")
+    assert stop.value.code == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("stopped by the end of --max_train_time at step ") and line.endswith(f"{checkpoint.name}.")
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     first = OutputFolder(tmp_path)
     first.lock()

@@ -65,6 +65,14 @@ def test_a_finished_run_says_so_and_changes_nothing(train, start, capsys):
     assert state() == before and len(before) > 10
 
 
+def test_a_run_killed_between_its_last_word_and_its_card_gets_the_card(train, start):
+    folder = train().output.path
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").unlink()
+    assert start() is None
+    assert (folder / "README.md").read_text() == card
+
+
 def test_the_saved_config_reproduces_the_run(train, tmp_path):
     first = train("--random_flip", "--dropout", "0.2")
     config = first.output / "training_config.yaml"
