@@ -186,6 +186,7 @@ def open_folder(
     process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     settings = {
         "seed": arguments.seed,
+        "num_inference_steps": len(pipeline.scheduler.timesteps),  # unless the chain has a number of its own
         **chain,
         "guidance_scale": arguments.guidance_scale,
         "class_labels": classes,

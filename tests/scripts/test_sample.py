@@ -162,6 +162,7 @@ def test_run_again_it_draws_nothing_and_may_add_pictures(sample, model, tmp_path
 
 def test_fast_is_what_the_model_brings(sample, model, tmp_path, capsys):
     from ddpm_hf import DDPMPipeline, FastSampling
+    from ddpm_hf.evaluation.samples import read_samples
     from ddpm_hf.pipelines.generation import generate
 
     with pytest.raises(SystemExit) as stop:
@@ -180,6 +181,8 @@ def test_fast_is_what_the_model_brings(sample, model, tmp_path, capsys):
     ((_, images),) = generate(pipeline, range(5), 0, 5, class_labels=[0, 1, 2, 0, 1], **chain)
     assert np.abs(images.astype(int) - images_in(tmp_path / "fast")).max() <= 1
     assert (tmp_path / "fast" / "overview" / "denoising.webp").is_file()
+    about = read_samples(tmp_path / "fast").about
+    assert about["steps"] == 4 and about["sampler"] == "dpm-sde", "evaluate.py knows how they were drawn"
 
 
 def test_no_class_needs_no_label(sample, tiny_pipeline, tmp_path):
