@@ -5,14 +5,12 @@
 The same command is run in two folders: once in peace, and once ended by SIGKILL, started again, ended again, until
 after the last kill it may finish. A kill strikes at a random moment since the start of its process, or while a
 checkpoint is being written, or while the finished network draws its pictures. Each process is forked from this one,
-which has imported everything and computed nothing. Prints one table and writes it as JSON; the exit status is 1 if a
-bit differs, if an attempt did not go on from the newest checkpoint, or if a kill came too late.
+which has imported everything and computed nothing. Prints one table and writes it as JSON (`kills.json`); the exit
+status is 1 if a bit differs, if an attempt did not go on from the newest checkpoint, or if a kill came too late.
 """
 
 import argparse
-import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -28,6 +26,7 @@ import datasets  # noqa: F401  (imported once here, not in every attempt)
 import matplotlib.figure  # noqa: F401
 import numpy as np
 import torch
+from measuring import describe_machine, machine, print_table, write_report
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -247,23 +246,22 @@ def report(output_dir: Path, steps: int, attempts: list[Attempt], same: dict[str
     lost = [each for each in trained if each.resumed_at != each.found]
     rows = {
         "kills": len(killed),
-        **{f"  {kind}": sum(each.kind == kind for each in killed) for kind in (MOMENT, SAVE, END)},
-        "  that left a half-written checkpoint": sum(each.left_half_written for each in killed),
-        "  before its process began to train": len(attempts) - len(trained),
+        **{f"kills {kind}": sum(each.kind == kind for each in killed) for kind in (MOMENT, SAVE, END)},
+        "kills that left a half-written checkpoint": sum(each.left_half_written for each in killed),
+        "kills before the process began to train": len(attempts) - len(trained),
         "steps of the run": steps,
         "steps taken over all attempts": sum(each.last_step - each.resumed_at for each in trained),
         "attempts that did not go on from the newest checkpoint": len(lost),
         "checkpoints lost": sum(later < earlier for earlier, later in zip(newest, newest[1:], strict=False)),
         "tensors, pictures and columns compared": len(same),
-        "  that differ": sum(not equal for equal in same.values()),
+        "tensors, pictures and columns that differ": sum(not equal for equal in same.values()),
     }
-    for name, value in rows.items():
-        print(f"{name:56}{value:6}")
+    print(describe_machine(machine()) + "\n")
+    table = [{"what": name, "count": value} for name, value in rows.items()]
+    print_table(table)
     for name in [name for name, equal in same.items() if not equal]:
         print(f"differs: {name}")
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} threads, torch {torch.__version__}"
-    content = {"machine": machine, "rows": rows, "attempts": [vars(each) for each in attempts]}
-    (output_dir / "report.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_report(output_dir / "kills.json", table, {"attempts": [vars(each) for each in attempts]})
     return int(bool(lost) or not all(same.values()) or rows["checkpoints lost"] > 0 or len(killed) < len(wanted))
 
 

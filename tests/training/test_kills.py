@@ -14,18 +14,21 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 
 @pytest.mark.processes
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, monkeypatch):
     command = [sys.executable, str(SCRIPT), "--kills", "3", "--output_dir", str(tmp_path / "kills")]
     result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
     )
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
-    report = json.loads((tmp_path / "kills" / "report.json").read_text())
-    assert report["rows"]["kills"] == 3 and report["rows"]["  that differ"] == 0
-    kinds = [attempt["kind"] for attempt in report["attempts"]]
+    report = json.loads((tmp_path / "kills" / "kills.json").read_text())
+    counts = {row["what"]: row["count"] for row in report["rows"]}
+    assert counts["kills"] == 3 and counts["tensors, pictures and columns that differ"] == 0
+    attempts = report["settings"]["attempts"]
+    kinds = [attempt["kind"] for attempt in attempts]
     assert kinds == ["at a random moment", "while it wrote a checkpoint", "after the last step", None]
-    assert [attempt["was_killed"] for attempt in report["attempts"]] == [True, True, True, False]
+    assert [attempt["was_killed"] for attempt in attempts] == [True, True, True, False]
 
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     specification = importlib.util.spec_from_file_location("kills", SCRIPT)
     kills = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(kills)
