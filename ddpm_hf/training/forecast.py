@@ -104,7 +104,7 @@ def trace_step(
             unet.enable_gradient_checkpointing()
         images, timesteps = torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64)
         labels = None if unet.config.num_class_embeds is None else timesteps
-        with FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS) as counter, _LiveBytes(unet) as memory:
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter, _LiveBytes(unet) as memory:
             with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
                 output = unet(images, timesteps, labels).sample
             output.float().square().mean().backward()
@@ -120,7 +120,7 @@ def _attention_backward_flops(gradient, query, key, value, *args, **kwargs) -> i
 
 
 # The CPU's attention kernel, which PyTorch's counter leaves out; arguments are shapes.
-_ATTENTION_FLOPS = {
+ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
