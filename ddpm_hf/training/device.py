@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
 
 from .config import Config
 
@@ -26,7 +26,9 @@ def make_accelerator(config: Config) -> Accelerator:
     """The Accelerator for these settings; fills in what `--mixed_precision auto` means on this device."""
     options = config.optimization
     if options.mixed_precision == "auto":
-        options.mixed_precision = native_precision(PartialState().device)
+        # Asked as Accelerator asks: a state that takes two CPU processes for one would stay so for good.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        options.mixed_precision = native_precision(state.device)
     output_dir, trackers = config.run.output_dir, config.run.report_to
     return Accelerator(
         mixed_precision=options.mixed_precision,

@@ -50,6 +50,10 @@ def train_on_two(image_folder):
     return run
 
 
+def test_the_precision_of_the_machine_is_found_without_losing_a_process(train_on_two, tmp_path):
+    train_on_two(tmp_path / "out", "--mixed_precision", "auto", "--dry_run")  # which counts the processes
+
+
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
     """Weights and their average after the last step."""
     files = [folder / "checkpoint-50" / name for name in ("model.safetensors", "ema.safetensors")]
