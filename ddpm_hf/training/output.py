@@ -38,7 +38,7 @@ SCORES_FILE, SCORES_CURVE, BEST_FOLDER = "scores.csv", "scores.png", "best"
 _OWN_NAMES = (
     *("model_index.json", "unet", "scheduler", "previews", "logs", "evaluation", EVALUATION_FILE, STANDALONE_FILE),
     *(CARD_FILE, SAMPLES_FILE, LOSS_FILE, CURVE_FILE, CHAIN_FILE, ANIMATION_FILE, CONFIG_FILE, SUMMARY_FILE),
-    *(SCORES_FILE, SCORES_CURVE, BEST_FOLDER, f"{BEST_FOLDER}.partial"),
+    *(SCORES_FILE, SCORES_CURVE, BEST_FOLDER, f"{BEST_FOLDER}.partial", "bad_batch.json"),
 )
 
 

@@ -36,7 +36,9 @@ class RealRun:
         command += ["--train_data_dir", images] if images is not None else []
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=variables)
+            self.process = subprocess.Popen(
+                list(map(str, command)), stdout=log, stderr=log, env=variables, start_new_session=True
+            )
 
     def wait_for_steps(self, count: int) -> None:
         table = self.out / "loss.csv"

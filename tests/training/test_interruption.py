@@ -142,14 +142,25 @@ def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number
     # With one process accelerate's launcher is the parent of what trains; with two, torch's agent within it.
     assert len(run.pids()) == (processes or 1)
     run.process.send_signal(number)
-    run.process.wait(60)
-    if processes is None:
-        assert run.process.returncode == 128 + signal.SIGTERM
+    assert run.process.wait(60) == 128 + number or processes is not None
     run.wait_for(lambda: not run.pids())
     (checkpoint,) = list_checkpoints(run.out)
     assert f"stopped by {reason} at step" in run.text()
     assert f"The same command goes on from {checkpoint.name}." in run.text()
     assert not list(run.out.glob("*.partial"))
+
+
+@pytest.mark.processes
+def test_control_c_reaches_the_workers_too_and_the_step_is_finished(real_run):
+    """A terminal sends SIGINT to every process of the job."""
+    run = real_run("--dataloader_num_workers", "2")
+    run.wait_for_steps(3)
+    assert len(run.pids()) == 3
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.process.wait(60) == 128 + signal.SIGINT
+    assert "stopped by SIGINT at step" in run.text() and "Traceback" not in run.text()
+    assert len(list_checkpoints(run.out)) == 1
+    run.wait_for(lambda: not run.pids())
 
 
 @pytest.mark.processes

@@ -88,14 +88,22 @@ def test_the_saved_config_reproduces_the_run(train, tmp_path):
         ["--dropout", "0.3", "--random_flip", "--gradient_accumulation_steps", "2"],
         ["--class_conditional", "--condition_dropout", "0.5", "--dataloader_num_workers", "2"],
         ["--streaming", "--shuffle_buffer", "7", "--dataloader_num_workers", "2", "--holdout", "0.2"],
+        ["--streaming", "--shuffle_buffer", "7", "--class_conditional", "--random_flip"],
         # T of 4, so that the sampler has its history and leaves the uniform law before the run ends.
         "--loss vlb --variance_type learned_range --timestep_sampling importance --train_batch_size 12 "
         "--num_train_timesteps 4 --beta_schedule squaredcos_cap_v2 --max_train_steps 12".split(),
     ],
-    ids=["plain", "dropout, flips and accumulation", "classes and workers", "stream", "importance sampling"],
+    ids=[
+        "plain",
+        "dropout, flips and accumulation",
+        "classes and workers",
+        "stream and workers",
+        "stream",
+        "importance sampling",
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(train, start, tmp_path, flags):
-    unbroken = train(*flags, output_dir=tmp_path / "unbroken")
+    unbroken = train(*flags, "--dataloader_num_workers", "0", output_dir=tmp_path / "unbroken")
     broken = start(*flags, "--checkpointing_steps", "2", output_dir=tmp_path / "broken")
     stop_after(broken, 3)
     assert [path.name for path in list_checkpoints(tmp_path / "broken")] == ["checkpoint-2"]
