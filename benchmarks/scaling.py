@@ -56,7 +56,7 @@ class Assumptions:
 
 @dataclass
 class Cost:
-    """A step of one GPU: operations, and seconds of those that wait for arithmetic and of those that wait for memory."""
+    """A step of one GPU: seconds of the operations that wait for arithmetic, and of those that wait for memory."""
 
     operations: int = 0
     flops: float = 0.0

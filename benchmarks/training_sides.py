@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 PRESET, RESOLUTION = "ddpm-cifar10", 32  # 35.7 M parameters
@@ -90,8 +90,8 @@ def serve(side: Side, images: Path) -> None:
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as folder:
         make = our_steps if side.name == "ours" else stock_steps
-        # A step of a tiny network first: libraries and kernels are there before memory is counted.
-        make(side, images, Path(folder) / "tiny", tiny=True)[0]()
+        # A step of a tiny network first, on one image: libraries and kernels are there before memory is counted.
+        make(replace(side, batch=1), images, Path(folder) / "tiny", tiny=True)[0]()
         libraries = resident("VmRSS")
         step, about = make(side, images, Path(folder) / "run", tiny=False)
         for line in sys.stdin:
