@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -65,14 +66,20 @@ def _has_usual_settings(module: nn.Module) -> bool:
         usual = module.time_embedding_norm == "default" and type(module.nonlinearity) is nn.SiLU
         return plain and usual and module.output_scale_factor == 1 and module.time_emb_proj is not None
     if isinstance(module, Attention):
-        processor = type(module.processor) in (AttnProcessor2_0, SelfAttnProcessor)
         usual = module.residual_connection and module.rescale_output_factor == 1 and module.group_norm is not None
-        return processor and usual and getattr(module.processor, "_attention_backend", None) is None
+        return usual and _attends_natively(module.processor)
     if isinstance(module, UpBlock2D):
         return all(getattr(module, name, None) is None for name in ("s1", "s2", "b1", "b2"))  # FreeU
     if isinstance(module, Downsample2D):
         return module.use_conv and module.norm is None
     return module.use_conv and module.interpolate and not module.use_conv_transpose and module.norm is None
+
+
+def _attends_natively(processor: AttnProcessor2_0 | SelfAttnProcessor) -> bool:
+    if type(processor) is SelfAttnProcessor:
+        backend = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        return backend == AttentionBackendName.NATIVE
+    return type(processor) is AttnProcessor2_0
 
 
 class LeanUNet:

@@ -17,7 +17,7 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-MAIN_PROCESS_IP=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MAIN_PROCESS_IP=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MAIN_PROCESS_PORT=$((20000 + SLURM_JOB_ID % 10000)) # another one for every job that shares a machine
 NUM_PROCESSES=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 export MAIN_PROCESS_IP MAIN_PROCESS_PORT NUM_PROCESSES

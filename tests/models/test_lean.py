@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 
 from ddpm_hf import DDPMPipeline, DDPMUNet2D, LinearDDPMScheduler
@@ -79,6 +80,7 @@ STRANGERS = {
 }
 
 
+@pytest.mark.usefixtures("restore_backend")
 @pytest.mark.parametrize("change", STRANGERS.values(), ids=STRANGERS)
 def test_a_network_that_is_more_than_its_weights_is_left_alone(change):
     unet = network(DDPMUNet2D)
@@ -103,6 +105,14 @@ def test_a_network_that_is_more_than_its_weights_is_left_alone(change):
 )
 def test_an_architecture_of_other_parts_is_left_alone(changes):
     assert not is_lean(network(**changes))
+
+
+def test_an_attention_backend_of_the_whole_process_is_followed():
+    """By layers of ours alone: diffusers' own processor does not ask for it."""
+    ours, stock = network(DDPMUNet2D), network()
+    with attention_backend("_native_math"):
+        assert not is_lean(ours) and is_lean(stock)
+    assert is_lean(ours)
 
 
 def test_autocast_is_left_alone():

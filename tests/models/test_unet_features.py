@@ -43,14 +43,6 @@ def sdpa_kernels(model: UNet2DModel, sample: torch.Tensor) -> set[str]:
     return {event.key for event in trace.key_averages() if event.key.startswith("aten::_scaled_dot_product")}
 
 
-@pytest.fixture(name="restore_backend")
-def restore_backend_fixture():
-    """`set_attention_backend` also changes a setting of the whole process, and no method takes that back."""
-    active = _AttentionBackendRegistry._active_backend
-    yield
-    _AttentionBackendRegistry.set_active_backend(active)
-
-
 @pytest.mark.usefixtures("restore_backend")
 def test_attention_backend_acts(model, sample):
     math_kernel = {"aten::_scaled_dot_product_attention_math"}
