@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from .plan import Plan
 
 # Main memory that the C library keeps beside what is in use, as a share of the step's own tensors: measured on Linux
-# with glibc, resident memory against live tensors, over presets `digits` and `small-32` in float32 and bfloat16
-# (1.46 to 1.56). A GPU's allocator fits blocks better; 1.1 is an assumption, not measured.
-_ALLOCATOR = {"cpu": 1.5}
-_OTHER_ALLOCATORS = 1.1
+# with glibc, resident memory against live tensors, over presets `digits`, `small-32`, `small-64` and `ddpm-cifar10` in
+# float32 and bfloat16 (1.31 to 1.69), and with gradient checkpointing, whose blocks come and go between those that
+# stay (1.83 to 2.4). A GPU's allocator fits blocks better; 1.1 is an assumption, not measured.
+_ALLOCATOR = {"cpu": {False: 1.5, True: 2.05}}
+_OTHER_ALLOCATORS = {False: 1.1, True: 1.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
     """What the run of this plan will need and compute.
 
     Measured against the resident memory of real steps on a CPU it is within 15 % for the presets `digits` and
-    `small-32` (tests/training/test_forecast.py). Sharding by FSDP or DeepSpeed is not counted.
+    `small-32` (tests/training/test_forecast.py) and `ddpm-cifar10` (benchmarks/memory.py). Sharding by FSDP or
+    DeepSpeed is not counted.
     """
     options, config = plan.config.optimization, plan.config.model
     activations, flops = trace_step(
@@ -66,6 +68,7 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
         {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.mixed_precision),
         config.gradient_checkpointing,
     )
+    share = _ALLOCATOR.get(accelerator.device.type, _OTHER_ALLOCATORS)[config.gradient_checkpointing]
     weights = sum(parameter.numel() * 4 for parameter in plan.unet.parameters())
     # Set to None after each step, so that they are not there when the next one's activations are the most.
     kept = weights if options.gradient_accumulation_steps > 1 else 0
@@ -76,7 +79,7 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
         gradients=kept + buckets,
         optimizer=2 * weights,
         ema=weights if options.use_ema else 0,
-        activations=round(activations * _ALLOCATOR.get(accelerator.device.type, _OTHER_ALLOCATORS)),
+        activations=round(activations * share),
         flops=flops * micro_steps,
     )
 
@@ -104,11 +107,11 @@ def trace_step(
             unet.enable_gradient_checkpointing()
         images, timesteps = torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64)
         labels = None if unet.config.num_class_embeds is None else timesteps
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter, _LiveBytes(unet) as memory:
+        with _StepCounter(unet) as counter:
             with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
                 output = unet(images, timesteps, labels).sample
             output.float().square().mean().backward()
-    return memory.peak, counter.get_total_flops()
+    return counter.peak, counter.flops
 
 
 def _attention_flops(query, key, value, *args, **kwargs) -> int:
@@ -119,24 +122,32 @@ def _attention_backward_flops(gradient, query, key, value, *args, **kwargs) -> i
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-# The CPU's attention kernel, which PyTorch's counter leaves out; arguments are shapes.
-ATTENTION_FLOPS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
+# PyTorch's formulas by operation, and two for the CPU's attention kernel, which they leave out. Its counter itself is
+# of no use here: it would keep alive what gradient checkpointing computes again.
+FLOP_FORMULAS = FlopCounterMode(
+    display=False,
+    custom_mapping={
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    },
+).flop_registry
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every tensor that an operation makes, until the last reference to its memory is gone."""
+class _StepCounter(TorchDispatchMode):
+    """Counts the bytes of every tensor that an operation makes, until the last reference to its memory is gone, and
+    floating-point operations."""
 
     def __init__(self, unet: nn.Module):
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         # Views of weights are results of operations too, and no new memory.
         self.known = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        results = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        results = function(*args, **kwargs)
+        if formula := FLOP_FORMULAS.get(function._overloadpacket):
+            self.flops += formula(*args, **kwargs, out_val=results)
         for tensor in tree_leaves(results):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
                 self._add(tensor.untyped_storage())

@@ -33,6 +33,8 @@ def train(plan, batch, steps):
     optimizer = torch.optim.AdamW(plan.unet.parameters(), fused=True)
     ema = EMA(plan.unet, 0.99, None, 0.75)
     plan.unet.train()
+    if plan.config.model.gradient_checkpointing:
+        plan.unet.enable_gradient_checkpointing()
     for step in range(steps):
         x_0 = torch.rand(batch, *plan.images.shape) * 2 - 1
         timesteps = torch.randint(0, 1000, (batch,))
@@ -62,7 +64,12 @@ print(cost.total, status("VmHWM") - base)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/clear_refs is Linux's")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize(
-    "preset", [["--preset", "digits"], ["--preset", "small-32", "--channels", "3", "--train_batch_size", "8"]]
+    "preset",
+    [
+        ["--preset", "digits"],
+        ["--preset", "small-32", "--channels", "3", "--train_batch_size", "8"],
+        ["--preset", "small-32", "--channels", "3", "--train_batch_size", "16", "--gradient_checkpointing"],
+    ],
 )
 def test_memory_is_within_15_percent_of_what_real_steps_take(tmp_path, preset, precision):
     flags = ["--mixed_precision", precision, "--output_dir", str(tmp_path / "out"), *preset]
@@ -118,7 +125,7 @@ def test_memory_grows_with_the_batch_and_shrinks_with_precision_and_checkpointin
     half, _ = trace_step(unet, shape, torch.bfloat16)
     assert half == pytest.approx(peak / 2, rel=0.1)
     again, more = trace_step(unet, shape, gradient_checkpointing=True)
-    assert again < 0.8 * peak and flops < more < 4 / 3 * flops
+    assert again < 0.6 * peak and flops < more < 4 / 3 * flops
 
 
 def test_the_network_itself_stays_as_it_is():
