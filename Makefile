@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test style quality
+.PHONY: install demo test style quality bench bench-quick bench-full
 
 install: $(INSTALLED)
 
@@ -35,3 +35,21 @@ style: install
 quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What is faster than diffusers' own, and by how much: benchmarks/README.md. Each prints a table and writes JSON into
+# benchmarks/out/SIZE. One thread, because ratios are steadier so; make bench THREADS=8 for more.
+THREADS ?= 1
+MEASURE = OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/$(1).py --size $(2)
+STEPS := overheads throughput memory data_path data_memory startup scaling
+QUALITY := time_to_quality sampling
+
+# A first look in a few minutes, of few repetitions.
+bench-quick: install
+	@$(foreach name,$(filter-out data_memory,$(STEPS)) $(QUALITY),$(call MEASURE,$(name),quick) &&) true
+
+bench: install
+	@$(foreach name,$(STEPS) $(QUALITY),$(call MEASURE,$(name),normal) &&) true
+
+# Hours. What is in benchmarks/out/full already is not measured again, so the same command goes on after an interruption.
+bench-full: install
+	@$(foreach name,$(STEPS) $(QUALITY),{ test -f benchmarks/out/full/$(name).json || $(call MEASURE,$(name),full); } &&) true

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from image_files import write_parquet
 from measuring import finish, make_parser, start
-from pictures import write_parquet
 
 SIDE, BATCH = 64, 64
 COUNTS = {"quick": 1000, "normal": 5000, "full": 100_000}

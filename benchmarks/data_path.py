@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import stock
+from image_files import write_parquet, write_png_folder
 from measuring import compare, finish, interleaved, make_parser, start
-from pictures import write_parquet, write_png_folder
 
 from ddpm_hf.data.examples import TrainingData
 from ddpm_hf.data.loading import make_loader

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from image_files import write_png_folder
 from measuring import finish, make_parser, start
-from pictures import write_png_folder
 from training_sides import RESOLUTION, Side, Worker
 
 BATCH = {"quick": 4, "normal": 16, "full": 16}

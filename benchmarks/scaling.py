@@ -21,11 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_hf import DDPMUNet2D, get_preset
 from ddpm_hf.models.unet import paper_config
-from ddpm_hf.training.forecast import ATTENTION_FLOPS
+from ddpm_hf.training.forecast import FLOP_FORMULAS
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class _Counter(TorchDispatchMode):
     def __init__(self, machine: Assumptions):
         super().__init__()
         self.machine, self.cost = machine, Cost()
-        self.formulas = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS).flop_registry
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -83,7 +81,7 @@ class _Counter(TorchDispatchMode):
             return result
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        formula = self.formulas.get(function._overloadpacket)
+        formula = FLOP_FORMULAS.get(function._overloadpacket)
         self.add(float(formula(*args, **kwargs, out_val=result)) if formula else 0.0, size)
         return result
 

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from image_files import write_png_folder
 from measuring import compare, finish, make_parser, readable_seconds, start
-from pictures import write_png_folder
 from training_sides import RESOLUTION, Side, Worker, interleaved_steps
 
 # size -> (turns, steps in a turn, images in a batch)

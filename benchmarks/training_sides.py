@@ -14,18 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-PRESET, RESOLUTION = "ddpm-cifar10", 32  # 35.7 M parameters
+RESOLUTION = 32
 _TINY = "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 16".split()
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way of training: "stock" or "ours", "float32" or "bf16"."""
+    """One way of training: "stock" or "ours", "float32" or "bf16", and the network of a preset; 35.7 M parameters."""
 
     name: str
     precision: str
     batch: int
     gradient_checkpointing: bool = False
+    preset: str = "ddpm-cifar10"
 
     def __str__(self) -> str:
         return f"{self.name} {self.precision}{', checkpointing' if self.gradient_checkpointing else ''}"
@@ -133,7 +134,7 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     ]
     flags += ["--train_batch_size", side.batch, "--max_train_steps", 10**6, "--preview_steps", 0]
     flags += ["--checkpointing_steps", 10**6, "--mixed_precision", "no" if side.precision == "float32" else "bf16"]
-    flags += [*_TINY, "--resolution", RESOLUTION] if tiny else ["--preset", PRESET]
+    flags += [*_TINY, "--resolution", RESOLUTION] if tiny else ["--preset", side.preset]
     flags += ["--gradient_checkpointing"] if side.gradient_checkpointing else []
     trainer = prepare(parse_training_arguments(list(map(str, flags))))
     # `train` makes everything ready, finds no batch and leaves nothing; then its steps are taken one by one.
@@ -160,7 +161,7 @@ def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     from ddpm_hf.models.unet import paper_config
 
     small = {"base_channels": 8, "channel_multipliers": (1, 2), "blocks_per_level": 1}
-    config = paper_config(RESOLUTION, **small) if tiny else paper_config(**get_preset(PRESET).model)
+    config = paper_config(RESOLUTION, **small) if tiny else paper_config(**get_preset(side.preset).model)
     precision = torch.float32 if side.precision == "float32" else torch.bfloat16
     recipe = StockRecipe(config, precision, gradient_checkpointing=side.gradient_checkpointing)
     batches = endless(make_loader(images, RESOLUTION, side.batch))

@@ -1,0 +1,138 @@
+"""The benchmarks run, compare what they say they compare, and reckon rightly. No time is asserted."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddpm_hf
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import data_path  # noqa: E402
+import image_files  # noqa: E402
+import measuring  # noqa: E402
+import overheads  # noqa: E402
+import scaling  # noqa: E402
+import training_sides  # noqa: E402
+
+
+def test_sides_take_turns_after_one_call_that_does_not_count():
+    calls = []
+    sides = {"stock": lambda: calls.append("a"), "ours": lambda: calls.append("b")}
+    seconds = measuring.interleaved(sides, repetitions=3, calls=2)
+    assert "".join(calls) == "ab" + 3 * "aabb"
+    assert [len(turns) for turns in seconds.values()] == [3, 3]
+
+
+def test_ratio_is_the_median_of_pairs_and_not_the_ratio_of_medians():
+    found = measuring.compare("x", stock=[1.0, 8.0, 9.0], ours=[1.0, 2.0, 1.0], goal=4)
+    assert (found.ratio, found.low, found.high, found.pairs) == (4, 1, 9, 3)
+    assert found.row()["goal"] == "4: met" and measuring.compare("x", [1.0], [1.0], 1.1).row()["goal"] == "1.1: missed"
+
+
+def test_a_report_says_what_was_measured_on_what(tmp_path, capsys):
+    options = measuring.make_parser("Words.\nMore.", "some").parse_args(["--size", "quick"])
+    options.output = tmp_path / "a" / "some.json"
+    facts = measuring.start(options)
+    measuring.finish(options, [{"what": "x", "value": 1.5}, {"what": "longer", "value": None}], facts)
+    printed = capsys.readouterr().out
+    assert "first look, no result" in printed and facts["processor"] in printed
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    report = json.loads(options.output.read_text())
+    assert report["rows"][0] == {"what": "x", "value": 1.5} and report["settings"]["size"] == "quick"
+    assert report["machine"]["torch"] == torch.__version__ and report["machine"]["threads"] == torch.get_num_threads()
+
+
+def test_overheads_compare_equal_results(tmp_path, monkeypatch, capsys):
+    tiny, _, has_goal = overheads.NETWORKS["tiny 8x8, 0.06 M"]
+    monkeypatch.setattr(overheads, "TURNS", {"quick": 1})
+    monkeypatch.setattr(overheads, "SHAPES", overheads.SHAPES[:1])
+    monkeypatch.setattr(overheads, "NETWORKS", {"tiny": (tiny, 3, has_goal)})
+    overheads.main(["--size", "quick", "--output", str(tmp_path / "report.json")])
+    names = [row["name"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]]
+    for part in ("scheduler.step", "add_noise", "set_timesteps", "sampling", "EMA", "AdamW"):
+        assert any(part in name for name in names)
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]) == len(names) + 2
+
+
+def test_overheads_end_when_the_sides_differ():
+    overheads.require_equal("x", torch.zeros(2), torch.full((2,), 1e-6))
+    for wrong in (1e-4, math.nan):
+        with pytest.raises(SystemExit, match="x: the two sides differ"):
+            overheads.require_equal("x", torch.zeros(2), torch.full((2,), wrong))
+
+
+def test_data_path_reads_the_same_images_on_both_sides(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_path, "GOALS", {8: 1.0})
+    monkeypatch.setattr(data_path, "AMOUNTS", {"quick": (64, 1)})
+    data_path.main(["--size", "quick", "--output", str(tmp_path / "report.json")])
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    kinds = [f"{kind}, {workers} workers" for kind in ("PNG files", "parquet") for workers in (0, 2)]
+    assert [row["what"] for row in rows] == [f"8x8, {kind}" for kind in kinds]
+
+
+def test_stock_loader_transforms_as_torchvision_would(tmp_path):
+    """ToTensor divides by 255, Normalize takes 0.5 off and doubles: the pixels of a store, through `normalize`."""
+    import stock
+
+    from ddpm_hf.data.sources import load_images
+    from ddpm_hf.data.store import PixelStore
+    from ddpm_hf.data.transforms import normalize
+
+    folder = image_files.write_png_folder(tmp_path / "images", 6, 16)
+    batch = next(iter(stock.make_loader(folder, 16, 6, random_flip=False)))["input"]
+    store = PixelStore.build(load_images(train_data_dir=folder), (16, 16), cache_dir=tmp_path / "store")
+    ours = normalize(store.batch(range(6))["images"])
+    order = batch.flatten(1).sum(1).argsort(), ours.flatten(1).sum(1).argsort()
+    assert torch.allclose(batch[order[0]], ours[order[1]], atol=1e-6)
+
+
+@pytest.mark.processes
+def test_a_worker_takes_the_steps_of_the_real_trainer(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    images = image_files.write_png_folder(tmp_path / "images", 16, 32)
+    side = training_sides.Side("ours", "float32", 2, preset="small-32")
+    with training_sides.Worker(side, images) as worker:
+        assert worker.train(1) > 0
+        memory = worker.memory()
+    unet = scaling.make_network(side.preset)
+    assert memory["parameters"] == sum(parameter.numel() for parameter in unet.parameters())
+    # Weights, gradients, Adam's two moments and the average are there at the least.
+    assert memory["peak"] - memory["libraries"] > 5 * 4 * memory["parameters"]
+    assert memory["forecast"] > 4 * 4 * memory["parameters"]
+
+
+def test_collectives_follow_the_ring_within_a_machine_and_the_cards_between_machines():
+    machine = scaling.Assumptions(latency=(0, 0), link_share=1, nvlink=100, network=10)
+    assert scaling.collective_seconds(800, 3, 1, machine) == (0, "")
+    assert scaling.collective_seconds(800, 3, 8, machine) == (800 * 7 / 8 / 100, "NVLink")
+    seconds, binds = scaling.collective_seconds(800, 3, 16, machine)
+    assert seconds == pytest.approx(7 + 100 / 2 / 10) and binds == "NVLink"
+    assert scaling.collective_seconds(0, 3, 8, scaling.Assumptions(latency=(1, 2)))[0] == 3
+
+
+def test_distributed_data_parallel_reduces_a_float32_for_each_weight():
+    import torch.distributed as dist
+
+    from ddpm_hf.models.unet import paper_config
+
+    unet = ddpm_hf.DDPMUNet2D(**paper_config(8, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        reduced, buckets = scaling.reduced_bytes(unet)
+    finally:
+        dist.destroy_process_group()
+    assert reduced == 4 * sum(parameter.numel() for parameter in unet.parameters()) and buckets >= 1
+
+
+def test_a_counted_step_grows_with_the_batch():
+    unet = ddpm_hf.DDPMUNet2D.from_paper(16, base_channels=16, channel_multipliers=(1, 2), blocks_per_level=1)
+    two, four = (scaling.step_cost(unet, batch, scaling.Assumptions()) for batch in (2, 4))
+    assert two.operations == four.operations and four.flops == 2 * two.flops
+    assert two.seconds < four.seconds < 2 * two.seconds  # the weights are read once for the whole batch
