@@ -290,8 +290,7 @@ def paper_config(
         "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "dropout": dropout,
         "num_class_embeds": None if num_classes is None else num_classes + 1,
-        # The paper's 32 groups, or fewer for a network too narrow for them.
-        "norm_num_groups": math.gcd(32, base_channels),
+        "norm_num_groups": math.gcd(32, base_channels),  # the paper's 32, or fewer where channels are few
         # Where UNet2DModel's defaults are not the paper's: the time embedding is sin ‖ cos with frequencies up to
         # 1/10000 inclusive, norms have TensorFlow's epsilon, strided convolutions pad below and to the right only,
         # and attention has a single head.

@@ -106,8 +106,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
                 `guidance_scale` is 0.
             guidance_scale: w in eps = eps(none) + w (eps(class) - eps(none)): 1 is plain conditional sampling,
                 0 unconditional, more than 1 favours what is typical of the class.
-            timesteps: decreasing timesteps at which the network is called, instead of a number of them, for samplers
-                whose `set_timesteps` takes such a list.
+            timesteps: those at which the network is called, decreasing, for samplers that take such a list.
             latents: x_T to start from, standard normal, (B, C, H, W), instead of drawn noise.
             skip_steps: leave out that many network calls at the start of the chain, 0 for none. `latents` are then x_t
                 at the timestep that comes next, as the scheduler's `add_noise` makes it.
@@ -116,12 +115,10 @@ class DDPMPipeline(diffusers.DDPMPipeline):
                 variance, "model_output" what the step was given, and "pred_original_sample" the x_0 that the scheduler
                 took from it, None where it does not tell. May return a dict with other "latents".
 
-        Returns:
-            `ImagePipelineOutput` with `images`.
+        Returns: `ImagePipelineOutput` with `images`.
 
         Raises:
-            ValueError: for a class, scale, generator list, latents, number of steps to skip or output type that does
-            not fit, naming the choices.
+            ValueError: for an argument that does not fit, naming the choices.
         """
         # 1. Check the request and turn class names into numbers
         if output_type not in OUTPUT_TYPES:
@@ -133,8 +130,6 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         # 2. Timesteps
         scheduler = without_learned_variance(self.scheduler)
         choose_timesteps(scheduler, num_inference_steps, timesteps)
-        step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
-
         skipped = self._skip(skip_steps, scheduler, latents)
 
         # 3. x_T ~ N(0, I), or the x_t given
@@ -146,25 +141,40 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         was_training = self.unet.training
         self.unet.eval()
         try:
-            network = self.network_along(scheduler.timesteps)
-            for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
-                network_input = scheduler.scale_model_input(x_t, t)
-                model_output = self._predict(network, network_input, i, classes, guidance_scale)
-                if not takes_variance(scheduler):
-                    model_output = model_output[:, : x_t.shape[1]]
-                step = scheduler.step(model_output, t, x_t, **step_arguments)
-                x_t = step.prev_sample
-                if callback_on_step_end is not None:
-                    tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}
-                    tensors["pred_original_sample"] = step.get("pred_original_sample")
-                    x_t = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", x_t)
+            x_0 = self._denoise(scheduler, x_t, skipped, generator, classes, guidance_scale, callback_on_step_end)
         finally:
             self.unet.train(was_training)
             self.maybe_free_model_hooks()
 
         # 5. [-1, 1] -> the output asked for
-        images = self._to_output(x_t, output_type)
+        images = self._to_output(x_0, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _denoise(
+        self,
+        scheduler: SchedulerMixin,
+        x_t: torch.Tensor,
+        skipped: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        classes: torch.Tensor | None,
+        guidance_scale: float,
+        callback: Callable | None,
+    ) -> torch.Tensor:
+        """The loop of Algorithm 2, for any sampler; its first `skipped` steps are left out."""
+        step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
+        network = self.network_along(scheduler.timesteps)
+        for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
+            network_input = scheduler.scale_model_input(x_t, t)
+            model_output = self._predict(network, network_input, i, classes, guidance_scale)
+            if not takes_variance(scheduler):
+                model_output = model_output[:, : x_t.shape[1]]
+            step = scheduler.step(model_output, t, x_t, **step_arguments)
+            x_t = step.prev_sample
+            if callback is not None:
+                tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}
+                tensors["pred_original_sample"] = step.get("pred_original_sample")
+                x_t = (callback(self, i, t, tensors) or {}).get("latents", x_t)
+        return x_t
 
     def check_classes(
         self,
