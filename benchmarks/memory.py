@@ -2,12 +2,15 @@
 
     OMP_NUM_THREADS=2 python benchmarks/memory.py
 
-Each side is a process of its own; its peak is the resident memory that Linux reports, libraries included. The forecast
-is of what comes on top of the libraries, so that is what it is held against. Linux only.
+Each run is a process of its own; its peak is the resident memory that Linux reports, libraries included. Runs of one
+side differ by some percent, so a goal is met by a median within the range of stock's runs. The forecast is of what
+comes on top of the libraries, and is held against the median of that. Linux only.
 """
 
+import statistics
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from measuring import finish, make_parser, start
 from training_sides import RESOLUTION, Side, Worker
 
 BATCH = {"quick": 4, "normal": 16, "full": 16}
-STEPS = {"quick": 1, "normal": 2, "full": 3}
+STEPS = {"quick": 1, "normal": 2, "full": 4}
+RUNS = {"quick": 1, "normal": 3, "full": 5}
 GOAL = 0.15
 
 
@@ -27,33 +31,37 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = write_png_folder(Path(folder) / "images", 256, RESOLUTION)
         rows = [
-            measure(images, precision, again, BATCH[options.size], STEPS[options.size])
-            for precision, again in cases[:: 3 if options.size == "quick" else 1]
+            measure(images, Side("", precision, BATCH[options.size], again), options.size)
+            for precision, again in (cases[:1] if options.size == "quick" else cases)
         ]
     finish(options, rows, facts)
 
 
-def measure(images: Path, precision: str, checkpointing: bool, batch: int, steps: int) -> dict[str, Any]:
-    """A row of the table: both sides one after the other."""
-    found = {}
-    for name in ("stock", "ours"):
-        with Worker(Side(name, precision, batch, checkpointing), images) as worker:
-            worker.train(steps)
-            found[name] = worker.memory()
-    ours, stock = found["ours"], found["stock"]
-    needed = {name: memory["peak"] - memory["libraries"] for name, memory in found.items()}
-    error = ours["forecast"] / needed["ours"] - 1
+def measure(images: Path, case: Side, size: str) -> dict[str, Any]:
+    """A row of the table: both sides in turns."""
+    found = {"stock": [], "ours": []}
+    for _ in range(RUNS[size]):
+        for name, runs in found.items():
+            with Worker(replace(case, name=name), images) as worker:
+                worker.train(STEPS[size])
+                runs.append(worker.memory())
+    peaks = {name: [run["peak"] / 1e9 for run in runs] for name, runs in found.items()}
+    needed = statistics.median(run["peak"] - run["libraries"] for run in found["ours"])
+    foreseen = found["ours"][0]["forecast"]
+    error = foreseen / needed - 1
     return {
-        "what": f"batch {batch}, {precision}{', checkpointing' if checkpointing else ''}",
-        "stock peak GB": stock["peak"] / 1e9,
-        "ours peak GB": ours["peak"] / 1e9,
-        "not above stock": "met" if ours["peak"] <= stock["peak"] else "missed",
-        "stock beyond libraries GB": needed["stock"] / 1e9,
-        "ours beyond libraries GB": needed["ours"] / 1e9,
-        "forecast GB": ours["forecast"] / 1e9,
-        "forecast error": f"{error:+.0%}",
+        "what": f"batch {case.batch}, {case.precision}{', checkpointing' if case.gradient_checkpointing else ''}",
+        **{f"{name}, GB": _range(values) for name, values in peaks.items()},
+        "not above stock": "met" if statistics.median(peaks["ours"]) <= max(peaks["stock"]) else "missed",
+        "ours beyond libraries, GB": needed / 1e9,
+        "forecast, GB": foreseen / 1e9,
+        "error": f"{error:+.0%}",
         "within 15 %": "met" if abs(error) <= GOAL else "missed",
     }
+
+
+def _range(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}..{max(values):.2f}]"
 
 
 if __name__ == "__main__":

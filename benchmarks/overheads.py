@@ -85,7 +85,8 @@ def scheduler_rows(turns: int) -> Iterator[Comparison]:
             require_equal(f"step {size}", stock_step(0), our_step(0))
             name = f"scheduler.step {size}{', return_dict=False' if plain else ''}"
             yield paired(name, stock_step, our_step, turns, goal=goal)
-        yield paired(f"bound of it: drawing the noise of {size} alone", stock_step, noise_alone(x_t), turns)
+        yield paired("bound: the calls of PyTorch in it, bare", stock_step, bare_step(x_t, eps), turns)
+        yield paired("bound: drawing the noise alone", stock_step, noise_alone(x_t), turns)
         timesteps = torch.randint(0, 1000, shape[:1])
         stock_noise, our_noise = (noiser(side, x_t, eps, timesteps) for side in (stock, ours))
         require_equal(f"add_noise {size}", stock_noise(), our_noise())
@@ -106,6 +107,19 @@ def stepper(
         if plain:
             return scheduler.step(eps, timestep, x_t, generator=generator, return_dict=False)[0]
         return scheduler.step(eps, timestep, x_t, generator=generator).prev_sample
+
+    return step
+
+
+def bare_step(x_t: torch.Tensor, eps: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """The arithmetic of a step with clipping and nothing around it: no settings, no checks, no tables."""
+    generator = torch.Generator()
+    a, b, c, d, sigma = (torch.tensor(number) for number in (1.1, -0.3, 0.2, 0.8, 0.05))
+
+    def step() -> torch.Tensor:
+        x_0 = torch.addcmul(x_t * a, eps, b).clamp_(-1, 1)
+        mean = torch.addcmul(x_0 * c, x_t, d)
+        return mean.addcmul_(sigma, torch.randn(x_t.shape, generator=generator))
 
     return step
 

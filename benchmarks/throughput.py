@@ -17,7 +17,7 @@ from measuring import compare, finish, make_parser, readable_seconds, start
 from training_sides import RESOLUTION, Side, Worker, interleaved_steps
 
 # size -> (turns, steps in a turn, images in a batch)
-AMOUNTS = {"quick": (2, 1, 4), "normal": (7, 2, 8), "full": (15, 4, 16)}
+AMOUNTS = {"quick": (2, 1, 4), "normal": (7, 1, 16), "full": (15, 3, 16)}
 # (side, compared with, least ratio)
 COMPARISONS = (
     ("ours float32", "stock float32", 1.0),
