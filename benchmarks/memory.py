@@ -20,7 +20,7 @@ from training_sides import RESOLUTION, Side, Worker
 
 BATCH = {"quick": 4, "normal": 16, "full": 16}
 STEPS = {"quick": 1, "normal": 2, "full": 4}
-RUNS = {"quick": 1, "normal": 3, "full": 5}
+RUNS = {"quick": 1, "normal": 2, "full": 5}
 GOAL = 0.15
 
 
