@@ -14,8 +14,8 @@ log SNR.
 
 import numpy as np
 
-# Of log SNR: where alpha_bar is 0 (zero terminal SNR) diffusers' solvers put 2^-24.
-_LEAST_SNR = 2.0**-24
+# Below it the prediction is the mean of all images, and two such timesteps differ by the noise of a measurement only.
+_LEAST_SNR = 1e-3
 
 
 def fit_timesteps(snr: np.ndarray, errors: np.ndarray, count: int) -> list[int]:
