@@ -1,8 +1,7 @@
-"""The other side: diffusers' own classes, put together as its train_unconditional.py puts them together.
+"""The other side in pieces: optimizer, training step and data path of train_unconditional.py (diffusers 0.42).
 
-Network, optimizer, average, noise and loss are those of the example (diffusers 0.42), with its defaults unless said
-otherwise. Its images pass through torchvision, which is not needed here: the same transforms are done with Pillow and
-NumPy, as torchvision does them for such images.
+Its images pass through torchvision, which is not needed here: the same transforms are done with Pillow and NumPy, as
+torchvision does them for such images. The step itself is that of `stock_recipe`.
 """
 
 from collections.abc import Iterator
@@ -11,62 +10,43 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from stock_recipe import train_step
 
 
-class StockRecipe:
-    """Network, AdamW, EMAModel and DDPMScheduler of the example, and its training step.
+class StockTrainer:
+    """Network, AdamW, EMAModel and DDPMScheduler of the example with its defaults, taking steps when told to.
 
     Args:
         config: of the `UNet2DModel`.
-        precision: torch.float32, or torch.bfloat16 as `--mixed_precision bf16` has it: the network under autocast,
-            images and noise in bfloat16.
-        learning_rate, ema_max_decay: as the example's flags.
+        mixed_precision: "no" or "bf16".
         gradient_checkpointing: which the example has no flag for and the network has.
     """
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        precision: torch.dtype = torch.float32,
-        learning_rate: float = 1e-4,
-        ema_max_decay: float = 0.9999,
-        gradient_checkpointing: bool = False,
-    ):
-        self.precision = precision
-        self.model = UNet2DModel(**config).train()
+    def __init__(self, config: dict[str, Any], mixed_precision: str = "no", gradient_checkpointing: bool = False):
+        self.accelerator = Accelerator(mixed_precision=mixed_precision)
+        self.precision = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+        model = UNet2DModel(**config).train()
         if gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing()
+        settings = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75}
         self.ema = EMAModel(
-            self.model.parameters(),
-            decay=ema_max_decay,
-            use_ema_warmup=True,
-            inv_gamma=1.0,
-            power=0.75,
-            model_cls=UNet2DModel,
-            model_config=self.model.config,
+            model.parameters(), decay=0.9999, **settings, model_cls=UNet2DModel, model_config=model.config
         )
-        self.noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-        self.optimizer = make_adamw(self.model, learning_rate)
+        self.process = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        optimizer = make_adamw(model)
+        course = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10**6)
+        self.model, self.optimizer, self.course = self.accelerator.prepare(model, optimizer, course)
 
-    def step(self, images: torch.Tensor) -> torch.Tensor:
-        """One optimizer step on images in [-1, 1], float32 (batch, channels, height, width); the loss."""
-        clean_images = images.to(self.precision)
-        noise = torch.randn(clean_images.shape, dtype=self.precision)
-        timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(images),))
-        noisy_images = self.noise_scheduler.add_noise(clean_images, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            output = self.model(noisy_images, timesteps).sample
-        loss = F.mse_loss(output.float(), noise.float())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def step(self, images: torch.Tensor) -> None:
+        """One optimizer step on images in [-1, 1], float32 (batch, channels, height, width)."""
+        parts = (self.accelerator, self.model, self.process, self.optimizer, self.course)
+        train_step(*parts, images, self.precision)
         self.ema.step(self.model.parameters())
-        return loss.detach()
 
 
 def make_adamw(model: torch.nn.Module, learning_rate: float = 1e-4) -> torch.optim.AdamW:

@@ -68,10 +68,6 @@ class Worker:
         """Bytes: "libraries" before there was a network, "peak" up to now; of ours also the doctor's "forecast"."""
         return self._ask({"memory": True})
 
-    def flops(self) -> int:
-        """Floating-point operations of a step, as the doctor forecasts them. Of ours."""
-        return self._ask({"memory": True})["flops"]
-
     def _ask(self, question: dict) -> dict:
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
@@ -154,18 +150,17 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
 
 def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     """The recipe of train_unconditional.py on the same images and network."""
-    import torch
-    from stock import StockRecipe, endless, make_loader
+    from stock import StockTrainer, endless, make_loader
 
     from ddpm_hf import get_preset
     from ddpm_hf.models.unet import paper_config
 
     small = {"base_channels": 8, "channel_multipliers": (1, 2), "blocks_per_level": 1}
     config = paper_config(RESOLUTION, **small) if tiny else paper_config(**get_preset(side.preset).model)
-    precision = torch.float32 if side.precision == "float32" else torch.bfloat16
-    recipe = StockRecipe(config, precision, gradient_checkpointing=side.gradient_checkpointing)
+    precision = "no" if side.precision == "float32" else "bf16"
+    trainer = StockTrainer(config, precision, side.gradient_checkpointing)
     batches = endless(make_loader(images, RESOLUTION, side.batch))
-    return lambda: recipe.step(next(batches)), dict
+    return lambda: trainer.step(next(batches)), dict
 
 
 def interleaved_steps(workers: Sequence[Worker], turns: int, steps: int) -> dict[str, list[float]]:
