@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/memory.py
 
-Each run is a process of its own; its peak is the resident memory that Linux reports, libraries included. Runs of one
-side differ by some percent, so a goal is met by a median within the range of stock's runs. The forecast is of what
-comes on top of the libraries, and is held against the median of that. Linux only.
+Each run is a process of its own; counted is its peak of resident memory, as Linux reports it, beyond what its libraries
+took before there was a network. (With them the example would have more than stated: it imports torchvision, which is
+not here.) Runs of one side differ by some percent, so a goal is met by a median within the range of stock's runs. The
+forecast is held against the median of ours. Linux only.
 """
 
 import statistics
@@ -20,7 +21,7 @@ from training_sides import RESOLUTION, Side, Worker
 
 BATCH = {"quick": 4, "normal": 16, "full": 16}
 STEPS = {"quick": 1, "normal": 2, "full": 4}
-RUNS = {"quick": 1, "normal": 2, "full": 5}
+RUNS = {"quick": 1, "normal": 3, "full": 5}
 GOAL = 0.15
 
 
@@ -45,18 +46,17 @@ def measure(images: Path, case: Side, size: str) -> dict[str, Any]:
             with Worker(replace(case, name=name), images) as worker:
                 worker.train(STEPS[size])
                 runs.append(worker.memory())
-    peaks = {name: [run["peak"] / 1e9 for run in runs] for name, runs in found.items()}
-    needed = statistics.median(run["peak"] - run["libraries"] for run in found["ours"])
-    foreseen = found["ours"][0]["forecast"]
-    error = foreseen / needed - 1
+    needed = {name: [(run["peak"] - run["libraries"]) / 1e9 for run in runs] for name, runs in found.items()}
+    ours, foreseen = statistics.median(needed["ours"]), found["ours"][0]["forecast"] / 1e9
+    whole = (statistics.median(run["peak"] / 1e9 for run in runs) for runs in found.values())
     return {
         "what": f"batch {case.batch}, {case.precision}{', checkpointing' if case.gradient_checkpointing else ''}",
-        **{f"{name}, GB": _range(values) for name, values in peaks.items()},
-        "not above stock": "met" if statistics.median(peaks["ours"]) <= max(peaks["stock"]) else "missed",
-        "ours beyond libraries, GB": needed / 1e9,
-        "forecast, GB": foreseen / 1e9,
-        "error": f"{error:+.0%}",
-        "within 15 %": "met" if abs(error) <= GOAL else "missed",
+        **{f"{name}, GB": _range(values) for name, values in needed.items()},
+        "not above stock": "met" if ours <= max(needed["stock"]) else "missed",
+        "with libraries, GB": " and ".join(f"{value:.2f}" for value in whole),
+        "forecast, GB": foreseen,
+        "error": f"{foreseen / ours - 1:+.0%}",
+        "within 15 %": "met" if abs(foreseen / ours - 1) <= GOAL else "missed",
     }
 
 

@@ -6,7 +6,7 @@ Counted: floating-point operations, bytes and number of every operation of a tra
 tensors without values; the bytes that DistributedDataParallel really reduces, by a hook in a real step of it. Assumed:
 the machine in `Assumptions`. An operation takes as long as its arithmetic or its bytes, whichever is longer; a step
 takes as long as its operations, its start by the host, or its communication where that cannot hide, whichever is
-longer. `binds` names it. Sizes differ in nothing here.
+longer. `binds` names it.
 """
 
 import copy
@@ -193,7 +193,7 @@ def main(argv: list[str]) -> None:
     machine = Assumptions()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     rows = []
-    for preset, largest in (("ddpm-cifar10", 128), ("ddpm-256", 16)):
+    for preset, largest in (("ddpm-cifar10", 128), ("ddpm-256", 16))[: 1 if options.size == "quick" else 2]:
         unet = make_network(preset)
         paper = get_preset(preset).training["train_batch_size"]
         parameters = sum(parameter.numel() for parameter in unet.parameters())

@@ -44,8 +44,9 @@ def main(argv: list[str]) -> None:
     facts = start(options)
     commands = dict(list(COMMANDS.items())[: 4 if options.size == "quick" else None])
     seconds = {name: [] for name in commands}
-    for name in (STOCK, IMPORT):
-        cpu_seconds(COMMANDS[name])  # fills the file cache
+    if options.size != "quick":
+        for name in (STOCK, IMPORT):
+            cpu_seconds(COMMANDS[name])  # fills the file cache
     for _ in range(REPETITIONS[options.size]):
         for name, command in commands.items():
             seconds[name].append(cpu_seconds(command))
