@@ -1,11 +1,11 @@
 """Peak memory of training the 35.7 M network at 32x32, ours against stock's, and how well the doctor foresaw it.
 
-    OMP_NUM_THREADS=2 python benchmarks/memory.py
+    OMP_NUM_THREADS=1 python benchmarks/memory.py
 
-Each run is a process of its own; counted is its peak of resident memory, as Linux reports it, beyond what its
-libraries took before there was a network. (With them the example would have more than stated: it imports torchvision,
-which is not here.) Runs of one side differ by some percent, so a goal is met by a median within the range of stock's
-runs. The forecast is held against the median of ours. Linux only.
+Each run is a process of its own; counted is its peak of resident memory, as Linux reports it, beyond what libraries
+took before there was a network. (With libraries the example would have more than stated: it imports torchvision, which
+is not here.) Runs of one side differ by some percent, so a goal is met by a median within the range of stock's runs.
+The forecast is held against the median of ours. Linux only.
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """Training steps of the 35.7 M network of Ho et al. at 32x32, float32 and bf16, ours against stock's recipe.
 
-    OMP_NUM_THREADS=2 python benchmarks/throughput.py
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py
 
 Ours is the trainer of scripts/train.py with all that it does in a step; stock's is the loop of train_unconditional.py
 (its AdamW, EMAModel, clipping and data path), with autocast for bf16. Same network, same batch, same images.
