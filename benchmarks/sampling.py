@@ -5,14 +5,16 @@
 Without --pipeline the demo's model is trained first. Stock `DDPMPipeline` draws with its default, all 1,000 steps, and
 at 20 calls with every parametric grid that its solvers offer; ours draws as `scripts/sample.py --fast` does. Distances
 are in the features of the digits' classifier, against the training images; the floor is that of held-out images. The
-same noise starts every chain.
+same noise starts every chain. Images that were drawn are kept, so an interrupted benchmark goes on. Speed is measured
+apart from them: stock's full chain and ours in turns.
 """
 
-import statistics
+import re
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import diffusers
@@ -25,10 +27,13 @@ from ddpm_hf.evaluation.features import Extractor, load_extractor
 from ddpm_hf.evaluation.image_sets import ImageSet, find_images
 from ddpm_hf.evaluation.metrics import GaussianStatistics, frechet_distance
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.seeds import image_generators
 
 COUNT = {"quick": 100, "normal": 500, "full": 5000}
-BATCH, CALLS = 250, 20
+TURNS = {"quick": 1, "normal": 3, "full": 5}
+BATCH, CALLS = 50, 20
+FULL = "stock, all 1,000"
 SOLVER, SINGLE = diffusers.DPMSolverMultistepScheduler, diffusers.DPMSolverSinglestepScheduler
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 # What diffusers offers for few calls: solver, order and the grids that a config can name.
@@ -62,23 +67,57 @@ def main() -> None:
     folder = options.pipeline or train(options.output.parent / "sampling" / "model")
     count = COUNT[options.size]
     judge = Judge(folder)
+    draws = contenders(folder, options.size)
     rows = []
-    for name, draw in contenders(folder, options.size).items():
+    # The full chain takes most of the time, so it comes last: an interrupted benchmark has the others then.
+    for name, draw in reversed(draws.items()):
+        images = options.output.parent / "sampling" / judge.fingerprint / slug(name)
+        if name == list(draws)[-1]:
+            shutil.rmtree(images, ignore_errors=True)  # quickly drawn, and sampling.json may be another by now
         try:
-            rows.append({"sampler": name, **judge.measure(draw, count)})
+            rows.insert(0, {"sampler": name, "frechet": judge.distance(draw_images(draw, count, images))})
         except (IndexError, AssertionError, ValueError) as problem:
             # Some grids of diffusers fail on some schedules; that is a result too.
-            rows.append({"sampler": name, "frechet": None, "images_per_second": None, "failed": repr(problem)})
-        print(f"{name}: {rows[-1]['frechet']}", flush=True)
-    whole = rows[0]
+            rows.insert(0, {"sampler": name, "failed": repr(problem)})
+        print(f"{name}: {rows[0].get('frechet', 'diffusers fails')}", flush=True)
     for row in rows:
-        if row["frechet"] is not None:
-            row["times_faster"] = row["images_per_second"] / whole["images_per_second"]
-            row["distance_of_full"] = row["frechet"] / whole["frechet"]
+        row["of the full chain's"] = row["frechet"] / rows[0]["frechet"] if "frechet" in row else None
+    speed = compare_speed(draws, TURNS[options.size])
     print(f"\n{count} images each; floor (held-out images) {judge.floor(count):.3g}\n")
     measuring.print_table(rows)
-    measuring.write_report(options.output, rows, vars(options) | {"floor": judge.floor(count), "n": count}, facts)
+    print()
+    measuring.print_table([speed.row()])
+    settings = vars(options) | {"floor": judge.floor(count), "n": count, "speed": asdict(speed)}
+    measuring.write_report(options.output, rows, settings, facts)
     print(f"\nwritten to {options.output}")
+
+
+def compare_speed(draws: dict[str, Draw], turns: int) -> measuring.Comparison:
+    """Seconds of a batch by stock's full chain and by ours, in turns."""
+    generators = image_generators(0, list(range(BATCH)))
+    full, fast = draws[FULL], draws[list(draws)[-1]]
+    return measuring.paired(
+        f"{BATCH} images", lambda: full(generators), lambda: fast(generators), turns, calls=1, goal=25
+    )
+
+
+def draw_images(draw: Draw, count: int, folder: Path) -> np.ndarray:
+    """`count` images, uint8 (N, C, H, W); a batch that lies in the folder already is not drawn again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = []
+    for start in range(0, count, BATCH):
+        numbers = list(range(start, min(start + BATCH, count)))
+        file = folder / f"{start:05}-{len(numbers)}.npy"
+        if not file.is_file():
+            drawn = draw(image_generators(0, numbers)).transpose(0, 3, 1, 2)
+            np.save(file.with_suffix(".part.npy"), (drawn * 255).round().astype(np.uint8))
+            file.with_suffix(".part.npy").rename(file)
+        batches.append(np.load(file))
+    return np.concatenate(batches)
+
+
+def slug(name: str) -> str:
+    return "-".join(re.findall(r"[\w+]+", name))
 
 
 def train(folder: Path) -> Path:
@@ -95,7 +134,7 @@ def contenders(folder: Path, size: str) -> dict[str, Draw]:
     for pipeline in (stock, ours):
         pipeline.set_progress_bar_config(disable=True)
     trained = stock.scheduler.config
-    draws = {"stock, all 1,000": stock_draw(stock, stock.scheduler, trained.num_train_timesteps)}
+    draws = {FULL: stock_draw(stock, stock.scheduler, trained.num_train_timesteps)}
     for name, (solver, settings) in GRIDS.items():
         if size != "quick" or name in QUICK:
             scheduler = solver.from_config({**trained, **settings})
@@ -131,6 +170,7 @@ class Judge:
         model = ModelFolder.read(folder)
         self.held_out = find_images(model.size, model.channels, run=model.settings)
         self.extractor = load_extractor("digits")
+        self.fingerprint = weights_fingerprint(diffusers.UNet2DModel.from_pretrained(folder / "unet"))
         self.reference = statistics_of(self.extractor, pixels(self.held_out.training()))
 
     def floor(self, count: int) -> float:
@@ -139,17 +179,6 @@ class Judge:
 
     def distance(self, images: np.ndarray) -> float:
         return frechet_distance(statistics_of(self.extractor, images), self.reference)
-
-    def measure(self, draw: Draw, count: int) -> dict[str, float]:
-        """Distance and speed of `count` images; the speed is the median over the batches."""
-        images, rates = [], []
-        for start in range(0, count, BATCH):
-            generators = image_generators(0, list(range(start, min(start + BATCH, count))))
-            began = time.perf_counter()
-            images.append(draw(generators))
-            rates.append(len(generators) / (time.perf_counter() - began))
-        drawn = (np.concatenate(images).transpose(0, 3, 1, 2) * 255).round().astype(np.uint8)
-        return {"frechet": self.distance(drawn), "images_per_second": statistics.median(rates)}
 
 
 def pixels(images: ImageSet) -> np.ndarray:
