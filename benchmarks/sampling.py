@@ -21,12 +21,9 @@ import diffusers
 import measuring
 import numpy as np
 import torch
+from judging import Judge
 
 from ddpm_hf import DDPMPipeline, FastSampling
-from ddpm_hf.evaluation.features import Extractor, load_extractor
-from ddpm_hf.evaluation.image_sets import ImageSet, find_images
-from ddpm_hf.evaluation.metrics import GaussianStatistics, frechet_distance
-from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.seeds import image_generators
 
@@ -68,10 +65,11 @@ def main() -> None:
     count = COUNT[options.size]
     judge = Judge(folder)
     draws = contenders(folder, options.size)
+    weights = weights_fingerprint(diffusers.UNet2DModel.from_pretrained(folder / "unet"))
     rows = []
     # The full chain takes most of the time, so it comes last: an interrupted benchmark has the others then.
     for name, draw in reversed(draws.items()):
-        images = options.output.parent / "sampling" / judge.fingerprint / slug(name)
+        images = options.output.parent / "sampling" / weights / slug(name)
         if name == list(draws)[-1]:
             shutil.rmtree(images, ignore_errors=True)  # quickly drawn, and sampling.json may be another by now
         try:
@@ -161,35 +159,6 @@ def stock_draw(pipeline: diffusers.DDPMPipeline, scheduler: diffusers.SchedulerM
             vars(scheduler).pop("step", None)
 
     return draw
-
-
-class Judge:
-    """Fréchet distances to the training images of a run of ours."""
-
-    def __init__(self, folder: Path):
-        model = ModelFolder.read(folder)
-        self.held_out = find_images(model.size, model.channels, run=model.settings)
-        self.extractor = load_extractor("digits")
-        self.fingerprint = weights_fingerprint(diffusers.UNet2DModel.from_pretrained(folder / "unet"))
-        self.reference = statistics_of(self.extractor, pixels(self.held_out.training()))
-
-    def floor(self, count: int) -> float:
-        """The distance of held-out images, as many as there are up to `count`."""
-        return self.distance(pixels(self.held_out)[:count])
-
-    def distance(self, images: np.ndarray) -> float:
-        return frechet_distance(statistics_of(self.extractor, images), self.reference)
-
-
-def pixels(images: ImageSet) -> np.ndarray:
-    return np.concatenate([batch["images"].numpy() for batch in images.batches(1000)])
-
-
-def statistics_of(extractor: Extractor, images: np.ndarray) -> GaussianStatistics:
-    found = GaussianStatistics(extractor.dimension)
-    for start in range(0, len(images), 1000):
-        found.add(extractor(torch.from_numpy(images[start : start + 1000])))
-    return found
 
 
 if __name__ == "__main__":

@@ -1,52 +1,83 @@
-"""The other side in pieces: optimizer, training step and data path of train_unconditional.py (diffusers 0.42).
+"""The other side: diffusers' own classes, put together as its train_unconditional.py does (diffusers 0.42).
 
 Its images pass through torchvision, which is not needed here: the same transforms are done with Pillow and NumPy, as
-torchvision does them for such images. The step itself is that of `stock_recipe`.
+torchvision does them for such images.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from stock_recipe import train_step
 
 
 class StockTrainer:
-    """Network, AdamW, EMAModel and DDPMScheduler of the example with its defaults, taking steps when told to.
+    """Network, AdamW, EMAModel and DDPMScheduler of the example, with its defaults, taking steps when told to.
 
     Args:
-        config: of the `UNet2DModel`.
+        model: the network.
         mixed_precision: "no" or "bf16".
-        gradient_checkpointing: which the example has no flag for and the network has.
+        learning_rate: after the warm-up.
+        warmup_steps: of the learning rate, which then falls along a cosine.
+        train_steps: at which it reaches zero.
+        ema_decay: of the moving average at most; None for none.
     """
 
-    def __init__(self, config: dict[str, Any], mixed_precision: str = "no", gradient_checkpointing: bool = False):
+    def __init__(
+        self,
+        model: UNet2DModel,
+        mixed_precision: str = "no",
+        learning_rate: float = 1e-4,
+        warmup_steps: int = 500,
+        train_steps: int = 10**6,
+        ema_decay: float | None = 0.9999,
+    ):
         self.accelerator = Accelerator(mixed_precision=mixed_precision)
         self.precision = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
-        model = UNet2DModel(**config).train()
-        if gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-        settings = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75}
-        self.ema = EMAModel(
-            model.parameters(), decay=0.9999, **settings, model_cls=UNet2DModel, model_config=model.config
-        )
-        self.process = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-        optimizer = make_adamw(model)
-        course = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10**6)
-        self.model, self.optimizer, self.course = self.accelerator.prepare(model, optimizer, course)
+        self.ema = None
+        if ema_decay is not None:
+            settings = {"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75, "model_cls": UNet2DModel}
+            self.ema = EMAModel(model.parameters(), decay=ema_decay, **settings, model_config=model.config)
+            self.ema.to(self.accelerator.device)
+        self.process = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
+        optimizer = make_adamw(model, learning_rate)
+        course = get_scheduler("cosine", optimizer, num_warmup_steps=warmup_steps, num_training_steps=train_steps)
+        self.model, self.optimizer, self.course = self.accelerator.prepare(model.train(), optimizer, course)
 
     def step(self, images: torch.Tensor) -> None:
-        """One optimizer step on images in [-1, 1], float32 (batch, channels, height, width)."""
-        parts = (self.accelerator, self.model, self.process, self.optimizer, self.course)
-        train_step(*parts, images, self.precision)
-        self.ema.step(self.model.parameters())
+        """One pass through the body of the example's loop; images in [-1, 1], float32 (batch, channels, H, W)."""
+        clean_images = images.to(self.precision)
+        noise = torch.randn(clean_images.shape, dtype=self.precision, device=clean_images.device)
+        timesteps = torch.randint(0, 1000, (len(clean_images),), device=clean_images.device).long()
+        noisy_images = self.process.add_noise(clean_images, noise, timesteps)
+        with self.accelerator.accumulate(self.model):
+            output = self.model(noisy_images, timesteps).sample
+            loss = F.mse_loss(output.float(), noise.float())
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.course.step()
+            self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.model.parameters())
+        loss.detach().item()  # the example logs it in every step
+
+    def save(self, folder: Path) -> None:
+        """The pipeline as the example saves it."""
+        network = self.accelerator.unwrap_model(self.model)
+        if self.ema is not None:
+            self.ema.store(network.parameters())
+            self.ema.copy_to(network.parameters())
+        DDPMPipeline(unet=network, scheduler=self.process).save_pretrained(folder)
+        if self.ema is not None:
+            self.ema.restore(network.parameters())
 
 
 def make_adamw(model: torch.nn.Module, learning_rate: float = 1e-4) -> torch.optim.AdamW:

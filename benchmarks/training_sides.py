@@ -150,6 +150,7 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
 
 def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     """The recipe of train_unconditional.py on the same images and network."""
+    from diffusers import UNet2DModel
     from stock import StockTrainer, endless, make_loader
 
     from ddpm_hf import get_preset
@@ -157,8 +158,10 @@ def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
 
     small = {"base_channels": 8, "channel_multipliers": (1, 2), "blocks_per_level": 1}
     config = paper_config(RESOLUTION, **small) if tiny else paper_config(**get_preset(side.preset).model)
-    precision = "no" if side.precision == "float32" else "bf16"
-    trainer = StockTrainer(config, precision, side.gradient_checkpointing)
+    model = UNet2DModel(**config)
+    if side.gradient_checkpointing:  # which the example has no flag for and the network has
+        model.enable_gradient_checkpointing()
+    trainer = StockTrainer(model, "no" if side.precision == "float32" else "bf16")
     batches = endless(make_loader(images, RESOLUTION, side.batch))
     return lambda: trainer.step(next(batches)), dict
 

@@ -18,6 +18,7 @@ import image_files  # noqa: E402
 import measuring  # noqa: E402
 import overheads  # noqa: E402
 import scaling  # noqa: E402
+import time_to_quality  # noqa: E402
 import training_sides  # noqa: E402
 
 
@@ -136,3 +137,60 @@ def test_a_counted_step_grows_with_the_batch():
     two, four = (scaling.step_cost(unet, batch, scaling.Assumptions()) for batch in (2, 4))
     assert two.operations == four.operations and four.flops == 2 * two.flops
     assert two.seconds < four.seconds < 2 * two.seconds  # the weights are read once for the whole batch
+
+
+def test_time_to_quality_compares_each_seed_with_itself():
+    def row(arm, share, seed, seconds, frechet):
+        return {"arm": arm, "share": share, "seed": seed, "seconds": seconds, "frechet": frechet, "bits_per_dim": 1.0}
+
+    rows = [
+        *(row("ours", share, seed, 100 * share, 40 + 10 * seed) for seed in (0, 1) for share in (0.125, 0.5, 1.0)),
+        # Trained in another order, as every second seed is.
+        *(row("stock, defaults", 1.0, seed, 100, 45 + 10 * seed) for seed in (1, 0)),
+        *(row("stock, best flags", 1.0, seed, 100, 45) for seed in (1, 0)),
+    ]
+    lines = time_to_quality.verdicts(rows)
+    distances = [line for line in lines if line["what"].startswith("frechet")]
+    assert [line["seeds at least as good"] for line in distances] == ["2 of 2", "2 of 2", "1 of 2", "1 of 2"]
+    assert [line["goal"] for line in distances] == ["met", "met", "missed", "missed"]
+    assert [line["time needed"] for line in distances] == [
+        f"{share} [{share}..{share}]" for share in ("0.125", "1", "0.5", "1")
+    ]
+
+
+def test_stock_recipe_sees_the_pixels_that_training_sees():
+    import numpy as np
+    import stock_recipe
+
+    from ddpm_hf.data.transforms import normalize
+
+    for channels in (1, 3):
+        images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, channels), dtype=np.uint8)
+        seen = torch.stack([item["input"] for item in (stock_recipe.PerEpochTransforms(images)[i] for i in (0, 1))])
+        assert torch.allclose(seen, normalize(torch.from_numpy(images).permute(0, 3, 1, 2)), atol=1e-6)
+
+
+def test_stock_trainer_takes_the_step_of_the_example(tmp_path):
+    """Two steps of a warm-up over two, and the average that diffusers' formula gives after them."""
+    import stock
+    from diffusers import DDPMPipeline, UNet2DModel
+
+    from ddpm_hf.models.unet import paper_config
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(**paper_config(8, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1))
+    before = [parameter.detach().clone() for parameter in unet.parameters()]
+    trainer = stock.StockTrainer(unet, learning_rate=1e-2, warmup_steps=2, train_steps=10)
+    for _ in range(2):
+        trainer.step(torch.zeros(2, 3, 8, 8))
+    after = [parameter.detach().clone() for parameter in unet.parameters()]
+    # The first step has rate 0, the second half the rate, and Adam moves no weight by much more than its rate.
+    largest = max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))
+    assert 0.25e-2 < largest < 0.75e-2
+    trainer.save(tmp_path)
+    averaged = DDPMPipeline.from_pretrained(tmp_path).unet
+    # diffusers' EMA copies the weights in its first update and takes the share 1 - 2^-0.75 of the old in its second.
+    kept = 1 - 2**-0.75
+    for saved, old, new in zip(averaged.parameters(), before, after, strict=True):
+        assert torch.allclose(saved, kept * old + (1 - kept) * new, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(after, unet.parameters(), strict=True))
