@@ -130,7 +130,9 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free. The process
-    # of the small presets, because in so short a run it draws better digits than the paper's.
+    # of the small presets, because in so short a run it draws better digits than the paper's; and Adam with a memory of
+    # 20 squared gradients, because 1,000 are half the run: measured at 638 steps, the Fréchet distance falls from 69 to
+    # 62, at 1,276 from 37 to 36.
     "digits": Preset(
         description="the demo: handwritten digits, 16x16 grey, 1.1 M parameters, minutes on two CPU cores",
         model={
@@ -147,6 +149,7 @@ PRESETS: dict[str, Preset] = {
             **_SMALL_TRAINING,
             "learning_rate": 2e-3,
             "lr_warmup_steps": 100,
+            "adam_beta2": 0.95,
             "train_batch_size": 32,
             "max_train_steps": 1800,
             "ema_decay": 0.995,
