@@ -130,9 +130,9 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free. The process
-    # of the small presets, because in so short a run it draws better digits than the paper's; and Adam with a memory of
-    # 20 squared gradients, because 1,000 are half the run: measured at 638 steps, the Fréchet distance falls from 69 to
-    # 62, at 1,276 from 37 to 36.
+    # of the small presets, because in so short a run it draws better digits than the paper's; and Adam with a memory
+    # of 20 squared gradients, because 1,000 are half the run: at 638 steps the Fréchet distance was 62 instead of 69,
+    # at 1,276 it was 36 instead of 37.
     "digits": Preset(
         description="the demo: handwritten digits, 16x16 grey, 1.1 M parameters, minutes on two CPU cores",
         model={
