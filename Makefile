@@ -37,19 +37,29 @@ quality: install
 	$(BIN)/ruff format --check .
 
 # What is faster than diffusers' own, and by how much: benchmarks/README.md. Each prints a table and writes JSON into
-# benchmarks/out/SIZE. One thread, because ratios are steadier so; make bench THREADS=8 for more.
+# benchmarks/out/SIZE. One thread, because ratios are steadier so; make bench THREADS=8 for more. What trains and draws
+# for minutes takes all cores. MNIST=FOLDER_OR_HUB_NAME adds a second data set to bench-full.
 THREADS ?= 1
+MNIST ?=
 MEASURE = OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/$(1).py --size $(2)
-STEPS := overheads throughput memory data_path data_memory startup scaling
-QUALITY := time_to_quality sampling
+STEPS := overheads throughput memory data_path startup scaling
 
 # A first look in minutes: few repetitions, and nothing about memory and quality, which need trainings.
 bench-quick: install
-	@$(foreach name,$(filter-out memory data_memory,$(STEPS)),$(call MEASURE,$(name),quick) &&) true
+	@$(foreach name,$(filter-out memory,$(STEPS)),$(call MEASURE,$(name),quick) &&) true
 
 bench: install
-	@$(foreach name,$(STEPS) $(QUALITY),$(call MEASURE,$(name),normal) &&) true
+	@$(foreach name,$(STEPS),$(call MEASURE,$(name),normal) &&) true
+	@$(BIN)/python benchmarks/time_to_quality.py --size normal
+	@$(BIN)/python benchmarks/sampling.py --size normal
 
 # Hours. What is in benchmarks/out/full already is not measured again, so the same command goes on after an interruption.
+UNLESS_DONE = test -f benchmarks/out/full/$(1).json ||
 bench-full: install
-	@$(foreach name,$(STEPS) $(QUALITY),{ test -f benchmarks/out/full/$(name).json || $(call MEASURE,$(name),full); } &&) true
+	@$(foreach name,$(STEPS) data_memory,{ $(call UNLESS_DONE,$(name)) $(call MEASURE,$(name),full); } &&) true
+	@$(call UNLESS_DONE,time_to_quality) $(BIN)/python benchmarks/time_to_quality.py --size full
+	@$(call UNLESS_DONE,sampling) $(BIN)/python benchmarks/sampling.py --size full
+ifneq ($(MNIST),)
+	@$(call UNLESS_DONE,time_to_quality_mnist) $(BIN)/python benchmarks/time_to_quality.py --size full --data mnist \
+		--dataset_name $(MNIST)
+endif

@@ -28,7 +28,7 @@ from ddpm_hf.data.transforms import normalize
 BATCH, EPOCHS = 64, 20
 GOALS = {32: 15.0, 64: 8.0}
 # size -> (images, turns)
-AMOUNTS = {"quick": (1024, 2), "normal": (4096, 7), "full": (20_480, 15)}
+AMOUNTS = {"quick": (1024, 2), "normal": (2048, 5), "full": (20_480, 15)}
 
 
 def main(argv: list[str]) -> None:

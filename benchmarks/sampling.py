@@ -28,7 +28,7 @@ from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.seeds import image_generators
 
 COUNT = {"quick": 100, "normal": 500, "full": 5000}
-TURNS = {"quick": 1, "normal": 3, "full": 5}
+TURNS = {"quick": 1, "normal": 2, "full": 5}
 BATCH, CALLS = 50, 20
 FULL = "stock, all 1,000"
 SOLVER, SINGLE = diffusers.DPMSolverMultistepScheduler, diffusers.DPMSolverSinglestepScheduler

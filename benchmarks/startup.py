@@ -20,8 +20,8 @@ from typing import Any
 from measuring import finish, make_parser, start
 
 ROOT = Path(__file__).parents[1]
-REPETITIONS = {"quick": 1, "normal": 3, "full": 15}
-DEMO_REPETITIONS = {"quick": 1, "normal": 3, "full": 9}
+REPETITIONS = {"quick": 1, "normal": 2, "full": 9}
+DEMO_REPETITIONS = {"quick": 1, "normal": 2, "full": 5}
 MORE_THAN_IMPORT, FIRST_STEP = 1.5, 20.0  # seconds
 
 STOCK, IMPORT = "from diffusers import DDPMPipeline", "import ddpm_hf"

@@ -35,6 +35,7 @@ SHARES = (0.125, 0.5, 1.0)  # of the budget
 class Extent:
     """How much is done."""
 
+    pilots: int  # of each arm
     seconds: float  # of a whole training
     seeds: int
     images: int  # behind a distance
@@ -43,9 +44,9 @@ class Extent:
 
 
 EXTENTS = {
-    "quick": Extent(20, 1, 250, 10, 100),
-    "normal": Extent(60, 1, 500, 20, 200),
-    "full": Extent(100, 3, 500, 30, 300),
+    "quick": Extent(1, 20, 1, 250, 10, 100),
+    "normal": Extent(1, 60, 1, 500, 20, 200),
+    "full": Extent(2, 100, 3, 500, 30, 300),
 }
 BEST_FLAGS = "--mixed_precision bf16 --learning_rate 1e-3 --lr_warmup_steps 50 --use_ema --ema_max_decay 0.999"
 # Goal: the stock arm whose final distance ours must reach, within this share of its budget.
@@ -108,7 +109,7 @@ def main() -> None:
     budget, seeds = options.budget or extent.seconds, options.seeds or extent.seeds
     work = options.output.parent / options.benchmark
     arms = make_arms(DATA[options.data] + (["--dataset_name", options.dataset_name] if options.dataset_name else []))
-    pilots(arms, work)
+    pilots(arms, extent.pilots, work)
     judge = Judge(work / "pilots" / "ours-0")
     rows = []
     for seed in range(seeds):
@@ -125,9 +126,9 @@ def main() -> None:
     print(f"\nwritten to {options.output}")
 
 
-def pilots(arms: list[Arm], work: Path) -> None:
+def pilots(arms: list[Arm], turns: int, work: Path) -> None:
     """Find out how many images a second each arm trains on, in turns; and leave the images where stock finds them."""
-    for turn in range(2):
+    for turn in range(turns):
         for arm in arms:
             folder = work / "pilots" / f"{arm.folder}-{turn}"
             ((folder, seconds, _),) = run(arm, folder, PILOT_STEPS, [], 0, work)
