@@ -61,11 +61,6 @@ class PixelStore:
         """(channels, height, width) of one image."""
         return (self.channels, *self.size)
 
-    @property
-    def has_room_to_crop(self) -> bool:
-        """Whether some image is larger than its crop."""
-        return not self._uniform
-
     @cached_property
     def _pixels(self) -> np.ndarray:
         flat = np.memmap(self.folder / "pixels.u8", dtype=np.uint8, mode="r") if len(self) else np.empty(0, np.uint8)

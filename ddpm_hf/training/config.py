@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ..data.transforms import parse_resolution
 from ..evaluation.quality import QUALITY_METRICS
 from ..hub.folder import RECORDED as RECORDED
+from ..models.presets import PRESETS
 from .interruption import parse_duration
 
 BETA_SCHEDULES = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -70,7 +71,8 @@ class ModelArguments:
 
     preset: str | None = flag(
         help="A named set of settings for model, process and training. Without one: 'digits' for the embedded "
-        "digits, else small-32 or small-64 by resolution, with a depth by which it divides."
+        "digits, else small-32 or small-64 by resolution, with a depth by which it divides. "
+        + " ".join(f"{name}: {preset.description}." for name, preset in PRESETS.items())
     )
     model_config_name_or_path: str | None = flag(
         help="The configuration of a U-Net: a folder or a Hub name with its config.json."

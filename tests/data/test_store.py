@@ -36,7 +36,7 @@ class TestPixels:
         data = folder_of(tmp_path, {f"{i:03d}.png": noise(i, size=(9 + i % 5, 12)) for i in range(600)})
         store = PixelStore.build(data, (8, 10), channels, progress=False)
         expected = decoded_by_hand(data, Decoder(size=(8, 10), channels=channels))
-        assert store.shape == (channels, 8, 10) and len(store) == 600 and not store.has_room_to_crop
+        assert store.shape == (channels, 8, 10) and len(store) == 600
         assert np.array_equal(store.gather(np.arange(600)), expected)
         chosen = np.array([599, 0, 7, 7])
         assert np.array_equal(store.gather(chosen), np.stack(expected)[chosen])
@@ -64,7 +64,7 @@ class TestRandomCrop:
         pictures = {"1.png": noise(1, (8, 20)), "2.png": noise(2, (30, 8)), "3.png": noise(3, (8, 8))}
         data = folder_of(tmp_path, pictures)
         store = PixelStore.build(data, (8, 8), random_crop=True, progress=False)
-        assert store.has_room_to_crop and store.shape == (3, 8, 8)
+        assert store.shape == (3, 8, 8)
         wholes = decoded_by_hand(data, Decoder(size=(8, 8), channels=3, keep_sides=True))
         assert [whole.shape[1:] for whole in wholes] == [(8, 20), (30, 8), (8, 8)]
         for index, whole in enumerate(wholes):
@@ -84,7 +84,9 @@ class TestRandomCrop:
 
     def test_images_of_the_right_shape_need_no_room(self, tmp_path):
         data = folder_of(tmp_path, {"1.png": noise(1, (16, 16))})
-        assert not PixelStore.build(data, (8, 8), random_crop=True, progress=False).has_room_to_crop
+        store = PixelStore.build(data, (8, 8), random_crop=True, progress=False)
+        one, other = (store.gather(np.array([0]), np.array([bits], np.uint64)) for bits in (0, 2**64 - 1))
+        assert np.array_equal(one, other)
 
 
 class TestChannels:
