@@ -17,6 +17,7 @@ import data_path  # noqa: E402
 import image_files  # noqa: E402
 import measuring  # noqa: E402
 import overheads  # noqa: E402
+import sampling  # noqa: E402
 import scaling  # noqa: E402
 import time_to_quality  # noqa: E402
 import training_sides  # noqa: E402
@@ -194,3 +195,27 @@ def test_stock_trainer_takes_the_step_of_the_example(tmp_path):
     for saved, old, new in zip(averaged.parameters(), before, after, strict=True):
         assert torch.allclose(saved, kept * old + (1 - kept) * new, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(after, unet.parameters(), strict=True))
+
+
+def test_an_interrupted_sampling_goes_on_with_the_same_images(tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.setattr(sampling, "BATCH", 2)
+    asked = []
+
+    def draw(generators):
+        asked.append(len(generators))
+        return np.stack([torch.rand(4, 4, 1, generator=generator).numpy() for generator in generators])
+
+    whole = sampling.draw_images(draw, 5, tmp_path / "whole")
+    assert asked == [2, 2, 1] and whole.shape == (5, 1, 4, 4) and whole.dtype == np.uint8
+
+    def dies_in_the_second_batch(generators):
+        if len(asked) > 3:
+            raise KeyboardInterrupt
+        return draw(generators)
+
+    with pytest.raises(KeyboardInterrupt):
+        sampling.draw_images(dies_in_the_second_batch, 5, tmp_path / "parts")
+    assert np.array_equal(sampling.draw_images(draw, 5, tmp_path / "parts"), whole)
+    assert asked == [2, 2, 1, 2, 2, 1]
