@@ -123,7 +123,8 @@ def main() -> None:
     print()
     measuring.print_table(goals)
     measuring.write_report(options.output, rows, vars(options) | {"table": table, "goals": goals}, facts)
-    print(f"\nwritten to {options.output}")
+    plot(rows, arms, options.output.with_suffix(".png"))
+    print(f"\nwritten to {options.output} and {options.output.with_suffix('.png')}")
 
 
 def pilots(arms: list[Arm], turns: int, work: Path) -> None:
@@ -227,6 +228,34 @@ def verdicts(rows: list[dict]) -> list[dict[str, str]]:
                     }
                 )
     return lines
+
+
+def plot(rows: list[dict], arms: list[Arm], file: Path) -> None:
+    """Distance and bits/dim against seconds and against images; a line joins the medians, a dot is a seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row", sharex="col")
+    quantities = {"frechet": "Fréchet distance", "bits_per_dim": "bits/dim, held-out"}
+    for (name, label), line in zip(quantities.items(), axes, strict=True):
+        for (cost, unit), panel in zip(
+            {"seconds": "seconds of training", "images": "images seen"}.items(), line, strict=True
+        ):
+            for number, arm in enumerate(arms):
+                mine = [
+                    [row for row in rows if (row["arm"], row["share"]) == (arm.name, share)] for share in arm.shares
+                ]
+                medians = [[statistics.median(row[key] for row in part) for part in mine] for key in (cost, name)]
+                panel.plot(*medians, color=f"C{number}", label=arm.name, linewidth=1.5)
+                dots = [row for part in mine for row in part]
+                panel.plot([row[cost] for row in dots], [row[name] for row in dots], ".", color=f"C{number}")
+            panel.grid(alpha=0.3)
+            if line is axes[1]:
+                panel.set_xlabel(unit)
+        line[0].set_ylabel(label)
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].legend()
+    figure.savefig(file, dpi=120)
 
 
 def median_and_range(values: list[float]) -> str:
