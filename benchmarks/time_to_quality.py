@@ -235,27 +235,26 @@ def plot(rows: list[dict], arms: list[Arm], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots(2, 2, sharey="row", sharex="col")
+    panels = figure.subplots(2, 2, sharey="row", sharex="col")
     quantities = {"frechet": "Fréchet distance", "bits_per_dim": "bits/dim, held-out"}
-    for (name, label), line in zip(quantities.items(), axes, strict=True):
-        for (cost, unit), panel in zip(
-            {"seconds": "seconds of training", "images": "images seen"}.items(), line, strict=True
-        ):
+    costs = {"seconds": "seconds of training", "images": "images seen"}
+    for (name, quantity), line in zip(quantities.items(), panels, strict=True):
+        line[0].set_ylabel(quantity)
+        for cost, panel in zip(costs, line, strict=True):
+            panel.grid(alpha=0.3)
             for number, arm in enumerate(arms):
-                mine = [
+                parts = [
                     [row for row in rows if (row["arm"], row["share"]) == (arm.name, share)] for share in arm.shares
                 ]
-                medians = [[statistics.median(row[key] for row in part) for part in mine] for key in (cost, name)]
-                panel.plot(*medians, color=f"C{number}", label=arm.name, linewidth=1.5)
-                dots = [row for part in mine for row in part]
-                panel.plot([row[cost] for row in dots], [row[name] for row in dots], ".", color=f"C{number}")
-            panel.grid(alpha=0.3)
-            if line is axes[1]:
-                panel.set_xlabel(unit)
-        line[0].set_ylabel(label)
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].legend()
-    figure.savefig(file, dpi=120)
+                medians = [[statistics.median(row[key] for row in part) for part in parts] for key in (cost, name)]
+                panel.plot(*medians, color=f"C{number}", label=arm.name)
+                for row in sum(parts, []):
+                    panel.plot(row[cost], row[name], ".", color=f"C{number}")
+    for panel, unit in zip(panels[1], costs.values(), strict=True):
+        panel.set_xlabel(unit)
+    panels[0, 0].set_yscale("log")
+    panels[0, 0].legend()
+    figure.savefig(file, dpi=100)
 
 
 def median_and_range(values: list[float]) -> str:
