@@ -73,7 +73,8 @@ def main() -> None:
         if name == list(draws)[-1]:
             shutil.rmtree(images, ignore_errors=True)  # quickly drawn, and sampling.json may be another by now
         try:
-            rows.insert(0, {"sampler": name, "frechet": judge.distance(draw_images(draw, count, images))})
+            distance, error = judge.distance_and_error(draw_images(draw, count, images))
+            rows.insert(0, {"sampler": name, "frechet": distance, "±": error})
         except (IndexError, AssertionError, ValueError) as problem:
             # Some grids of diffusers fail on some schedules; that is a result too.
             rows.insert(0, {"sampler": name, "failed": repr(problem)})
