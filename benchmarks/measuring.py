@@ -158,11 +158,17 @@ def write_report(
     """Write rows (dicts or dataclasses), settings and machine as JSON; `facts` are the machine's from the start."""
     report = {
         "machine": facts or machine(),
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
+        "settings": {name: _without_folder(value) for name, value in settings.items()},
         "rows": [asdict(row) if is_dataclass(row) else dict(row) for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _without_folder(value: Any) -> Any:
+    """The folders of one machine say nothing on another."""
+    is_path = isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value))
+    return Path(value).name if is_path else value
 
 
 def make_parser(description: str, name: str) -> argparse.ArgumentParser:

@@ -263,9 +263,12 @@ def plot(rows: list[dict], arms: list[Arm], file: Path) -> None:
 
 
 def median_and_range(values: list[float]) -> str:
-    """Of one value the value."""
-    spread = f" [{min(values):.4g}..{max(values):.4g}]" if len(values) > 1 else ""
-    return f"{statistics.median(values):.4g}{spread}"
+    """Where all are equal, that one."""
+    median, low, high = (
+        f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return median if low == high else f"{median} [{low}..{high}]"
 
 
 def command(script: Path, *arguments: object) -> None:
