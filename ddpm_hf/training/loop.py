@@ -23,7 +23,7 @@ from ..hub.access import Page
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE, SUMMARY_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
-from .device import describe_hardware, peak_memory, start_trackers
+from .device import describe_hardware, has_fused_optimizer, peak_memory, start_trackers
 from .doctor import report
 from .draws import StepDraws
 from .ema import EMA
@@ -88,7 +88,7 @@ class Trainer:
             betas=(options.adam_beta1, options.adam_beta2),
             weight_decay=options.adam_weight_decay,
             eps=options.adam_epsilon,
-            fused=self.accelerator.device.type in ("cpu", "cuda"),
+            fused=has_fused_optimizer(self.accelerator.device),
         )
         plugin = self.accelerator.state.deepspeed_plugin
         if plugin is not None:

@@ -15,7 +15,7 @@ from ..hub.folder import (
 )
 from ..pipelines.fast_sampling import SAMPLING_FILE
 from .config import Config
-from .device import make_accelerator
+from .device import has_fused_optimizer, make_accelerator
 from .doctor import examine, report
 from .forecast import Forecast, forecast
 from .images import TrainingImages
@@ -86,8 +86,9 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
         "training": f"{plan.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
-        "machine": f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
-        f"precision {options.mixed_precision}",
+        "machine": f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
+        f"{options.mixed_precision}, {'fused' if has_fused_optimizer(accelerator.device) else 'plain'} AdamW, "
+        f"{'compiled' if plan.config.model.compile else 'not compiled'}",
         "output": plan.config.run.output_dir,
     }
     if plan.config.run.dry_run:

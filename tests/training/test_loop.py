@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddpm_hf import DDPMPipeline
+from ddpm_hf import DDPMPipeline, DDPMUNet2D
 from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.output import OutputFolder
 
@@ -316,6 +316,25 @@ def test_dry_run_writes_nothing(start, tmp_path, capsys):
     assert start("--dry_run") is None
     assert not (tmp_path / "out").exists()
     assert "24 images of 8x8" in capsys.readouterr().out
+
+
+def test_compiled_blocks_learn_the_same(train, tmp_path, monkeypatch, capsys):
+    """PyTorch's graph capture with its eager backend: what inductor would be given, without its minutes of C++."""
+    compile_blocks, compiled = DDPMUNet2D.compile_repeated_blocks, []
+
+    def with_eager_backend(unet):
+        compiled.append(unet)
+        compile_blocks(unet, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(DDPMUNet2D, "compile_repeated_blocks", with_eager_backend)
+    first = train(output_dir=tmp_path / "plain")
+    assert not compiled and "not compiled" in capsys.readouterr().out
+    second = train("--compile", output_dir=tmp_path / "compiled")
+    assert compiled == [second.plan.unet] and "AdamW, compiled" in capsys.readouterr().out
+    for name, value in weights_of(first).items():
+        torch.testing.assert_close(weights_of(second)[name], value, atol=1e-5, rtol=1e-5)
+    stock = diffusers.DDPMPipeline.from_pretrained(tmp_path / "compiled")
+    assert not [name for name in stock.unet.state_dict() if "_orig_mod" in name]
 
 
 def test_a_command_line_of_the_example_of_diffusers_runs(train, image_folder, tmp_path):
