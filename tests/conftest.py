@@ -70,6 +70,15 @@ def fresh_accelerate_state():
 
 
 @pytest.fixture
+def fresh_compiler():
+    """PyTorch counts the compiled forms of a function for the whole process; a test that compiles has its own."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def on_two_processes():
     """Runs a script on two processes of this machine's CPU and gives what it printed."""
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]

@@ -96,6 +96,18 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
             if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
                 module.set_processor(SelfAttnProcessor())
 
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` every residual and attention block; the arguments are its own.
+
+        PyTorch gives up after 8 compiled forms of a function, and nearly every block of a U-Net needs a form of its
+        own. So this raises `torch._dynamo.config.recompile_limit`, which holds for the process.
+        """
+        blocks = sum(type(module).__name__ in self._repeated_blocks for module in self.modules())
+        dynamo = torch._dynamo.config
+        # In training and in evaluation, for one size of images and for any.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * blocks)
+        super().compile_repeated_blocks(*args, **kwargs)
+
     @classmethod
     def from_paper(
         cls, resolution: int | Sequence[int], *, generator: torch.Generator | None = None, **architecture: Any

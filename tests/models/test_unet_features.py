@@ -157,15 +157,19 @@ def test_device_map_keeps_whole_what_joins_tensors():
 # --- compilation, copies
 
 
-def test_compile_repeated_blocks(model, sample):
+@pytest.mark.parametrize("multipliers", [(1, 2), (1, 2, 3, 4)])
+def test_compile_repeated_blocks(multipliers, sample, fresh_compiler):
+    """The second network has more kinds of residual blocks than the 8 compiled forms that PyTorch allows by itself."""
+    config = paper_config(16, 3, base_channels=8, channel_multipliers=multipliers, blocks_per_level=1)
+    model = DDPMUNet2D(**config).eval()
     before = predict(model, sample)
     with pytest.raises(ValueError, match="_repeated_blocks"):
-        UNet2DModel(**CONFIG).compile_repeated_blocks()
+        UNet2DModel(**config).compile_repeated_blocks()
     model.compile_repeated_blocks(backend="eager", fullgraph=True)
     torch.testing.assert_close(predict(model, sample), before, atol=1e-5, rtol=1e-5)
 
 
-def test_compiles_in_one_graph_padding_included(model):
+def test_compiles_in_one_graph_padding_included(model, fresh_compiler):
     sample = torch.randn(1, 3, 15, 17, generator=torch.Generator().manual_seed(1))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(predict(compiled, sample), predict(model, sample), atol=1e-5, rtol=1e-5)

@@ -318,7 +318,7 @@ def test_dry_run_writes_nothing(start, tmp_path, capsys):
     assert "24 images of 8x8" in capsys.readouterr().out
 
 
-def test_compiled_blocks_learn_the_same(train, tmp_path, monkeypatch, capsys):
+def test_compiled_blocks_learn_the_same(train, tmp_path, monkeypatch, capsys, fresh_compiler):
     """PyTorch's graph capture with its eager backend: what inductor would be given, without its minutes of C++."""
     compile_blocks, compiled = DDPMUNet2D.compile_repeated_blocks, []
 
