@@ -41,7 +41,9 @@ quality: install
 # for minutes takes all cores. MNIST=FOLDER_OR_HUB_NAME adds a second data set to bench-full.
 THREADS ?= 1
 MNIST ?=
-MEASURE = OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/$(1).py --size $(2)
+RUN = $(BIN)/python benchmarks/$(1).py --size $(2)
+MEASURE = OMP_NUM_THREADS=$(THREADS) $(RUN)
+QUALITY := time_to_quality sampling
 STEPS := overheads throughput memory data_path startup scaling
 
 # A first look in minutes: few repetitions, and nothing about memory and quality, which need trainings.
@@ -50,16 +52,13 @@ bench-quick: install
 
 bench: install
 	@$(foreach name,$(STEPS),$(call MEASURE,$(name),normal) &&) true
-	@$(BIN)/python benchmarks/time_to_quality.py --size normal
-	@$(BIN)/python benchmarks/sampling.py --size normal
+	@$(foreach name,$(QUALITY),$(call RUN,$(name),normal) &&) true
 
 # Hours. What is in benchmarks/out/full already is not measured again, so the same command goes on after an interruption.
 UNLESS_DONE = test -f benchmarks/out/full/$(1).json ||
 bench-full: install
 	@$(foreach name,$(STEPS) data_memory,{ $(call UNLESS_DONE,$(name)) $(call MEASURE,$(name),full); } &&) true
-	@$(call UNLESS_DONE,time_to_quality) $(BIN)/python benchmarks/time_to_quality.py --size full
-	@$(call UNLESS_DONE,sampling) $(BIN)/python benchmarks/sampling.py --size full
+	@$(foreach name,$(QUALITY),{ $(call UNLESS_DONE,$(name)) $(call RUN,$(name),full); } &&) true
 ifneq ($(MNIST),)
-	@$(call UNLESS_DONE,time_to_quality_mnist) $(BIN)/python benchmarks/time_to_quality.py --size full --data mnist \
-		--dataset_name $(MNIST)
+	@$(call UNLESS_DONE,time_to_quality_mnist) $(call RUN,time_to_quality,full) --data mnist --dataset_name $(MNIST)
 endif

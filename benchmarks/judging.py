@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from ddpm_hf.evaluation.extraction import features_of_images, features_of_samples, shared_statistics
 from ddpm_hf.evaluation.features import load_extractor
-from ddpm_hf.evaluation.image_sets import ImageSet, find_images
-from ddpm_hf.evaluation.metrics import GaussianStatistics, frechet_distance, resampled_error
+from ddpm_hf.evaluation.image_sets import find_images
+from ddpm_hf.evaluation.metrics import frechet_distance, resampled_error
 from ddpm_hf.hub.folder import ModelFolder
 
 
@@ -17,33 +17,24 @@ class Judge:
     def __init__(self, folder: Path):
         model = ModelFolder.read(folder)
         self.held_out = find_images(model.size, model.channels, run=model.settings)
+        self.training = self.held_out.training()
         self.extractor = load_extractor("digits")
-        self.reference = GaussianStatistics(self.extractor.dimension)
-        self.reference.add(self.features(pixels(self.held_out.training())))
-
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Of images, uint8 (N, C, H, W): (N, D)."""
-        parts = np.array_split(images, max(1, len(images) // 1000))
-        return np.concatenate([self.extractor(torch.from_numpy(part)) for part in parts])
+        self.reference = shared_statistics(features_of_images(self.extractor, self.training))
 
     def floor(self, count: int) -> float:
         """The distance of held-out images, as many as there are up to `count`."""
-        return self.distance(pixels(self.held_out)[:count])
+        return self._distance(features_of_images(self.extractor, self.held_out)[:count])
 
     def distance(self, images: np.ndarray) -> float:
         """Of images, uint8 (N, C, H, W)."""
-        return self._distance(self.features(images))
+        return self._distance(features_of_samples(self.extractor, images))
 
     def distance_and_error(self, images: np.ndarray) -> tuple[float, float]:
         """With the standard error that the choice of samples leaves."""
-        features = self.features(images)
+        features = features_of_samples(self.extractor, images)
         # The reference is the same for all that is compared, so it stays whole.
         errors = resampled_error(lambda rows, _: {"distance": self._distance(features[rows])}, len(features), 2)
         return self._distance(features), errors["distance"]
 
     def _distance(self, features: np.ndarray) -> float:
-        return frechet_distance(GaussianStatistics(self.extractor.dimension).add(features), self.reference)
-
-
-def pixels(images: ImageSet) -> np.ndarray:
-    return np.concatenate([batch["images"].numpy() for batch in images.batches(1000)])
+        return frechet_distance(shared_statistics(features), self.reference)

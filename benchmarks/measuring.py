@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +170,11 @@ def _without_folder(value: Any) -> Any:
     """The folders of one machine say nothing on another."""
     is_path = isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value))
     return Path(value).name if is_path else value
+
+
+def slug(name: str) -> str:
+    """As the name of a folder."""
+    return "-".join(re.findall(r"[\w+]+", name))
 
 
 def make_parser(description: str, name: str) -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ same noise starts every chain. Images that were drawn are kept, so an interrupte
 apart from them: stock's full chain and ours in turns.
 """
 
-import re
 import shutil
 import subprocess
 import sys
@@ -65,12 +64,13 @@ def main() -> None:
     count = COUNT[options.size]
     judge = Judge(folder)
     draws = contenders(folder, options.size)
+    ours = list(draws)[-1]
     weights = weights_fingerprint(diffusers.UNet2DModel.from_pretrained(folder / "unet"))
     rows = []
     # The full chain takes most of the time, so it comes last: an interrupted benchmark has the others then.
     for name, draw in reversed(draws.items()):
-        images = options.output.parent / "sampling" / weights / slug(name)
-        if name == list(draws)[-1]:
+        images = options.output.parent / "sampling" / weights / measuring.slug(name)
+        if name == ours:
             shutil.rmtree(images, ignore_errors=True)  # quickly drawn, and sampling.json may be another by now
         try:
             distance, error = judge.distance_and_error(draw_images(draw, count, images))
@@ -81,20 +81,20 @@ def main() -> None:
         print(f"{name}: {rows[0].get('frechet', 'diffusers fails')}", flush=True)
     for row in rows:
         row["of the full chain's"] = row["frechet"] / rows[0]["frechet"] if "frechet" in row else None
-    speed = compare_speed(draws, TURNS[options.size])
-    print(f"\n{count} images each; floor (held-out images) {judge.floor(count):.3g}\n")
+    speed = compare_speed(draws[FULL], draws[ours], TURNS[options.size])
+    floor = judge.floor(count)
+    print(f"\n{count} images each; floor (held-out images) {floor:.3g}\n")
     measuring.print_table(rows)
     print()
     measuring.print_table([speed.row()])
-    settings = vars(options) | {"floor": judge.floor(count), "n": count, "speed": asdict(speed)}
+    settings = vars(options) | {"floor": floor, "n": count, "speed": asdict(speed)}
     measuring.write_report(options.output, rows, settings, facts)
     print(f"\nwritten to {options.output}")
 
 
-def compare_speed(draws: dict[str, Draw], turns: int) -> measuring.Comparison:
+def compare_speed(full: Draw, fast: Draw, turns: int) -> measuring.Comparison:
     """Seconds of a batch by stock's full chain and by ours, in turns."""
     generators = image_generators(0, list(range(BATCH)))
-    full, fast = draws[FULL], draws[list(draws)[-1]]
     return measuring.paired(
         f"{BATCH} images", lambda: full(generators), lambda: fast(generators), turns, calls=1, goal=25
     )
@@ -115,10 +115,6 @@ def draw_images(draw: Draw, count: int, folder: Path) -> np.ndarray:
     return np.concatenate(batches)
 
 
-def slug(name: str) -> str:
-    return "-".join(re.findall(r"[\w+]+", name))
-
-
 def train(folder: Path) -> Path:
     """The demo's model, unless it was trained before."""
     script = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -127,7 +123,7 @@ def train(folder: Path) -> Path:
 
 
 def contenders(folder: Path, size: str) -> dict[str, Draw]:
-    """Name -> what draws images for a list of generators; the first is the full chain."""
+    """Name -> what draws images for a list of generators; the first is the full chain, the last is ours."""
     stock = diffusers.DDPMPipeline.from_pretrained(folder)
     ours = DDPMPipeline.from_pretrained(folder)
     for pipeline in (stock, ours):

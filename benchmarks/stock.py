@@ -126,8 +126,13 @@ class _Transform:
             image = image.crop((left, top, left + side, top + side))
         if self.random_flip and torch.rand(1) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return pixels.to(torch.float32).div(255).sub_(0.5).div_(0.5)
+        return to_normalized(image)
+
+
+def to_normalized(image: Image.Image) -> torch.Tensor:
+    """ToTensor and Normalize: float32 (channels, height, width) in [-1, 1]; grey images have one channel."""
+    pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).contiguous()
+    return pixels.to(torch.float32).div(255).sub_(0.5).div_(0.5)
 
 
 def endless(loader: torch.utils.data.DataLoader) -> Iterator[torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 from diffusers import UNet2DModel
 from PIL import Image
-from stock import StockTrainer, endless
+from stock import StockTrainer, endless, to_normalized
 from tqdm.auto import tqdm
 
 
@@ -34,8 +34,7 @@ class PerEpochTransforms(torch.utils.data.Dataset):
         pixels = self.images[index]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         image = image.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BILINEAR)
-        tensor = torch.from_numpy(np.array(image)).reshape(pixels.shape).permute(2, 0, 1).float() / 255
-        return {"input": (tensor - 0.5) / 0.5}
+        return {"input": to_normalized(image)}
 
 
 def main() -> None:

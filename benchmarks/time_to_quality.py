@@ -18,12 +18,11 @@ from pathlib import Path
 
 import measuring
 import numpy as np
-import torch
-from judging import Judge, pixels
+from judging import Judge
 
 from ddpm_hf import DDPMPipeline
+from ddpm_hf.pipelines.generation import generate
 from ddpm_hf.pipelines.samplers import make_sampler
-from ddpm_hf.seeds import image_generators
 
 SCRIPTS, HERE = Path(__file__).parents[1] / "scripts", Path(__file__).parent
 BATCH, PILOT_STEPS = 32, 100
@@ -80,7 +79,7 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        return self.name.replace(", ", "-").replace(" ", "-")
+        return measuring.slug(self.name)
 
     @property
     def is_ours(self) -> bool:
@@ -114,8 +113,7 @@ def main() -> None:
     budget, seeds = options.budget or extent.seconds, options.seeds or extent.seeds
     work = options.output.parent / options.benchmark
     arms = make_arms(DATA[options.data] + (["--dataset_name", options.dataset_name] if options.dataset_name else []))
-    pilots(arms, extent.pilots, work)
-    judge = Judge(work / "pilots" / "ours-0")
+    judge = pilots(arms, extent.pilots, work)
     rows = []
     for seed in range(seeds):
         for arm in arms if seed % 2 == 0 else arms[::-1]:
@@ -132,16 +130,19 @@ def main() -> None:
     print(f"\nwritten to {options.output} and {options.output.with_suffix('.png')}")
 
 
-def pilots(arms: list[Arm], turns: int, work: Path) -> None:
-    """Find out how many images a second each arm trains on, in turns; and leave the images where stock finds them."""
+def pilots(arms: list[Arm], turns: int, work: Path) -> Judge:
+    """Find out how many images a second each arm trains on, in turns; the first, ours, finds the images for all."""
+    judge = None
     for turn in range(turns):
         for arm in arms:
             folder = work / "pilots" / f"{arm.folder}-{turn}"
             ((folder, seconds, _),) = run(arm, folder, PILOT_STEPS, [], 0, work)
             arm.rates.append(PILOT_STEPS * BATCH / seconds)
-            if arm.is_ours and not (work / "images.npy").is_file():
-                images = pixels(Judge(folder).held_out.training())
-                np.save(work / "images.npy", images.transpose(0, 2, 3, 1))
+            if judge is None:
+                judge = Judge(folder)
+                batches = [batch["images"].permute(0, 2, 3, 1).numpy() for batch in judge.training.batches(1000)]
+                np.save(work / "images.npy", np.concatenate(batches))
+    return judge
 
 
 def train(arm: Arm, work: Path, budget: float, seed: int) -> list[tuple[Path, float, int]]:
@@ -188,11 +189,8 @@ def draw(folder: Path, count: int) -> np.ndarray:
     pipeline = DDPMPipeline.from_pretrained(folder)
     pipeline.scheduler = make_sampler("ddpm", pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    batches = []
-    for start in range(0, count, BATCH):
-        generators = image_generators(0, list(range(start, min(start + BATCH, count))))
-        batches.append(pipeline(len(generators), generators, CALLS, output_type="pt").images)
-    return (torch.cat(batches) * 255).round().to(torch.uint8).numpy()
+    batches = generate(pipeline, range(count), seed=0, batch_size=BATCH, num_inference_steps=CALLS)
+    return np.concatenate([images for _, images in batches]).transpose(0, 3, 1, 2)
 
 
 def summary(rows: list[dict], arms: list[Arm]) -> list[dict[str, str]]:
@@ -200,7 +198,7 @@ def summary(rows: list[dict], arms: list[Arm]) -> list[dict[str, str]]:
     lines = []
     for arm in arms:
         for share in arm.shares:
-            mine = [row for row in rows if (row["arm"], row["share"]) == (arm.name, share)]
+            mine = chosen(rows, arm.name, share)
             line = {"arm": arm.name, "of the budget": f"{share:g}"}
             for name in ("seconds", "images", "frechet", "bits_per_dim"):
                 line[name] = median_and_range([row[name] for row in mine])
@@ -210,29 +208,29 @@ def summary(rows: list[dict], arms: list[Arm]) -> list[dict[str, str]]:
 
 def verdicts(rows: list[dict]) -> list[dict[str, str]]:
     """Whether ours, in a share of the time, is where a stock arm ends; and whether it ends better."""
-
-    def values(arm: str, share: float, name: str) -> list[float]:
-        # In the order of the seeds, whatever the order in which they were trained.
-        found = [row for row in rows if (row["arm"], row["share"]) == (arm, share)]
-        return [row[name] for row in sorted(found, key=lambda row: row["seed"])]
-
     lines = []
     for arm, goal in GOALS.items():
         for share in (goal, 1.0):
+            pairs = list(zip(chosen(rows, "ours", share), chosen(rows, arm, 1.0), strict=True))
+            times = median_and_range([ours["seconds"] / stock["seconds"] for ours, stock in pairs])
             for name in ("frechet", "bits_per_dim"):
-                pairs = zip(values("ours", share, name), values(arm, 1.0, name), strict=True)
-                better = [a <= b for a, b in pairs]
-                times = zip(values("ours", share, "seconds"), values(arm, 1.0, "seconds"), strict=True)
+                better = [ours[name] <= stock[name] for ours, stock in pairs]
                 lines.append(
                     {
                         "what": f"{name} of {arm}",
                         "in": f"{share:g} of its time",
-                        "time needed": median_and_range([a / b for a, b in times]),
+                        "time needed": times,
                         "seeds at least as good": f"{sum(better)} of {len(better)}",
                         "goal": "met" if all(better) else "missed",
                     }
                 )
     return lines
+
+
+def chosen(rows: list[dict], arm: str, share: float) -> list[dict]:
+    """What an arm made of a share of the budget, seed by seed, whatever the order in which they were trained."""
+    found = [row for row in rows if (row["arm"], row["share"]) == (arm, share)]
+    return sorted(found, key=lambda row: row["seed"])
 
 
 def plot(rows: list[dict], arms: list[Arm], file: Path) -> None:
@@ -248,9 +246,7 @@ def plot(rows: list[dict], arms: list[Arm], file: Path) -> None:
         for cost, panel in zip(costs, line, strict=True):
             panel.grid(alpha=0.3)
             for number, arm in enumerate(arms):
-                parts = [
-                    [row for row in rows if (row["arm"], row["share"]) == (arm.name, share)] for share in arm.shares
-                ]
+                parts = [chosen(rows, arm.name, share) for share in arm.shares]
                 medians = [[statistics.median(row[key] for row in part) for part in parts] for key in (cost, name)]
                 panel.plot(*medians, color=f"C{number}", label=arm.name)
                 for row in sum(parts, []):
