@@ -23,6 +23,7 @@ from .samplers import SAMPLER_NAMES, make_sampler, rebuild
 SAMPLING_FILE = "sampling.json"
 FAST_SAMPLER, FAST_CALLS = "dpm-sde", 20
 _MEASURED = 24  # timesteps even in t, and as many even in log SNR, at which the network's error is measured
+_BATCH = 16  # images at once, as many as a preview has by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +121,19 @@ def _prediction_errors(
     pipeline.unet.eval()
     try:
         network = pipeline.network_along(torch.from_numpy(timesteps).to(device))
+        # The same noise at every timestep, because what counts is by how much the errors differ.
+        noise = torch.randn(x_0.shape, generator=generator_for(seed, "fast sampling")).to(x_0)
         errors = []
         for i, t in enumerate(timesteps.tolist()):
-            noise = torch.randn(x_0.shape, generator=generator_for(seed, "fast sampling", t)).to(x_0)
-            x_t = process.add_noise(x_0, noise, t)
-            output = network(x_t, i, class_labels)[:, : x_0.shape[1]]
-            predicted = process.predict_original_sample(output, x_t, t).clamp(-1, 1)
-            errors.append(float((predicted - x_0).square().mean()))
+            squares = 0.0
+            for start in range(0, len(x_0), _BATCH):
+                rows = slice(start, start + _BATCH)
+                x_t = process.add_noise(x_0[rows], noise[rows], t)
+                classes = None if class_labels is None else class_labels[rows]
+                output = network(x_t, i, classes)[:, : x_0.shape[1]]
+                predicted = process.predict_original_sample(output, x_t, t).clamp(-1, 1)
+                squares += float((predicted - x_0[rows]).square().sum())
+            errors.append(squares / x_0.numel())
     finally:
         pipeline.unet.train(was_training)
     return np.array(errors)

@@ -37,7 +37,7 @@ from .plan import Plan
 
 _STAGING_FOLDER = "hub-upload.partial"
 _CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
-_FITTING_IMAGES = 32
+_FITTING_IMAGES = 64
 
 
 def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = print) -> Page:

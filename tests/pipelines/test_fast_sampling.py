@@ -25,7 +25,7 @@ def test_the_fit_is_that_of_the_networks_own_errors(tiny_pipeline):
         return UNet2DOutput(sample=(((1 - a).sqrt() / (1 - a + a * STD**2)) * x_t.double()).float())
 
     pipeline.unet.forward = exact
-    images = STD * torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1.9, 1.9)
+    images = STD * torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1.9, 1.9)
     fitted = FastSampling.fit(pipeline, images, None, seed=0)
     snr = (alpha_bar / (1 - alpha_bar)).numpy()
     errors = STD**2 / (1 + STD**2 * snr)
@@ -36,7 +36,7 @@ def test_the_fit_is_that_of_the_networks_own_errors(tiny_pipeline):
 
     assert fitted.sampler == "dpm-sde" and len(fitted.timesteps) == 20
     best = cost(fit_timesteps(snr, errors, 20))
-    assert best <= cost(fitted.timesteps) < 1.1 * best
+    assert best <= cost(fitted.timesteps) < 1.005 * best
     assert cost(np.linspace(999, 0, 20).round().astype(int).tolist()) > 1.5 * best
 
 
