@@ -127,7 +127,9 @@ class OptimizationArguments:
     max_train_time: str | None = flag(
         help="Save and stop after this time, in seconds, M:SS or H:MM:SS; the same command goes on from there."
     )
-    max_bad_steps: int = flag(20, help="Steps in a row with a loss or gradient that is no number, before giving up.")
+    max_bad_steps: int = flag(
+        20, help="End the run when a line of the loss table follows this many steps with a NaN or infinite gradient."
+    )
     num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
     train_batch_size: int | None = flag(help="Images per device and micro-step. 16.")
     gradient_accumulation_steps: int = flag(1, help="Micro-steps per optimizer step.")

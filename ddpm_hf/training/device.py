@@ -27,6 +27,14 @@ def has_fused_optimizer(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda")
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor there. A plain copy to a CUDA device would wait until the device has done all its work.
+
+    Elsewhere it stays plain: Apple's GPUs may read the memory of the host after it was freed (pytorch issue 189690).
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def make_accelerator(config: Config) -> Accelerator:
     """The Accelerator for these settings; fills in what `--mixed_precision auto` means on this device."""
     options = config.optimization

@@ -5,6 +5,7 @@ import torch
 
 from ..diffusion.losses import SecondMomentSampler, stratified_timesteps, uniform_timesteps
 from ..seeds import derive_seed, generator_for
+from .device import to_device
 from .plan import Plan
 
 
@@ -28,9 +29,16 @@ class StepDraws:
         self.condition_dropout = plan.config.model.condition_dropout
 
     def noise(self, positions: range, like: torch.Tensor) -> torch.Tensor:
-        """eps ~ N(0, I) for the images at these positions of the run, shaped like `like`, float32, on its device."""
-        generators = [generator_for(self.seed, "noise", position) for position in positions]
-        return torch.stack([torch.randn(like.shape[1:], generator=each) for each in generators]).to(like.device)
+        """eps ~ N(0, I), float32, for the images at these positions of the run: like `like` in shape and device.
+
+        Each image has a seed of its own, whatever the number of processes. It is drawn on the device, so that the
+        device need not wait for the host; another kind of device draws other numbers.
+        """
+        generator = torch.Generator(like.device)
+        seeds = (derive_seed(self.seed, "noise", position) for position in positions)
+        return torch.stack(
+            [torch.randn(like.shape[1:], generator=generator.manual_seed(s), device=like.device) for s in seeds]
+        )
 
     def timesteps(self, step: int, positions: range, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Timesteps (B,) int64 of these images, and the weights (B,) that keep the mean loss unbiased."""
@@ -41,7 +49,7 @@ class StepDraws:
             draw = uniform_timesteps if self.sampling == "uniform" else stratified_timesteps
             timesteps, weights = draw(self.batch, self.num_timesteps, generator), torch.ones(self.batch)
         own = self._slice(step, positions)
-        return timesteps[own].to(device), weights[own].to(device)
+        return to_device(timesteps[own], device), to_device(weights[own], device)
 
     def conditions(self, step: int, positions: range, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the network is told beside x_t and t: class labels, some of them hidden behind the null class."""
@@ -50,7 +58,7 @@ class StepDraws:
         generator = generator_for(self.seed, "condition dropout", step)
         hidden = torch.rand(self.batch, generator=generator)[self._slice(step, positions)] < self.condition_dropout
         labels = batch["class_labels"]
-        return {"class_labels": torch.where(hidden.to(labels.device), self.num_classes, labels)}
+        return {"class_labels": labels.masked_fill(to_device(hidden, labels.device), self.num_classes)}
 
     def dropout_seed(self, step: int, micro_step: int, process: int) -> int:
         """For torch's global generators before a forward pass."""

@@ -34,7 +34,7 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards the (unwrapped) network as it is after optimizer step `step`."""
         decay = ema_decay(step, self.max_decay, self.inv_gamma, self.power)
-        weights = [_whole(parameter) for parameter in model.parameters()]
+        weights = [whole(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -46,8 +46,8 @@ class EMA:
         self.model.load_state_dict(state)
 
 
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
-    """A weight in full and in float32: FSDP keeps a share of it in each process, DeepSpeed a half-precision copy."""
-    if isinstance(parameter, DTensor):
-        parameter = parameter.full_tensor()
-    return parameter.float()
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight or norm in full and in float32: FSDP shares it out, DeepSpeed keeps it in half precision."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.float()

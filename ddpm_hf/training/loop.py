@@ -23,10 +23,10 @@ from ..hub.access import Page
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE, SUMMARY_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
-from .device import describe_hardware, has_fused_optimizer, peak_memory, start_trackers
+from .device import describe_hardware, has_fused_optimizer, peak_memory, start_trackers, to_device
 from .doctor import report
 from .draws import StepDraws
-from .ema import EMA
+from .ema import EMA, whole
 from .interruption import Interruption, describe_reason, exit_status, parse_duration
 from .output import LossTable, OutputFolder, write_text
 from .plan import Plan
@@ -65,7 +65,8 @@ class Trainer:
         self.picture, self.drawn = None, None  # the newest preview, and what is to be said of it
         self.seconds = 0.0  # of training, over all sessions of this run
         self.peak_memory = 0
-        self.bad_steps, self.bad_in_a_row = 0, 0
+        # Counted where the gradients are, so that no step has to wait for them.
+        self.bad_steps, self.bad_in_a_row = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
         self.publisher = Publisher(plan.config, output, page, tqdm.write) if accelerator.is_main_process else None
         self.ema = None
         if self.options.use_ema:
@@ -95,6 +96,8 @@ class Trainer:
             # DeepSpeed wants to know the batch, which it otherwise reads off a prepared loader.
             plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.train_batch_size
         self.model, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        # DeepSpeed has taken its step, by an optimizer of its own, when the norm of its gradient is known.
+        self.fused = optimizer.defaults["fused"] and plugin is None
         self.model.train()
 
     # The run as a whole
@@ -171,7 +174,7 @@ class Trainer:
                 holder.load_state_dict(tensors[name])
             self.step = self.saved_step = progress["step"]
             self.seconds = progress["seconds"]
-            self.bad_steps = progress["bad_steps"]
+            self.bad_steps = self.bad_steps + progress["bad_steps"]
             self.peak_memory = progress.get("peak_memory_bytes") or 0
             self.plan.images.add_unreadable(progress["unreadable"])
             self.summary["tracker_run"] = progress["tracker_run"]
@@ -200,7 +203,7 @@ class Trainer:
         )
         for micro_step, batch in enumerate(loader):
             self.micro_step = micro_step % self.options.gradient_accumulation_steps
-            yield {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            yield {name: to_device(tensor, self.accelerator.device) for name, tensor in batch.items()}
 
     def _finish(self) -> None:
         self._checkpoint()  # first of all, for pictures take their time, in which a run can be killed too
@@ -231,7 +234,7 @@ class Trainer:
             "software": {name: version(name) for name in ("torch", "diffusers", "accelerate")},
             "samples": self.drawn,
             "unreadable": self.plan.images.unreadable,
-            "bad_steps": self.bad_steps,
+            "bad_steps": int(self.bad_steps),
         }
 
     def _peak_memory(self) -> int | None:
@@ -259,14 +262,18 @@ class Trainer:
             self.accelerator.backward(loss)
             self.step_loss += loss.detach()
             self.step_record.append((batch["rows"], timesteps, losses.detach()))
+            self.watch.see(timesteps, losses.detach())
             if self.draws.sampler is not None:
                 self.seen.append(self.accelerator.gather(torch.stack([timesteps, losses.detach()], dim=1)))
             if self.accelerator.sync_gradients:
-                self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
-                self.is_bad = not math.isfinite(self.grad_norm)
-            # In half precision the gradient scaler skips such a step itself, and learns from it.
-            if not self.is_bad or self.accelerator.scaler is not None:
-                self.optimizer.step()
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+                self.grad_norm = whole(torch.as_tensor(norm, device=self.accelerator.device))
+                self.is_bad = ~self.grad_norm.isfinite()
+                if self.fused:  # it leaves weights and moments alone where this is 1
+                    self.optimizer.optimizer.found_inf = self.is_bad.float()
+                # In half precision the gradient scaler skips a bad step, and learns from it.
+                if self.fused or self.accelerator.scaler is not None or not self.is_bad:
+                    self.optimizer.step()
             self.optimizer.zero_grad()
 
     def _network(self, x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
@@ -279,7 +286,7 @@ class Trainer:
     def _after_step(self) -> None:
         """Everything that hangs on the clock, once the weights have moved."""
         self.step += 1
-        self._count_bad_step()
+        self._count()
         if self.draws.sampler is not None and not self.is_bad:
             for timesteps, losses in (micro_batch.cpu().unbind(1) for micro_batch in self.seen):
                 self.draws.sampler.update(timesteps.long(), losses)
@@ -289,7 +296,9 @@ class Trainer:
         self.bar.update()
         last = self.step == self.plan.steps
         if self.step % self.run.logging_steps == 0 or last:
+            self._stop_if_bad()
             self._report()
+        self.step_record.clear()
         if self.scorer is not None and self.scorer.is_due(self.step) and not self.bad_in_a_row:
             self._score()
         if last:
@@ -305,47 +314,49 @@ class Trainer:
             if self.publisher is not None and self.saved_step == self.step and self.table.rows:
                 self.publisher.checkpoint(self.pipeline(), self._summary_so_far(), self.picture)
 
-    def _count_bad_step(self) -> None:
-        """A step without a finite gradient changed nothing and does not count as loss; too many in a row end the run.
+    def _count(self) -> None:
+        """Add the step to what is reported: one without a finite gradient changed nothing and has no loss."""
+        self.bad_steps = self.bad_steps + self.is_bad
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * self.is_bad
+        self.good_steps = self.good_steps + ~self.is_bad
+        self.loss_sum += self.step_loss.masked_fill(self.is_bad, 0)
+        self.step_loss = torch.zeros_like(self.step_loss)
+
+    def _stop_if_bad(self) -> None:
+        """End a run in which nothing moves. Looked at with every report, because it waits for the device.
 
         Raises:
-            FloatingPointError: after `--max_bad_steps` of them, once `bad_batch.json` tells what was in the last one.
+            FloatingPointError: if the latest `--max_bad_steps` steps or more had a NaN or infinite gradient, once
+                `bad_batch.json` tells what was in the last one.
         """
-        if self.is_bad:
-            self.bad_steps, self.bad_in_a_row = self.bad_steps + 1, self.bad_in_a_row + 1
-        else:
-            self.loss_sum += self.step_loss
-            self.good_steps, self.bad_in_a_row = self.good_steps + 1, 0
-            for _, timesteps, losses in self.step_record:
-                self.watch.see(timesteps, losses)
-        self.step_loss = torch.zeros_like(self.step_loss)
-        if self.bad_in_a_row >= self.options.max_bad_steps:
-            columns = [
-                self.accelerator.gather(torch.cat(column)).tolist() for column in zip(*self.step_record, strict=True)
-            ]
-            file = self.output / "bad_batch.json"
-            if self.accelerator.is_main_process:
-                record = dict(zip(("rows", "timesteps", "losses"), columns, strict=True))
-                write_text(file, json.dumps({"step": self.step, **record}, indent=2) + "\n")
-            raise FloatingPointError(
-                f"{self.bad_in_a_row} steps in a row had a loss or gradient that is no finite number; {file} tells "
-                "what was in the last one, and the checkpoints are from before. Try a lower --learning_rate or "
-                "--mixed_precision no"
-            )
-        self.step_record.clear()
+        bad_in_a_row = int(self.bad_in_a_row)
+        if bad_in_a_row < self.options.max_bad_steps:
+            return
+        columns = [
+            self.accelerator.gather(torch.cat(column)).tolist() for column in zip(*self.step_record, strict=True)
+        ]
+        file = self.output / "bad_batch.json"
+        if self.accelerator.is_main_process:
+            record = dict(zip(("rows", "timesteps", "losses"), columns, strict=True))
+            write_text(file, json.dumps({"step": self.step, **record}, indent=2) + "\n")
+        raise FloatingPointError(
+            f"{bad_in_a_row} steps in a row had a NaN or infinite loss or gradient; {file} tells what was in the last "
+            "one, and the checkpoints are from before. Try a lower --learning_rate or --mixed_precision no"
+        )
 
     # What a run tells
 
     def _start_report(self) -> None:
         self.loss_sum = torch.zeros((), device=self.accelerator.device)
-        self.step_loss, self.step_record, self.good_steps, self.is_bad = torch.zeros_like(self.loss_sum), [], 0, False
+        self.good_steps = torch.zeros_like(self.bad_steps)
+        self.step_loss, self.step_record = torch.zeros_like(self.loss_sum), []
         self.reported_step, self.report_time = self.step, time.perf_counter()
 
     def _report(self) -> None:
         """Mean loss over all processes and micro-steps since the last report: to the bar, the table, the tracker."""
         steps = self.step - self.reported_step
         micro_steps = self.good_steps * self.options.gradient_accumulation_steps
-        loss = self.accelerator.reduce(self.loss_sum, "mean") / (micro_steps or math.nan)
+        loss = self.accelerator.reduce(self.loss_sum, "mean") / micro_steps
         seconds = time.perf_counter() - self.report_time
         self.seconds += seconds
         row = {
@@ -418,7 +429,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "peak_memory_bytes": self._peak_memory(),
-            "bad_steps": self.bad_steps,
+            "bad_steps": int(self.bad_steps),
             "unreadable": self.plan.images.gather_unreadable(),
             "tracker_run": self.summary["tracker_run"],
         }

@@ -49,13 +49,16 @@ class Watch:
         self.sums = torch.zeros(4, GROUPS, device=self.accelerator.device)
 
     def see(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        """Note the losses of a micro-batch of this process, both (batch,), without waiting for the device."""
+        """Note the losses of a micro-batch of this process, both (batch,), without waiting for the device.
+
+        Images with a NaN or infinite loss are left out.
+        """
         if self.tables is None:
             return
         zero, limit = self.tables
         groups = timesteps * GROUPS // len(zero)
         values = torch.stack([torch.ones_like(losses), losses, zero[timesteps], limit[timesteps]])
-        self.sums.index_add_(1, groups, values)
+        self.sums.index_add_(1, groups, values.masked_fill(~losses.isfinite(), 0))
 
     def report(self, step: int) -> list[Finding]:
         """What is new after this many optimizer steps. All processes call it at the same steps."""
