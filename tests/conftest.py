@@ -14,6 +14,11 @@ import torch
 from ddpm_hf import DDPMPipeline, DDPMUNet2D, LinearDDPMScheduler
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture(autouse=True)
 def own_datasets_cache(tmp_path_factory, monkeypatch):
     """Decoded pixels go to a folder of this test session."""

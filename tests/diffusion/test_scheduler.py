@@ -393,7 +393,7 @@ def test_step_never_reads_a_device_timestep(variance_type):
     assert result.prev_sample.shape == result.pred_original_sample.shape == x.shape
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a CUDA device can tell that it was waited for")
+@pytest.mark.gpu
 @pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
 def test_step_never_waits_for_the_device(variance_type):
     scheduler = LinearDDPMScheduler(variance_type=variance_type)

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ddpm_hf.seeds import derive_seed
 from ddpm_hf.training.draws import StepDraws
+
+CPU = torch.device("cpu")
 
 
 def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5) -> StepDraws:
@@ -29,14 +32,22 @@ def test_slices_make_up_the_global_batch(sampling):
     like = torch.zeros(1, 3, 4, 4)
     assert torch.equal(it.noise(whole, like), torch.cat([it.noise(part, like) for part in parts]))
     for entry in (0, 1):
-        pieces = [it.timesteps(step, part, "cpu")[entry] for part in parts]
-        assert torch.equal(it.timesteps(step, whole, "cpu")[entry], torch.cat(pieces))
+        pieces = [it.timesteps(step, part, CPU)[entry] for part in parts]
+        assert torch.equal(it.timesteps(step, whole, CPU)[entry], torch.cat(pieces))
     pieces = [
         it.conditions(step, part, {"class_labels": labels["class_labels"][part.start - 60 : part.stop - 60]})
         for part in parts
     ]
     pieces = torch.cat([piece["class_labels"] for piece in pieces])
     assert torch.equal(it.conditions(step, whole, labels)["class_labels"], pieces)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_noise_of_an_image_is_what_a_generator_of_its_own_seed_draws(device):
+    noise = draws(seed=3).noise(range(7, 10), torch.zeros(1, 3, 5, 4, device=device))
+    for position, image in zip(range(7, 10), noise, strict=True):
+        generator = torch.Generator(device).manual_seed(derive_seed(3, "noise", position))
+        assert torch.equal(image, torch.randn(3, 5, 4, generator=generator, device=device))
 
 
 def test_noise_is_standard_normal_and_new_at_every_position():
@@ -50,7 +61,7 @@ def test_noise_is_standard_normal_and_new_at_every_position():
 
 
 def test_stratified_timesteps_have_one_in_each_stratum():
-    timesteps, weights = draws(batch=10).timesteps(3, range(30, 40), "cpu")
+    timesteps, weights = draws(batch=10).timesteps(3, range(30, 40), CPU)
     assert sorted((timesteps // 100).tolist()) == list(range(10)) and torch.equal(weights, torch.ones(10))
 
 

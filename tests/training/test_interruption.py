@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ddpm_hf.diffusion.losses import DiffusionLoss
+from ddpm_hf.training import loop
 from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.interruption import TIME_UP, Interruption, describe_reason, exit_status, parse_duration
 from ddpm_hf.training.output import OutputFolder
@@ -86,22 +87,30 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_step_without_a_finite_gradient_is_skipped_and_counted(start, monkeypatch):
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(start, monkeypatch, fused):
+    monkeypatch.setattr(loop, "has_fused_optimizer", lambda device: fused)
     trainer = start()
-    weights = {}
+    before = []
     loss = DiffusionLoss.__call__
+
+    def state() -> list[torch.Tensor]:
+        """Weights, Adam's moments and its count of steps."""
+        adam = [
+            value for parameter in trainer.optimizer.state_dict()["state"].values() for value in parameter.values()
+        ]
+        return [value.clone() for value in (*trainer.plan.unet.state_dict().values(), *adam)]
 
     def broken_at_three(self, network, x_0, noise, timesteps, **conditions):
         if trainer.step == 2:
-            weights.update({name: value.clone() for name, value in trainer.plan.unet.state_dict().items()})
+            before.extend(state())
         values = loss(self, network, x_0, noise, timesteps, **conditions)
         return values * float("nan") if trainer.step == 2 else values
 
     def check_unchanged():
         after_step()
         if trainer.step == 3:
-            for name, value in trainer.plan.unet.state_dict().items():
-                assert torch.equal(value, weights[name])
+            assert all(map(torch.equal, before, state())) and len(before) == 4 * len(list(trainer.model.parameters()))
 
     after_step, trainer._after_step = trainer._after_step, check_unchanged
     monkeypatch.setattr(DiffusionLoss, "__call__", broken_at_three)
@@ -110,17 +119,22 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(start, monkeypa
     assert summary["bad_steps"] == 1 and summary["status"] == "finished"
     losses = [row["loss"] for row in trainer.table.rows]
     assert losses[2] != losses[2] and sum(value == value for value in losses) == 5
+    assert trainer.watch.sums.isfinite().all() and trainer.watch.sums[0].sum() == 5 * 4
 
 
-def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(start, tmp_path, monkeypatch):
-    trainer = start("--max_bad_steps", "2", "--checkpointing_steps", "1")
+# With a report in every third step, four have gone wrong when it is seen.
+@pytest.mark.parametrize(("logging_steps", "seen_at", "bad"), [("1", 4, 2), ("3", 6, 4)])
+def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(
+    start, tmp_path, monkeypatch, logging_steps, seen_at, bad
+):
+    trainer = start("--max_bad_steps", "2", "--checkpointing_steps", "1", "--logging_steps", logging_steps)
     loss = DiffusionLoss.__call__
-    bad = lambda *a, **k: loss(*a, **k) * (float("inf") if trainer.step >= 2 else 1.0)  # noqa: E731
-    monkeypatch.setattr(DiffusionLoss, "__call__", bad)
-    with pytest.raises(FloatingPointError, match="2 steps in a row.*bad_batch.json"):
+    broken = lambda *a, **k: loss(*a, **k) * (float("inf") if trainer.step >= 2 else 1.0)  # noqa: E731
+    monkeypatch.setattr(DiffusionLoss, "__call__", broken)
+    with pytest.raises(FloatingPointError, match=f"{bad} steps in a row.*bad_batch.json"):
         trainer.train()
     record = json.loads((tmp_path / "out" / "bad_batch.json").read_text())
-    assert record["step"] == 4 and len(record["rows"]) == len(record["timesteps"]) == len(record["losses"]) == 4
+    assert record["step"] == seen_at and len(record["rows"]) == len(record["timesteps"]) == len(record["losses"]) == 4
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
 
 

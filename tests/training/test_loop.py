@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from contextlib import contextmanager, nullcontext
 
 import diffusers
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf import DDPMPipeline, DDPMUNet2D
 from ddpm_hf.training.checkpoint import list_checkpoints
@@ -171,6 +173,49 @@ def test_any_size_trains_and_samples(train, size):
     pipeline = DDPMPipeline.from_pretrained(folder)
     height, width = (int(side) for side in (size.split("x") * 2)[:2])
     assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, height, width, 3)
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Fails at an operation whose result decides what the host does next, so that it must wait for the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.intersection(function.tags)
+        if function is torch.ops.aten.index.Tensor:
+            waits = any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert not waits, function
+        return function(*args, **(kwargs or {}))
+
+
+def take_steps(trainer, within) -> None:
+    """Two steps of a run, then two within a context."""
+    batches, trainer._batches, trainer._finish = trainer._batches(), lambda: iter(()), lambda: None
+    trainer.train()
+    for context in (nullcontext(), within):
+        with context:
+            for _ in range(2):
+                trainer._micro_step(next(batches))
+                trainer._after_step()
+
+
+def test_a_step_between_reports_needs_no_number_from_the_device(start):
+    trainer = start("--logging_steps", "6", "--class_conditional")
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingReadBack():
+        float(torch.zeros(()))
+    take_steps(trainer, NothingReadBack())
+    assert trainer.step == 4
+
+
+@pytest.mark.gpu
+def test_a_step_between_reports_never_waits_for_the_gpu(start):
+    @contextmanager
+    def waiting_is_an_error():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    take_steps(start("--logging_steps", "6", "--class_conditional"), waiting_is_an_error())
 
 
 def test_learning_rate_follows_the_closed_form_whatever_the_accumulation(train):
