@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test style quality bench bench-quick bench-full
+.PHONY: install demo test style quality bench bench-quick bench-full gpu
 
 install: $(INSTALLED)
 
@@ -62,3 +62,8 @@ bench-full: install
 ifneq ($(MNIST),)
 	@$(call UNLESS_DONE,time_to_quality_mnist) $(call RUN,time_to_quality,full) --data mnist --dataset_name $(MNIST)
 endif
+
+# On a machine with a CUDA GPU: the tests that need one, then its speed and memory against stock diffusers.
+gpu: install
+	$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python benchmarks/gpu.py

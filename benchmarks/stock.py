@@ -52,7 +52,7 @@ class StockTrainer:
 
     def step(self, images: torch.Tensor) -> None:
         """One pass through the body of the example's loop; images in [-1, 1], float32 (batch, channels, H, W)."""
-        clean_images = images.to(self.precision)
+        clean_images = images.to(self.accelerator.device, self.precision)
         noise = torch.randn(clean_images.shape, dtype=self.precision, device=clean_images.device)
         timesteps = torch.randint(0, 1000, (len(clean_images),), device=clean_images.device).long()
         noisy_images = self.process.add_noise(clean_images, noise, timesteps)

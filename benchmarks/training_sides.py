@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 RESOLUTION = 32
@@ -20,16 +21,28 @@ _TINY = "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --atte
 
 @dataclass(frozen=True)
 class Side:
-    """One way of training: "stock" or "ours", "float32" or "bf16", and the network of a preset; 35.7 M parameters."""
+    """One way of training: "stock" or "ours", "float32" or "bf16", and the network of a preset; 35.7 M parameters.
+
+    `compile` and `channels_last` are for ours. `decoded` gives stock a few batches over and over that were decoded
+    beforehand, because a GPU would wait for its own data path.
+    """
 
     name: str
     precision: str
     batch: int
     gradient_checkpointing: bool = False
     preset: str = "ddpm-cifar10"
+    compile: bool = False
+    channels_last: bool = False
+    decoded: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} {self.precision}{', checkpointing' if self.gradient_checkpointing else ''}"
+        how = {
+            "checkpointing": self.gradient_checkpointing,
+            "compiled": self.compile,
+            "channels_last": self.channels_last,
+        }
+        return ", ".join([f"{self.name} {self.precision}", *(name for name, given in how.items() if given)])
 
 
 class Worker:
@@ -37,7 +50,7 @@ class Worker:
 
     Args:
         side: what it trains.
-        images: a folder of images, 32x32.
+        images: a folder of images.
     """
 
     def __init__(self, side: Side, images: Path):
@@ -61,8 +74,10 @@ class Worker:
         self.process.wait()
 
     def train(self, steps: int) -> float:
-        """Seconds of so many steps."""
-        return self._ask({"steps": steps})["seconds"]
+        """Seconds of so many steps, until the device is done with them; sets `peak`, the most bytes it has had."""
+        answer = self._ask({"steps": steps})
+        self.peak = answer["peak"]
+        return answer["seconds"]
 
     def memory(self) -> dict[str, int]:
         """Bytes: "libraries" before there was a network, "peak" up to now; of ours also the doctor's "forecast"."""
@@ -83,21 +98,29 @@ class Worker:
 
 def serve(side: Side, images: Path) -> None:
     """Answer one question for each line of stdin on stdout, where nobody else may write."""
+    import torch
+    from accelerate import PartialState
+
+    from ddpm_hf.training.device import peak_memory
+
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as folder:
         make = our_steps if side.name == "ours" else stock_steps
         # A step of a tiny network first, on one image: libraries and kernels are there before memory is counted.
-        make(replace(side, batch=1), images, Path(folder) / "tiny", tiny=True)[0]()
+        make(replace(side, batch=1, compile=False), images, Path(folder) / "tiny", tiny=True)[0]()
         libraries = resident("VmRSS")
         step, about = make(side, images, Path(folder) / "run", tiny=False)
+        device = PartialState().device
         for line in sys.stdin:
             question = json.loads(line)
             if "steps" in question:
                 start = time.perf_counter()
                 for _ in range(question["steps"]):
                     step()
-                answer = {"seconds": time.perf_counter() - start}
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                answer = {"seconds": time.perf_counter() - start, "peak": peak_memory(device)}
             else:
                 answer = {"libraries": libraries, "peak": resident("VmHWM"), **about()}
             print(json.dumps(answer), file=answers, flush=True)
@@ -114,6 +137,8 @@ Steps = tuple[Callable[[], object], Callable[[], dict[str, int]]]
 
 def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     """The trainer of scripts/train.py with everything it does in a step."""
+    import torch
+
     from ddpm_hf.training.command_line import parse_training_arguments
     from ddpm_hf.training.forecast import forecast
     from ddpm_hf.training.start import prepare
@@ -132,7 +157,11 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     flags += ["--checkpointing_steps", 10**6, "--mixed_precision", "no" if side.precision == "float32" else "bf16"]
     flags += [*_TINY, "--resolution", RESOLUTION] if tiny else ["--preset", side.preset]
     flags += ["--gradient_checkpointing"] if side.gradient_checkpointing else []
+    flags += ["--compile"] if side.compile else []
     trainer = prepare(parse_training_arguments(list(map(str, flags))))
+    if side.channels_last:
+        for network in (trainer.model, trainer.ema.model):
+            network.to(memory_format=torch.channels_last)
     # `train` makes everything ready, finds no batch and leaves nothing; then its steps are taken one by one.
     batches, trainer._batches, trainer._finish = trainer._batches(), lambda: iter(()), lambda: None
     trainer.train()
@@ -162,7 +191,9 @@ def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     if side.gradient_checkpointing:  # which the example has no flag for and the network has
         model.enable_gradient_checkpointing()
     trainer = StockTrainer(model, "no" if side.precision == "float32" else "bf16")
-    batches = endless(make_loader(images, RESOLUTION, side.batch))
+    batches = endless(make_loader(images, config["sample_size"], side.batch))
+    if side.decoded:
+        batches = cycle(list(islice(batches, 4)))
     return lambda: trainer.step(next(batches)), dict
 
 

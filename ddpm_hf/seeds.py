@@ -1,7 +1,8 @@
 """Where random numbers get their seeds: every draw has an address, and its seed is a hash of that address.
 
 Nothing depends on what was drawn before. Image 17 of seed 0, or the noise of position 4711 of a training run, is the
-same whatever the batch size, the number of processes or the step at which a run was resumed.
+same whatever the batch size, the number of processes or the step at which a run was resumed. The noise of a training
+run is drawn on its device, and another kind of device draws other numbers from the same seed.
 """
 
 import hashlib

@@ -128,7 +128,7 @@ class OptimizationArguments:
         help="Save and stop after this time, in seconds, M:SS or H:MM:SS; the same command goes on from there."
     )
     max_bad_steps: int = flag(
-        20, help="End the run when a line of the loss table follows this many steps with a NaN or infinite gradient."
+        20, help="So many NaN or infinite gradients in a row end the run, with the next line of the loss table."
     )
     num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
     train_batch_size: int | None = flag(help="Images per device and micro-step. 16.")

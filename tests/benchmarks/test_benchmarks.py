@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import data_path  # noqa: E402
+import gpu  # noqa: E402
 import image_files  # noqa: E402
 import measuring  # noqa: E402
 import overheads  # noqa: E402
@@ -109,6 +110,33 @@ def test_a_worker_takes_the_steps_of_the_real_trainer(tmp_path, monkeypatch):
     # Weights, gradients, Adam's two moments and the average are there at the least.
     assert memory["peak"] - memory["libraries"] > 5 * 4 * memory["parameters"]
     assert memory["forecast"] > 4 * 4 * memory["parameters"]
+
+
+@pytest.mark.processes
+def test_the_benchmark_of_a_gpu_measures_both_sides(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as it does itself, but undone after the test
+    gpu.main(["--size", "quick", "--device", "cpu", "--output", str(tmp_path / "gpu.json")])
+    training, *sampling = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert training["training"] == "small-32, batch 2, ours bf16, channels_last" and training["ours MFU"] == "unknown"
+    assert all(training[f"{side} images/s"] > 0 and training[f"{side} peak GB"] > 0 for side in ("stock", "ours"))
+    assert [row["sampling"].split(", ", 2)[2] for row in sampling] == [
+        f"{precision}, {calls} calls" for precision in ("float32", "bf16") for calls in (2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10G", None),  # not the A10
+    ],
+)
+def test_the_peak_of_a_gpu_is_found_by_the_name_that_cuda_gives(name, peak):
+    assert gpu.peak_of(name) == peak
 
 
 def test_collectives_follow_the_ring_within_a_machine_and_the_cards_between_machines():
