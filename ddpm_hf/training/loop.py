@@ -74,7 +74,6 @@ class Trainer:
             self.ema = EMA(plan.unet, self.options.ema_decay, inv_gamma, self.options.ema_power)
             self.ema.model.to(accelerator.device)
         self.draws = StepDraws(plan)
-        self.seen = []  # timesteps and losses of this step, for importance sampling
         self._prepare_model()
 
     def _prepare_model(self) -> None:
@@ -263,15 +262,13 @@ class Trainer:
             self.step_loss += loss.detach()
             self.step_record.append((batch["rows"], timesteps, losses.detach()))
             self.watch.see(timesteps, losses.detach())
-            if self.draws.sampler is not None:
-                self.seen.append(self.accelerator.gather(torch.stack([timesteps, losses.detach()], dim=1)))
             if self.accelerator.sync_gradients:
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
                 self.grad_norm = whole(torch.as_tensor(norm, device=self.accelerator.device))
                 self.is_bad = ~self.grad_norm.isfinite()
                 if self.fused:  # it leaves weights and moments alone where this is 1
                     self.optimizer.optimizer.found_inf = self.is_bad.float()
-                # In half precision the gradient scaler skips a bad step, and learns from it.
+                # In half precision the gradient scaler skips a bad step itself, and learns from it.
                 if self.fused or self.accelerator.scaler is not None or not self.is_bad:
                     self.optimizer.step()
             self.optimizer.zero_grad()
@@ -286,11 +283,16 @@ class Trainer:
     def _after_step(self) -> None:
         """Everything that hangs on the clock, once the weights have moved."""
         self.step += 1
-        self._count()
+        # A step without a finite gradient changed nothing and has no loss.
+        self.bad_steps = self.bad_steps + self.is_bad
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * self.is_bad
+        self.good_steps = self.good_steps + ~self.is_bad
+        self.loss_sum += self.step_loss.masked_fill(self.is_bad, 0)
+        self.step_loss = torch.zeros_like(self.step_loss)
         if self.draws.sampler is not None and not self.is_bad:
-            for timesteps, losses in (micro_batch.cpu().unbind(1) for micro_batch in self.seen):
+            for _, *seen in self.step_record:
+                timesteps, losses = self.accelerator.gather(torch.stack(seen, dim=1)).cpu().unbind(1)
                 self.draws.sampler.update(timesteps.long(), losses)
-        self.seen.clear()
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(self.model), self.step)
         self.bar.update()
@@ -313,14 +315,6 @@ class Trainer:
             self._checkpoint()
             if self.publisher is not None and self.saved_step == self.step and self.table.rows:
                 self.publisher.checkpoint(self.pipeline(), self._summary_so_far(), self.picture)
-
-    def _count(self) -> None:
-        """Add the step to what is reported: one without a finite gradient changed nothing and has no loss."""
-        self.bad_steps = self.bad_steps + self.is_bad
-        self.bad_in_a_row = (self.bad_in_a_row + 1) * self.is_bad
-        self.good_steps = self.good_steps + ~self.is_bad
-        self.loss_sum += self.step_loss.masked_fill(self.is_bad, 0)
-        self.step_loss = torch.zeros_like(self.step_loss)
 
     def _stop_if_bad(self) -> None:
         """End a run in which nothing moves. Looked at with every report, because it waits for the device.
