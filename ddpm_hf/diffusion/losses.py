@@ -31,7 +31,7 @@ def training_target(
         ValueError: if epsilon is to be predicted with zero terminal SNR.
     """
     if scheduler.config.prediction_type == "epsilon":
-        if scheduler.config.rescale_betas_zero_snr:
+        if scheduler.lacks_terminal_signal:
             raise ValueError(EPSILON_WITHOUT_SIGNAL)
         return noise
     if scheduler.config.prediction_type == "sample":
@@ -89,8 +89,8 @@ class DiffusionLoss:
         gamma: parameter of the weighting; by default 5 for "min_snr" and 1 for "p2".
 
     Raises:
-        ValueError: for unknown choices, a weight on a loss without the square error, epsilon with zero terminal SNR,
-            "hybrid" without a learned variance, and "simple" with one, which would never be trained.
+        ValueError: for unknown choices, a weight on a loss without the square error, a weight or epsilon with zero
+            terminal SNR, "hybrid" without a learned variance, and "simple" with one, which would never be trained.
     """
 
     def __init__(
@@ -101,13 +101,18 @@ class DiffusionLoss:
                 raise ValueError(f"`{name}` is {value!r}; choose from {', '.join(choices)}.")
         if loss == "vlb" and weighting != "none":
             raise ValueError(f"`weighting={weighting!r}` weights the square error, which `loss='vlb'` does not have.")
+        self.bound = VariationalBound(scheduler, clip=False)
+        if weighting != "none" and self.bound.scheduler.lacks_terminal_signal:
+            raise ValueError(
+                f"`weighting={weighting!r}` is 0 where SNR is 0: the last timestep of this process, where sampling "
+                "starts, would never be trained. Choose 'none', or a process without `rescale_betas_zero_snr`."
+            )
         variance_type = scheduler.config.variance_type
         if loss != "vlb" and (loss == "hybrid") != (variance_type in LEARNED_VARIANCES):
             raise ValueError(
                 f"`loss={loss!r}` does not go with `variance_type={variance_type!r}`: 'simple' trains no variance and "
                 "'hybrid' needs a learned one. Choose 'hybrid' or 'vlb' for 'learned_range' and 'learned'."
             )
-        self.bound = VariationalBound(scheduler, clip=False)
         self.loss, self.weighting = loss, weighting
         self.gamma = gamma if gamma is not None else {"min_snr": 5.0}.get(weighting, 1.0)
 

@@ -72,14 +72,22 @@ NOISE_SCHEDULES = {
 }
 
 # Those whose betas grow in proportion to their ends, so that 1000/T times the ends keeps the continuous limit.
-SCALABLE_SCHEDULES = ("linear", "scaled_linear", "sigmoid")
+_SCALABLE_SCHEDULES = ("linear", "scaled_linear", "sigmoid")
+
+
+def scaled_ends(
+    num_train_timesteps: int, schedule: str, beta_start: float = 0.0001, beta_end: float = 0.02
+) -> dict[str, float]:
+    """`beta_start` and `beta_end` for T timesteps from those for 1000: times 1000/T where the schedule uses them."""
+    scale = 1000 / num_train_timesteps if schedule in _SCALABLE_SCHEDULES else 1.0
+    return {"beta_start": beta_start * scale, "beta_end": beta_end * scale}
 
 
 def trained(betas: Sequence[float]) -> torch.Tensor:
-    """Given betas as float64. Raises ValueError if one is outside [0, 1]."""
+    """Given betas as float64. Raises ValueError unless they are a flat list."""
     betas = torch.as_tensor(betas, dtype=torch.float64)
-    if betas.ndim != 1 or not bool(((betas >= 0) & (betas <= 1)).all()):
-        raise ValueError("`trained_betas` must be a flat list of numbers in [0, 1].")
+    if betas.ndim != 1:
+        raise ValueError(f"`trained_betas` must be a flat list, but has shape {tuple(betas.shape)}.")
     return betas
 
 
@@ -115,7 +123,7 @@ def betas_from_config(config: Mapping[str, Any]) -> torch.Tensor:
         float64 tensor of shape (T,) on the CPU.
 
     Raises:
-        ValueError: for an unknown schedule, trained betas outside [0, 1], or a zero terminal SNR with T = 1.
+        ValueError: for an unknown schedule, trained betas that are no flat list, or a zero terminal SNR with T = 1.
     """
     if config["trained_betas"] is not None:
         betas = trained(config["trained_betas"])

@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 
 from ..portable import PortableConfig
 from .coefficients import Coefficients
-from .noise_schedules import SCALABLE_SCHEDULES, betas_from_config
+from .noise_schedules import betas_from_config, scaled_ends
 from .tensors import at_least_float32, in_dtype_of, standard_normal
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -77,7 +77,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         return torch.cumprod(1 - self._betas, dim=0)
 
     def _check_config(self) -> None:
-        config, largest = self.config, float(self._betas.max())
+        config = self.config
         for name, choices in (("prediction_type", PREDICTION_TYPES), ("timestep_spacing", TIMESTEP_SPACINGS)):
             if config[name] not in choices:
                 raise ValueError(f"`{name}` is {config[name]!r}; choose from {', '.join(choices)}.")
@@ -89,12 +89,30 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             )
         if self._lacks_signal:
             warnings.warn(EPSILON_WITHOUT_SIGNAL, stacklevel=3)
-        elif largest >= 1 and not config.rescale_betas_zero_snr:
-            warnings.warn(f"beta reaches {largest:g}; it must stay below 1.", stacklevel=3)
+        if not self._loses_signal_at_every_step:
+            given = self._betas if config.trained_betas is None else torch.as_tensor(config.trained_betas)
+            problem = (
+                f"betas range from {given.min():g} to {given.max():g}; each must be above 0, below 1 (the last may be "
+                "1) and leave some signal for the timestep after it."
+            )
+            if config.trained_betas is not None:
+                raise ValueError(f"`trained_betas`: {problem}")
+            warnings.warn(problem, stacklevel=3)
+
+    @property
+    def _loses_signal_at_every_step(self) -> bool:
+        """Whether 1 > alpha_bar_1 > … > alpha_bar_T ≥ 0: without it some coefficient is 0/0. False for NaN."""
+        with_data = torch.cat([torch.ones(1, dtype=torch.float64), self._alpha_bar])
+        return bool((with_data.diff() < 0).all() and with_data[-1] >= 0)
+
+    @functools.cached_property
+    def lacks_terminal_signal(self) -> bool:
+        """Whether the last timestep is pure noise (zero terminal SNR): its beta is 1, as given or by rescaling."""
+        return float(self._betas[-1]) == 1
 
     @property
     def _lacks_signal(self) -> bool:
-        return self.config.rescale_betas_zero_snr and self.config.prediction_type == "epsilon"
+        return self.lacks_terminal_signal and self.config.prediction_type == "epsilon"
 
     @classmethod
     def for_timesteps(cls, num_train_timesteps: int, **kwargs) -> "LinearDDPMScheduler":
@@ -114,16 +132,14 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             raise ValueError("`trained_betas` belong to one T; build the scheduler directly.")
         if num_train_timesteps < 1:
             raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be at least 1.")
-        if kwargs.get("beta_schedule", "linear") in SCALABLE_SCHEDULES:
-            scale = 1000 / num_train_timesteps
-            kwargs["beta_start"] = kwargs.get("beta_start", 0.0001) * scale
-            kwargs["beta_end"] = kwargs.get("beta_end", 0.02) * scale
-            if kwargs["beta_end"] >= 1:
-                raise ValueError(
-                    f"`num_train_timesteps` is {num_train_timesteps}: beta_end times 1000/T is {kwargs['beta_end']:g} "
-                    "and must stay below 1. Choose a larger T, a smaller `beta_end` or 'squaredcos_cap_v2'."
-                )
-        return cls(num_train_timesteps=num_train_timesteps, **kwargs)
+        ends = {name: kwargs[name] for name in ("beta_start", "beta_end") if name in kwargs}
+        ends = scaled_ends(num_train_timesteps, kwargs.get("beta_schedule", "linear"), **ends)
+        if ends["beta_end"] >= 1:
+            raise ValueError(
+                f"`num_train_timesteps` is {num_train_timesteps}: beta_end times 1000/T is {ends['beta_end']:g} "
+                "and must stay below 1. Choose a larger T, a smaller `beta_end` or 'squaredcos_cap_v2'."
+            )
+        return cls(num_train_timesteps=num_train_timesteps, **kwargs | ends)
 
     # The chain: which timesteps are visited, and in which order.
 
@@ -188,8 +204,8 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         """The chain's next lower timestep, -1 after its last; an int for an int, a tensor for a tensor.
 
         Raises:
-            ValueError: for an int that is not in the chain. In a tensor, which may lie on a device that would have to
-                be waited for, it is not looked for: such a timestep is followed by the next lower one of the chain.
+            ValueError: for an int that is not in the chain. The entries of a tensor are not checked, since reading
+                them can mean waiting for a device: one outside the chain is followed by the chain's next lower one.
         """
         if isinstance(timestep, torch.Tensor):
             return self.coefficients.at("previous", timestep).long()
@@ -227,7 +243,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
 
     def snr(self, timesteps: int | torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t): float32, of the timesteps' shape and device."""
-        return self.coefficients.at("snr", timesteps)
+        return self.coefficients.at("snr", timesteps).clone()  # else an int gives a view of the table
 
     def _signal_and_noise(
         self, timesteps: int | torch.Tensor, like: torch.Tensor
@@ -271,7 +287,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             ValueError: at the last timestep of a process with zero terminal SNR that predicts epsilon.
         """
         if self.config.prediction_type == "sample":
-            return model_output
+            return in_dtype_of(sample, model_output)
         prediction, x_t = at_least_float32(model_output, sample)
         root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_t)
         if self.config.prediction_type == "epsilon":
@@ -286,7 +302,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
     ) -> torch.Tensor:
         """eps from the prediction of eps, x_0 (Eq. 4 solved for eps) or v (arXiv 2202.00512); arguments as above."""
         if self.config.prediction_type == "epsilon":
-            return model_output
+            return in_dtype_of(sample, model_output)
         prediction, x_t = at_least_float32(model_output, sample)
         root_alpha_bar, root_noise = self._signal_and_noise(timesteps, x_t)
         if self.config.prediction_type == "sample":
@@ -342,7 +358,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             like: images that the result is for; gives it their device, their dtype (at least float32) and the shape
                 (batch, 1, 1, 1). Without it: float32, the timesteps' shape and device.
         """
-        return self.coefficients.between("posterior_log_variance", timesteps, prev_timesteps, like)
+        return self.coefficients.between("posterior_log_variance", timesteps, prev_timesteps, like).clone()
 
     def model_log_variance(
         self,
@@ -364,14 +380,14 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         """
         variance_type = self.config.variance_type
         if variance_type in FORWARD_VARIANCES:
-            return self.coefficients.between("log_beta", timesteps, prev_timesteps, like)
+            return self.coefficients.between("log_beta", timesteps, prev_timesteps, like).clone()
         if variance_type not in LEARNED_VARIANCES:
             return self.posterior_log_variance(timesteps, prev_timesteps, like=like)
         if predicted is None:
             raise ValueError(f"`predicted` is needed for variance_type={variance_type!r}.")
+        predicted, like = at_least_float32(predicted, predicted if like is None else like)
         if variance_type == "learned":
             return predicted
-        like = predicted if like is None else like
         high = self.coefficients.between("log_beta", timesteps, prev_timesteps, like)
         low = self.posterior_log_variance(timesteps, prev_timesteps, like=like)
         fraction = (predicted + 1) / 2
@@ -391,7 +407,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
 
         Args:
             model_output: the network's output for `sample`, (batch, C or 2C, ...).
-            timestep: an entry of `self.timesteps`, or its value as an int.
+            timestep: an entry of `self.timesteps`, its value as an int, or one for each image, (batch,).
             sample: x_t, (batch, C, ...).
             generator: one for the batch, or a list of one per image.
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
@@ -436,8 +452,8 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         return torch.exp(0.5 * log_variance) * self.coefficients.at("noise_switch", t, like)
 
     def _on_host(self, timestep: int | torch.Tensor) -> int | torch.Tensor:
-        """The timestep as an int of the chain; unchanged if that would mean to wait for a device."""
-        if isinstance(timestep, torch.Tensor) and not timestep.is_cpu:
+        """One timestep as an int of the chain; unchanged if there are several or reading it means to wait."""
+        if isinstance(timestep, torch.Tensor) and not (timestep.is_cpu and timestep.numel() == 1):
             # `for t in scheduler.timesteps` yields views, whose address says which entry they are.
             chain = self._timesteps
             index, rest = divmod(timestep.data_ptr() - chain.data_ptr(), chain.element_size())

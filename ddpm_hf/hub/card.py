@@ -20,7 +20,7 @@ from .folder import (
     STANDALONE_FILE,
     ModelFolder,
 )
-from .stock import fast_samplers, needs_standalone, obstacles, write_standalone
+from .stock import betas_argument, fast_samplers, needs_standalone, obstacles, write_standalone
 
 TEMPLATE_FILE = "model_card.md"
 MARKER = "Written by ddpm_hf, and written anew by it; without this line the card stays as it is."
@@ -189,6 +189,7 @@ def _how_to_use(model: ModelFolder) -> dict[str, Any]:
         "classes": ", ".join(names[:100]) + ", …" * (len(names) > 100),
         "guided": model.is_guided,
         "fewer_steps": fewer_steps,
+        "betas_argument": betas_argument(model),
         "fewer_call": ", ".join([*one_class, f"num_inference_steps={fewer_steps}"]),
         "fitted": fitted and fitted.timesteps,
         "sampling_file": SAMPLING_FILE,

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from ..pipelines.samplers import SHARED_SCHEDULES
 from . import standalone
 from .folder import STANDALONE_FILE, ModelFolder
 
@@ -32,11 +33,21 @@ def fast_samplers(model: ModelFolder) -> list[str]:
 
     The pipeline hands every sampler a generator and scales no input, so that of the fast ones these two families can
     be used. With a learned variance the solvers cut the output at three channels, and DDIM does not cut it at all.
+    The single-step solver knows no zero terminal SNR.
     """
-    solvers = ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"]
+    solvers = ["DPMSolverMultistepScheduler"]
+    if not model.scheduler.get("rescale_betas_zero_snr"):
+        solvers.append("DPMSolverSinglestepScheduler")
     if model.learns_variance:
         return solvers if model.channels == 3 else []
     return [*solvers, "DDIMScheduler"]
+
+
+def betas_argument(model: ModelFolder) -> str:
+    """What their `from_config` needs, as Python source, for a schedule that only diffusers' `DDPMScheduler` has."""
+    config = model.scheduler
+    known = config.get("trained_betas") is not None or config["beta_schedule"] in SHARED_SCHEDULES
+    return "" if known else "trained_betas=pipe.scheduler.betas.tolist(), "
 
 
 def needs_standalone(model: ModelFolder) -> bool:

@@ -1,4 +1,4 @@
-"""The denoising chain as pictures: how x_T becomes x_0, and what the network takes x_0 for on the way."""
+"""The denoising chain as pictures: how x_T becomes x_0, and which x_0 the network predicts on the way."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,13 +30,14 @@ def denoising_chain(
     predicted: bool = False,
     **call_arguments,
 ) -> tuple[np.ndarray, list[int]]:
-    """Draw the images with the given indices and keep what they looked like on the way.
+    """Draw the images with the given indices and keep the steps on the way.
 
     Args:
         pipeline: with any sampler.
         indices, seed: as in `generate`, which gives the same images.
         num_inference_steps, timesteps: of the chain, one of the two or neither, as the pipeline takes them.
-        frames: how many moments of it, evenly spaced from the first network call to the last, if there are so many.
+        frames: how many steps to keep, evenly spaced from the first network call to the last; all if there are fewer,
+            and for 1 the last, which is the image.
         class_labels: one per index, for class-conditional models.
         predicted: instead of x_t keep the x_0 predicted from it, the progressive generation of Ho et al. 2020 (arXiv
             2006.11239), Fig. 6: as the sampler computes it, else by Eq. 15. The last frame is the image in any case.
@@ -48,7 +49,7 @@ def denoising_chain(
     """
     choose_timesteps(pipeline.scheduler, num_inference_steps, timesteps)
     last = len(pipeline.scheduler.timesteps) - 1
-    chosen = np.unique(np.linspace(0, last, min(frames, last + 1)).round().astype(int)).tolist()
+    chosen = np.unique(np.linspace(last, 0, min(frames, last + 1)).round().astype(int)).tolist()
     process = rebuild(LinearDDPMScheduler, pipeline.scheduler)
     kept = []
 

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
 
+from ..diffusion.noise_schedules import betas_from_config
 from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
 
 # Short name -> diffusers class and the settings in which its defaults do not suit pixels in [-1, 1].
@@ -25,6 +27,11 @@ _DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict]] = {
 }
 SAMPLER_NAMES = ("ddpm", *_DIFFUSERS_SAMPLERS)
 
+# Those that every sampler of diffusers computes. The others are known to DDPM alone.
+SHARED_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_NO_SIGNAL = 1e-10
+_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
 
 def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     """A sampler for the process of `scheduler`.
@@ -34,14 +41,36 @@ def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         scheduler: the scheduler that the pipeline was trained or saved with.
 
     Raises:
-        ValueError: for an unknown name, naming the choices.
+        ValueError: for an unknown name, naming the choices, or for "pndm" with a network that predicts x_0.
     """
-    if name == "ddpm":
-        return rebuild(LinearDDPMScheduler, scheduler)
-    if name not in _DIFFUSERS_SAMPLERS:
+    if name not in SAMPLER_NAMES:
         raise ValueError(f"scheduler is {name!r}; choose one of {', '.join(SAMPLER_NAMES)}")
+    process = rebuild(LinearDDPMScheduler, scheduler)
+    if name == "ddpm":
+        return process
+    if name == "pndm" and process.config.prediction_type == "sample":
+        others = ", ".join(other for other in SAMPLER_NAMES if other != name)
+        raise ValueError(f"scheduler is 'pndm', which takes no network that predicts x_0; choose one of {others}")
     class_name, settings = _DIFFUSERS_SAMPLERS[name]
-    return without_learned_variance(rebuild(getattr(diffusers, class_name), scheduler, **settings))
+    changes = {**_betas(process), **settings}
+    return without_learned_variance(rebuild(getattr(diffusers, class_name), scheduler, **changes))
+
+
+def _betas(process: LinearDDPMScheduler) -> dict[str, Any]:
+    """What gives a sampler of diffusers the betas of a process: nothing if it finds them itself, else the list.
+
+    Most of them lack some schedules, and those that rescale to zero terminal SNR round the last alpha_bar up to
+    2^-24. All but DDIM divide by √alpha_bar: here it ends at 1e-5, less than any picture shows, or where float32 has
+    no beta that near to 1, at 2^-12 of the value before it. Nearer to 0, Euler's float32 sums would lose digits.
+    """
+    config = process.config
+    if config.trained_betas is None and not config.rescale_betas_zero_snr and config.beta_schedule in SHARED_SCHEDULES:
+        return {}
+    betas = betas_from_config(config)
+    if process.lacks_terminal_signal:
+        before = float((1 - betas[:-1]).prod())
+        betas[-1] = min(max(1 - _NO_SIGNAL / before, 0.5), _BELOW_ONE)
+    return {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
 
 
 def sampler_name(class_name: str, config: Mapping[str, Any]) -> str:

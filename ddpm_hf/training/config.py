@@ -266,7 +266,7 @@ _RANGES = (
     ("max_grad_norm", 0, False, None),
     ("ema_decay", 0, True, 1),
     ("ema_inv_gamma", 0, False, None),
-    ("ema_power", 0, False, None),
+    ("ema_power", 0, False, 1),
     ("seed", 0, True, None),
     ("checkpointing_steps", 1, True, None),
     ("checkpoints_total_limit", 1, True, None),

@@ -10,8 +10,9 @@ from torch.distributed.tensor import DTensor
 def ema_decay(step: int, max_decay: float, inv_gamma: float | None, power: float) -> float:
     """The decay after optimizer step `step` (1, 2, …), a pure function of the clock.
 
-    1 - (1 + step/inv_gamma)^-power, at most `max_decay`: the average forgets the initial weights in a run of any
-    length. `inv_gamma=None` gives the constant `max_decay` of the paper.
+    1 - (1 + step/inv_gamma)^-power, at most `max_decay`. Until it gets there, the share that the initial weights keep
+    falls like (step/inv_gamma)^-inv_gamma at power 1 and faster below; above 1 it would not tend to 0.
+    `inv_gamma=None` gives the constant `max_decay` of the paper.
     """
     if inv_gamma is None:
         return max_decay
@@ -24,9 +25,14 @@ class EMA:
     Args:
         model: the network whose parameters are averaged, before it is wrapped for training; the average starts equal.
         max_decay, inv_gamma, power: see `ema_decay`.
+
+    Raises:
+        ValueError: for a power outside (0, 1].
     """
 
     def __init__(self, model: nn.Module, max_decay: float, inv_gamma: float | None, power: float):
+        if not 0 < power <= 1:
+            raise ValueError(f"`power` is {power}; it must be above 0 and at most 1, or the initial weights stay.")
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
 

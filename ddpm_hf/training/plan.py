@@ -13,6 +13,7 @@ from diffusers.optimization import get_scheduler
 
 from ..data.transforms import parse_resolution
 from ..diffusion.losses import DiffusionLoss
+from ..diffusion.noise_schedules import scaled_ends
 from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
 from ..models.presets import Preset, get_preset
 from ..models.unet import DDPMUNet2D, default_depth, paper_config
@@ -107,7 +108,13 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
     unet = _build_unet(config, unet_config, images, id2label, start)
     scheduler = _build_scheduler(config, preset, start)
     _check_outputs(unet, scheduler)
-    loss = DiffusionLoss(scheduler, config.optimization.loss, config.optimization.loss_weighting)
+    options = config.optimization
+    if options.loss_weighting != "none" and scheduler.lacks_terminal_signal:
+        raise ValueError(
+            f"--loss_weighting {options.loss_weighting} cannot go with --rescale_betas_zero_snr: it gives the last "
+            "timestep, where sampling starts, weight 0; leave one out"
+        )
+    loss = DiffusionLoss(scheduler, options.loss, options.loss_weighting)
     batch = accelerator.num_processes * config.optimization.gradient_accumulation_steps
     batch *= config.optimization.train_batch_size
     if images.count is not None and batch > images.count:
@@ -207,9 +214,7 @@ def _fill_process(config: Config, preset: Preset) -> None:
     wanted = config.process.num_train_timesteps
     if wanted not in (None, process["num_train_timesteps"]):
         ends = {name: process[name] for name in ("beta_start", "beta_end") if name in process}
-        schedule = config.process.beta_schedule or process["beta_schedule"]
-        scaled = LinearDDPMScheduler.for_timesteps(wanted, beta_schedule=schedule, **ends).config
-        process |= {"beta_start": scaled.beta_start, "beta_end": scaled.beta_end}
+        process |= scaled_ends(wanted, config.process.beta_schedule or process["beta_schedule"], **ends)
     config.fill(process)
     config.fill({"beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": False})
 
@@ -322,9 +327,9 @@ def _build_scheduler(config: Config, preset: Preset, start: DDPMPipeline | None)
         )
     if settings["beta_schedule"] != "squaredcos_cap_v2" and not settings["beta_start"] <= settings["beta_end"] < 1:
         raise ValueError(
-            f"--beta_start {settings['beta_start']:g} and --beta_end {settings['beta_end']:g} must rise and stay "
-            f"below 1 (they are scaled by 1000/T by default, and T is {settings['num_train_timesteps']}); "
-            "give them, or choose --beta_schedule squaredcos_cap_v2"
+            f"beta goes from {settings['beta_start']:g} to {settings['beta_end']:g}, and must rise and stay below 1; "
+            f"by default its ends are 1e-4 and 0.02 times 1000/T, here with --num_train_timesteps "
+            f"{settings['num_train_timesteps']}. Give --beta_start and --beta_end or choose squaredcos_cap_v2"
         )
     return LinearDDPMScheduler(**{**preset.process, **settings})
 

@@ -11,7 +11,7 @@ from ddpm_hf.diffusion.scheduler import TIMESTEP_SPACINGS, LinearDDPMScheduler
 SHAPE = (2, 3, 4, 4)
 
 
-@pytest.mark.parametrize("total", [1, 10, 999, 1000])
+@pytest.mark.parametrize("total", [1, 10, 999])
 @pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)
 def test_every_count_gives_distinct_timesteps(spacing, total):
     ours, stock = (

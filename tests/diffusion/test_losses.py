@@ -146,6 +146,7 @@ def test_conditions_go_to_the_network():
 
 # Weights.
 
+ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
 SNR = torch.tensor([1e-4, 0.3, 1.0, 5.0, 7.0, 1e4], dtype=torch.float64)
 
 
@@ -198,6 +199,8 @@ def test_a_weighting_means_the_same_for_every_prediction(weighting):
         ({"loss": "huber"}, {}, "`loss` is 'huber'; choose from simple, vlb, hybrid"),
         ({"weighting": "snr"}, {}, "`weighting` is 'snr'; choose from none, min_snr, p2"),
         ({"loss": "vlb", "weighting": "p2"}, {}, "`weighting='p2'`"),
+        ({"weighting": "min_snr"}, ZERO_SNR, "`weighting='min_snr'` is 0 where SNR is 0.*`rescale_betas_zero_snr`"),
+        ({"weighting": "p2"}, ZERO_SNR, "`weighting='p2'` is 0 where SNR is 0"),
         ({"loss": "hybrid"}, {}, "`loss='hybrid'` does not go with `variance_type='fixed_small'`"),
         ({"loss": "simple"}, {"variance_type": "learned_range"}, "`loss='simple'` does not go with"),
     ],

@@ -8,7 +8,9 @@ from ddpm_hf.pipelines.chain import denoising_chain, save_chain
 from ddpm_hf.pipelines.generation import generate
 
 
-@pytest.mark.parametrize(("steps", "frames", "wanted"), [(7, 4, [1, 3, 5, 7]), (3, 25, [1, 2, 3]), (1, 5, [1])])
+@pytest.mark.parametrize(
+    ("steps", "frames", "wanted"), [(7, 4, [1, 3, 5, 7]), (7, 1, [7]), (3, 25, [1, 2, 3]), (1, 5, [1])]
+)
 def test_a_chain_ends_in_the_images_that_are_drawn(tiny_pipeline, steps, frames, wanted):
     pipeline = tiny_pipeline(num_classes=2)
     chain, shown = denoising_chain(pipeline, [3, 5], 7, steps, frames, class_labels=[0, 1])
@@ -40,6 +42,6 @@ def test_strip_and_animation_hold_the_chain(tmp_path):
 
 
 def test_pictures_of_large_images_stay_small(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (6, 4, 256, 256, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (7, 3, 256, 256, 1), dtype=np.uint8)
     save_chain(noise, tmp_path / "strip.png", tmp_path / "moving.gif")
     assert Image.open(tmp_path / "strip.png").width <= 1600 and Image.open(tmp_path / "moving.gif").width <= 640

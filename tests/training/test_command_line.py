@@ -31,6 +31,7 @@ def one_line_of(capsys, *arguments: str) -> str:
         (["--learning_rate", "fast"], ["--learning_rate", "fast"]),
         (["--max_train_steps", "0"], ["--max_train_steps", "0", "at least 1"]),
         (["--dropout", "1.5"], ["--dropout", "1.5", "at most 1"]),
+        (["--ema_power", "1.5"], ["--ema_power", "1.5", "at most 1"]),
         (["--report_to", "paper"], ["--report_to", "'paper'", "tensorboard"]),
         (["--resolution", "0"], ["resolution", "0", "HxW"]),
         (["--channels", "2"], ["--channels", "2", "1 (grey), 3 (RGB) or 4 (RGBA)"]),

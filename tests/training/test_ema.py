@@ -35,6 +35,21 @@ def test_a_line_is_followed_at_its_lag():
     assert ema.model.weight.item() == pytest.approx(40 - 1.0, rel=1e-5)
 
 
+def test_warm_up_forgets_the_initial_weights():
+    """From 1 to 0 at inv_gamma = power = 1: the decays 1/2, 2/3, … leave the share 1 / (n + 1) after n steps."""
+    ema = EMA(network(1.0), max_decay=1.0, inv_gamma=1.0, power=1.0)
+    for n in range(1, 200):
+        ema.update(network(0.0), n)
+        assert ema.model.weight.item() == pytest.approx(1 / (n + 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.01, float("nan")])
+def test_powers_that_never_forget_are_refused(power):
+    """Above 1 the product of the decays has a limit above 0: 1/2 for power 2, from (1 - 1/4)(1 - 1/9)…"""
+    with pytest.raises(ValueError, match="`power` is .* at most 1"):
+        EMA(network(1.0), max_decay=0.9999, inv_gamma=1.0, power=power)
+
+
 def test_warm_up_is_that_of_diffusers():
     """EMAModel counts from the first update, which copies: its decay after step n + 1 is ours after step n."""
     reference = diffusers.training_utils.EMAModel(

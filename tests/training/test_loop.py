@@ -312,7 +312,8 @@ def test_flags_that_contradict_the_start_are_refused(train, start, tmp_path, fla
         (["--preset", "small-32"], ["--base_channels 8", "--preset small-32", "64"]),
         (["--train_batch_size", "25"], ["--train_batch_size 25", "24"]),
         (["--prediction_type", "epsilon", "--rescale_betas_zero_snr"], ["--rescale_betas_zero_snr", "v_prediction"]),
-        (["--beta_schedule", "linear", "--num_train_timesteps", "15"], ["num_train_timesteps", "15"]),
+        (["--loss_weighting", "p2", "--rescale_betas_zero_snr"], ["--rescale_betas_zero_snr", "--loss_weighting p2"]),
+        (["--beta_schedule", "linear", "--num_train_timesteps", "15"], ["--num_train_timesteps 15", "--beta_end"]),
         (["--image_column", "picture"], ["image_column", "picture", "image (Image)"]),
         (["--init_from", "/nowhere"], ["/nowhere"]),
         (["--model_config_name_or_path", "/nowhere"], ["--model_config_name_or_path", "/nowhere"]),
@@ -325,6 +326,14 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(start, t
         start(*flags, tiny=flags[0] not in ("--init_from", "--model_config_name_or_path"))
     assert all(word in str(problem.value) for word in words), problem.value
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [["--beta_start", "0.01"], []], ids=["both given", "the first by default"])
+def test_few_timesteps_take_the_ends_that_are_given(start, flags):
+    """At T = 10 the default ends are 0.01 and, which is refused, 2."""
+    flags = [*flags, "--beta_end", "0.5", "--beta_schedule", "linear", "--num_train_timesteps", "10"]
+    betas = start(*flags).plan.scheduler.betas.numpy()
+    np.testing.assert_allclose(betas, np.linspace(0.01, 0.5, 10), rtol=1e-6)
 
 
 def test_an_interrupted_save_is_ignored_and_cleared_away(train, start, tmp_path):
