@@ -1,13 +1,16 @@
 """What the card says of stock diffusers is what stock diffusers does; the one-file pipeline draws what ours draws."""
 
+import re
+
 import diffusers
 import numpy as np
 import pytest
 import torch
 
+from ddpm_hf.hub.card import render_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.standalone import StandaloneDDPMPipeline
-from ddpm_hf.hub.stock import fast_samplers, needs_standalone, obstacles, write_standalone
+from ddpm_hf.hub.stock import betas_argument, fast_samplers, needs_standalone, obstacles, write_standalone
 from ddpm_hf.pipelines.samplers import make_sampler
 
 KINDS = {
@@ -58,6 +61,29 @@ def test_obstacles_are_those_of_stock_diffusers(tiny_pipeline, tmp_path, stock_p
         pipeline = stock_pipeline(tmp_path)
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
         assert draws(pipeline) == (name in fast_samplers(model)), name
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "sigmoid"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_fewer_steps_in_stock_are_of_the_trained_process(
+    tiny_pipeline, tmp_path, stock_pipeline, monkeypatch, beta_schedule, zero_snr
+):
+    process = {"beta_schedule": beta_schedule, "rescale_betas_zero_snr": zero_snr, "prediction_type": "v_prediction"}
+    trained = tiny_pipeline(**process)
+    trained.save_pretrained(tmp_path)
+    expected, model = trained.scheduler.alphas_cumprod, ModelFolder.read(tmp_path)
+    for name in SAMPLERS:
+        pipeline = stock_pipeline(tmp_path)
+        betas = {"trained_betas": pipeline.scheduler.betas.tolist()} if betas_argument(model) else {}
+        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **betas)
+        same = torch.allclose(pipeline.scheduler.alphas_cumprod, expected, rtol=0, atol=1e-6)
+        assert (same and draws(pipeline)) == (name in fast_samplers(model)), name
+
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", render_card(model).text, flags=re.DOTALL)
+    exec(next(code for code in examples if "pipe.scheduler = DPMSolver" in code), names := {})
+    torch.testing.assert_close(names["pipe"].scheduler.alphas_cumprod, expected, rtol=0, atol=1e-6)
+    assert np.asarray(names["image"]).std() > 10
 
 
 @pytest.mark.parametrize(
