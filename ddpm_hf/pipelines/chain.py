@@ -77,7 +77,7 @@ def denoising_chain(
 def _predicted_original_sample(
     process: LinearDDPMScheduler, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """The sampler's own; the multistep solvers, whose timesteps are whole numbers, do not tell theirs."""
+    """The sampler's own; the multistep solvers, whose timesteps are whole numbers, do not return theirs."""
     x_0 = tensors["pred_original_sample"]
     if x_0 is None:
         x_0 = process.predict_original_sample(tensors["model_output"], tensors["network_input"], int(timestep))

@@ -1,4 +1,4 @@
-"""The samplers that may finish what a DDPM has learnt, by short name, built from the pipeline's own scheduler."""
+"""Samplers by short name, for the process that a model was trained on."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -82,13 +82,13 @@ def sampler_name(class_name: str, config: Mapping[str, Any]) -> str:
         for name, (of_diffusers, settings) in _DIFFUSERS_SAMPLERS.items()
         if of_diffusers == class_name and all(config.get(key) == value for key, value in settings.items())
     ]
-    return fitting[-1] if fitting else class_name  # of two that fit, the later asks for more
+    return fitting[-1] if fitting else class_name  # of two that fit, the later has more settings
 
 
 def choose_timesteps(
     scheduler: SchedulerMixin, num_inference_steps: int | None = None, timesteps: Sequence[int] | None = None
 ) -> None:
-    """Set a chain: of so many steps, at the timesteps given, or, with neither, of all that the model was trained on.
+    """Set the chain: so many steps, the timesteps given, or with neither all that the model was trained on.
 
     Raises:
         ValueError: if both are given, or timesteps to a sampler that takes none.
@@ -107,8 +107,8 @@ def choose_timesteps(
 def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:
     """A scheduler of another class for the same process.
 
-    diffusers remembers which arguments nobody gave and lets the new class put its own defaults there. Those of Heun
-    are another beta schedule: the samples would be noise. So every value is carried over as given.
+    diffusers remembers which arguments were not given, and the new class puts its own defaults there. Heun's are
+    another beta schedule: the samples would be noise. So every value is carried over as given.
     """
     config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
     return scheduler_class.from_config({**config, **changes})

@@ -107,7 +107,9 @@ class ProcessArguments:
         help="What the network predicts: the noise (epsilon), the image (sample), or v."
     )
     variance_type: VARIANCE_TYPES | None = flag(help="The variance of the reverse steps.")
-    rescale_betas_zero_snr: bool | None = switch(help="No signal at all at the last timestep; not with epsilon.")
+    rescale_betas_zero_snr: bool | None = switch(
+        help="The last timestep is pure noise; not with epsilon or a --loss_weighting."
+    )
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 A finding is a fact about these data and these settings, never a matter of taste: every preset with the data it is made
 for has none. What `plan.py` refuses by itself is not repeated here: a batch larger than the data, a learned variance
-without a loss for it, epsilon with zero terminal SNR.
+without a loss for it, epsilon or a loss weighting with zero terminal SNR.
 """
 
 import dataclasses

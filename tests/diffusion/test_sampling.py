@@ -79,19 +79,12 @@ def test_mean_and_variance_after_every_step(prediction_type, variance_type, chai
         expected_mean, expected_variance = a * expected_mean + b, a**2 * expected_variance + noise_variance
         assert mean == pytest.approx(expected_mean, abs=1e-9)
         assert variance == pytest.approx(expected_variance, abs=1e-9)
-
-
-@pytest.mark.parametrize("chain", CHAINS)
-def test_exact_reverse_variance_samples_the_marginals(chain):
-    # The theorem behind it: with the true reverse process every x_t has the distribution q(x_t).
-    chain = CHAINS[chain]
-    a = ALPHA_BAR[chain[0]]
-    mean, variance = np.sqrt(a) * MEAN, a * STD**2 + 1 - a
-    for t, previous in zip(chain[:-1], chain[1:], strict=True):
-        slope, offset, noise_variance = expected_step(t, previous, "learned", chain)
-        mean, variance = slope * mean + offset, slope**2 * variance + noise_variance
-        assert mean == pytest.approx(np.sqrt(ALPHA_BAR[previous]) * MEAN, abs=1e-10)
-        assert variance == pytest.approx(ALPHA_BAR[previous] * STD**2 + 1 - ALPHA_BAR[previous], abs=1e-10)
+        if variance_type == "learned" and previous >= 0:
+            # With the true reverse process, x_t of the distribution q(x_t) goes to x_prev of q(x_prev).
+            now, before = ALPHA_BAR[t], ALPHA_BAR[previous]
+            reached = (high - low) ** 2 * (now * STD**2 + 1 - now) + noise**2
+            assert (high - low) * np.sqrt(now) * MEAN + low - noise * z == pytest.approx(np.sqrt(before) * MEAN)
+            assert reached == pytest.approx(before * STD**2 + 1 - before)
 
 
 @pytest.mark.parametrize("variance_type", VARIANCE_TYPES)

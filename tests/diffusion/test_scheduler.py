@@ -102,7 +102,7 @@ def test_step_is_nearer_to_float64_than_stock(variance_type):
     stock = DDPMScheduler(variance_type=variance_type)
     x_t, eps, alpha_bar = random_images(), random_images(1), alpha_bar_table()
     errors = {ours: [], stock: []}
-    for t in range(1, 1000, 7):
+    for t in range(1, 1000, 3):
         z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(t)).double().numpy()
         exact = reference_step(alpha_bar, t, t - 1, x_t.double().numpy(), eps.double().numpy(), z, variance_type)
         for scheduler, found in errors.items():
@@ -418,13 +418,6 @@ def test_unknown_choices():
         LinearDDPMScheduler(variance_type="other")
     with pytest.warns(UserWarning, match="betas range from 0.0001 to 2; each must be above 0, below 1"):
         LinearDDPMScheduler(beta_end=2)
-
-
-def test_public_tables_stay_where_they_are():
-    scheduler = LinearDDPMScheduler()
-    before = scheduler.alphas_cumprod
-    scheduler.add_noise(torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE), torch.tensor([3, 4]))
-    assert scheduler.alphas_cumprod is before
 
 
 @pytest.mark.parametrize("variance_type", VARIANCE_TYPES)

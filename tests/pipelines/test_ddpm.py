@@ -176,7 +176,7 @@ def test_half_precision_weights_give_images(tiny_pipeline, dtype):
 
 
 @pytest.mark.parametrize("name", SAMPLER_NAMES)
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_a_learned_variance_does_not_reach_samplers_that_cannot_use_it(tiny_pipeline, name, channels):
     """The same network with and without its second half of channels, under every sampler but DDPM itself."""
     pipeline = tiny_pipeline(channels=channels, learned_variance=True, num_train_timesteps=100)
