@@ -56,7 +56,7 @@ def test_every_import_is_declared(monkeypatch):
 
     distributions = importlib.metadata.packages_distributions()
     imported = imported_packages(ROOT / "ddpm_hf") | imported_packages(ROOT / "scripts")
-    assert {"torch", "torch_fidelity", "yaml"} <= imported  # at the top, inside a function, of another name than PyYAML
+    assert {"torch", "torch_fidelity", "yaml"} <= imported  # at the top, in a function, of another name
     for package in imported - {"ddpm_hf"}:
         candidates = distributions.get(package) or [OF_EXTRAS[package]]
         assert names & {canonicalize_name(name) for name in candidates}, f"setup.py does not declare {package}"

@@ -17,8 +17,8 @@ class Preset:
         description: one line for a list of choices.
         model: arguments of `ddpm_hf.models.unet.paper_config`.
         process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`.
-        training: values of the training script's flags, under diffusers' names where diffusers has the flag. Batch
-            size and step counts are of optimizer steps over all processes.
+        training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
+            where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
     """
 
     description: str
@@ -34,6 +34,7 @@ _PAPER_PROCESS = {
     "beta_start": 1e-4,
     "beta_end": 0.02,
     "beta_schedule": "linear",
+    "rescale_betas_zero_snr": False,
     "prediction_type": "epsilon",
     "clip_sample": True,
     "timestep_spacing": "linspace",
@@ -51,6 +52,7 @@ _PAPER_TRAINING = {
     "max_grad_norm": 1.0,
     "ema_decay": 0.9999,
     "ema_warmup": False,
+    "loss_weighting": "none",
     "timestep_sampling": "uniform",
     "random_flip": True,
 }
@@ -64,7 +66,10 @@ _PAPER_TRAINING = {
 #   arXiv 2010.02502, table 1: FID 41 against 367 at 10 steps on CIFAR-10).
 _SMALL_PROCESS = {
     "num_train_timesteps": 1000,
+    "beta_start": 1e-4,  # of the other schedules, if one is asked for
+    "beta_end": 0.02,
     "beta_schedule": "squaredcos_cap_v2",
+    "rescale_betas_zero_snr": False,
     "variance_type": "fixed_small",
     "prediction_type": "v_prediction",
     "clip_sample": True,
@@ -86,6 +91,9 @@ _SMALL_TRAINING = {
     "adam_weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "ema_decay": 0.9995,
+    "ema_warmup": True,
+    "loss_weighting": "none",
+    "timestep_sampling": "stratified",
     "random_flip": False,
 }
 

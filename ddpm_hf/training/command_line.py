@@ -1,5 +1,6 @@
 """From a command line, and a YAML file if one is named, to a `Config`; every error is one line and exit status 2."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from ..models.presets import PRESETS
 from .config import ARGUMENT_GROUPS, RECORDED, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
@@ -22,8 +24,32 @@ RETIRED_FLAGS = {
 }
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are: where a flag has none of its own, those of the presets, as one types them."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.const is False:  # the second flag that HfArgumentParser makes of a switch that is on
+            return f"Turn --{action.dest} off."
+        if action.default is not None:
+            return super()._get_help_string(action)
+        presets_of: dict[str, list[str]] = {}
+        for name, preset in PRESETS.items():
+            values = {**preset.model, **preset.process, **preset.training}
+            if action.dest in values and action.dest != "channels":  # which are the images', whatever the preset
+                value = values[action.dest]
+                text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                presets_of.setdefault(text, []).append(name)
+        if not presets_of:
+            return action.help
+        shown = "; ".join(f"{text} in {', '.join(names)}" for text, names in presets_of.items())
+        return f"{action.help} (default: {shown if len(presets_of) > 1 else text})"
+
+
 class OneLineParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line on stderr and exit status 2, without the usage text before it."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, formatter_class=_Help, **options)
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Every setting of a training run, as documented dataclasses of which `HfArgumentParser` makes the flags.
 
-`None` means "from the preset, else the value named in the help text"; `plan.py` fills these in once the data are
-known. Names are those of diffusers' `train_unconditional.py` wherever it has one.
+`None` means that `plan.py` fills the flag in once the data are known: from the preset if presets set it, else as the
+help text says. Names are those of diffusers' `train_unconditional.py` wherever it has one.
 """
 
 import dataclasses
@@ -51,10 +51,10 @@ class DataArguments:
     streaming: bool = flag(False, help="Read the data set as a stream: nothing is stored on disk.")
     shuffle_buffer: int = flag(1000, help="Rows per shuffled block when streaming.")
     cache_dir: str | None = flag(help="Where downloads and decoded pixels are kept.")
-    resolution: str | None = flag(help="N or HxW: images are resized to cover it, then cropped. 64.")
+    resolution: str | None = flag(help="N or HxW: images are resized to cover it, then cropped.")
     channels: int | None = flag(help="1 (grey), 3 (RGB) or 4 (RGBA); deduced from the images when not given.")
     center_crop: bool = flag(False, help="Crop the centre instead of a random place.")
-    random_flip: bool | None = switch(help="Flip images left to right at random. Off in all but the paper's presets.")
+    random_flip: bool | None = switch(help="Flip images left to right at random.")
     holdout: float | None = flag(
         help="Images kept out of training for evaluation: a share below 1 or a number; 0 for none. By default the "
         "data set's own test or validation split, else 10 %%, at most 5,000."
@@ -70,8 +70,8 @@ class ModelArguments:
     _argument_group_name = "model"
 
     preset: str | None = flag(
-        help="A named set of settings for model, process and training. Without one: 'digits' for the embedded "
-        "digits, else small-32 or small-64 by resolution, with a depth by which it divides. "
+        help="A named set of settings for model, process and training. Without one: digits for the embedded digits, "
+        "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution can be halved for. "
         + " ".join(f"{name}: {preset.description}." for name, preset in PRESETS.items())
     )
     model_config_name_or_path: str | None = flag(
@@ -99,10 +99,10 @@ class ProcessArguments:
 
     _argument_group_name = "process"
 
-    num_train_timesteps: int | None = flag(help="T, the number of noise levels. 1000.", aliases=("--ddpm_num_steps",))
+    num_train_timesteps: int | None = flag(help="T, the number of noise levels.", aliases=("--ddpm_num_steps",))
     beta_schedule: BETA_SCHEDULES | None = flag(help="How the noise grows.", aliases=("--ddpm_beta_schedule",))
-    beta_start: float | None = flag(help="The first beta; 1e-4 x 1000/T.")
-    beta_end: float | None = flag(help="The last beta; 0.02 x 1000/T.")
+    beta_start: float | None = flag(help="The first beta. By default times 1000/T; squaredcos_cap_v2 has none.")
+    beta_end: float | None = flag(help="The last beta. By default times 1000/T; squaredcos_cap_v2 has none.")
     prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = flag(
         help="What the network predicts: the noise (epsilon), the image (sample), or v."
     )
@@ -119,7 +119,7 @@ class OptimizationArguments:
     _argument_group_name = "optimization"
 
     loss: Literal["simple", "vlb", "hybrid"] | None = flag(
-        help="simple: square error; vlb: the bound; hybrid: both, which a learned variance needs and gets by default."
+        help="simple: square error; vlb: the bound; hybrid: both. By default simple; hybrid with a learned variance."
     )
     loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weights of the square error by timestep.")
     timestep_sampling: Literal["uniform", "stratified", "importance"] | None = flag(
@@ -133,23 +133,21 @@ class OptimizationArguments:
         20, help="So many NaN or infinite gradients in a row end the run, with the next line of the loss table."
     )
     num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
-    train_batch_size: int | None = flag(help="Images per device and micro-step. 16.")
+    train_batch_size: int | None = flag(help="Images per device and micro-step.")
     gradient_accumulation_steps: int = flag(1, help="Micro-steps per optimizer step.")
-    learning_rate: float | None = flag(help="Peak learning rate. 1e-4.")
-    lr_scheduler: LR_SCHEDULERS | None = flag(help="Course of the learning rate. Cosine.")
-    lr_warmup_steps: int | None = flag(help="Optimizer steps of linear warm-up. 500.")
+    learning_rate: float | None = flag(help="Peak learning rate.")
+    lr_scheduler: LR_SCHEDULERS | None = flag(help="Course of the learning rate.")
+    lr_warmup_steps: int | None = flag(help="Optimizer steps of linear warm-up.")
     lr_num_cycles: int = flag(1, help="Hard restarts of cosine_with_restarts.")
     lr_power: float = flag(1.0, help="Power of polynomial decay.")
-    adam_beta1: float | None = flag(help="0.9.")
-    adam_beta2: float | None = flag(help="0.999.")
-    adam_weight_decay: float | None = flag(help="Decoupled weight decay. 0.")
-    adam_epsilon: float | None = flag(help="1e-8.")
-    max_grad_norm: float | None = flag(help="Gradients are scaled to this global norm at most. 1.0.")
+    adam_beta1: float | None = flag(help="Decay of Adam's average of the gradient.")
+    adam_beta2: float | None = flag(help="Decay of Adam's average of the squared gradient.")
+    adam_weight_decay: float | None = flag(help="Decoupled weight decay.")
+    adam_epsilon: float | None = flag(help="Added to Adam's denominator.")
+    max_grad_norm: float | None = flag(help="Gradients are scaled to this global norm at most.")
     use_ema: bool = flag(True, help="Keep a moving average of the weights; samples and the saved pipeline use it.")
-    ema_decay: float | None = flag(help="The highest decay; the paper's is 0.9999.", aliases=("--ema_max_decay",))
-    ema_warmup: bool | None = switch(
-        help="Start with a lower decay, 1 - (1 + n/inv_gamma)^-power after n steps; the paper's is constant."
-    )
+    ema_decay: float | None = flag(help="The highest decay of the average.", aliases=("--ema_max_decay",))
+    ema_warmup: bool | None = switch(help="Start with a lower decay, 1 - (1 + n/inv_gamma)^-power after n steps.")
     ema_inv_gamma: float = flag(1.0, help="See --ema_warmup.")
     ema_power: float = flag(0.75, help="See --ema_warmup.")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = flag(

@@ -206,17 +206,16 @@ def _fill(config: Config, preset: Preset, unet_config: dict[str, Any] | None, st
     training = dict(preset.training)
     if config.optimization.num_epochs is not None:
         del training["max_train_steps"]
-    config.fill({"loss_weighting": "none", "timestep_sampling": "stratified", "ema_warmup": True} | training)
+    config.fill(training)
 
 
 def _fill_process(config: Config, preset: Preset) -> None:
     process = dict(preset.process)
     wanted = config.process.num_train_timesteps
     if wanted not in (None, process["num_train_timesteps"]):
-        ends = {name: process[name] for name in ("beta_start", "beta_end") if name in process}
+        ends = {name: process[name] for name in ("beta_start", "beta_end")}
         process |= scaled_ends(wanted, config.process.beta_schedule or process["beta_schedule"], **ends)
     config.fill(process)
-    config.fill({"beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": False})
 
 
 def _adopt(group: Any, name: str, value: Any, source: str) -> None:

@@ -82,6 +82,7 @@ def test_paper_presets_are_the_paper(name):
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
+        rescale_betas_zero_snr=False,
         variance_type=paper["variance_type"],
         prediction_type="epsilon",
         clip_sample=True,
@@ -100,6 +101,7 @@ def test_paper_presets_are_the_paper(name):
         max_grad_norm=1.0,
         ema_decay=0.9999,
         ema_warmup=False,
+        loss_weighting="none",
         timestep_sampling="uniform",
         random_flip=True,
     )

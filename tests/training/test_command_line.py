@@ -1,13 +1,19 @@
 """What a user types, and what a wrong word gets."""
 
 import dataclasses
+import re
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from ddpm_hf.models.presets import PRESETS
+from ddpm_hf.models.unet import DDPMUNet2D
 from ddpm_hf.training.command_line import RETIRED_FLAGS, parse_training_arguments
 from ddpm_hf.training.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
+from ddpm_hf.training.device import make_accelerator
+from ddpm_hf.training.plan import make_plan
 
 ALL_FLAGS = {field.name for group in ARGUMENT_GROUPS for field in dataclasses.fields(group)}
 
@@ -106,3 +112,31 @@ def test_lists_of_flags_name_flags_that_exist():
         assert set(preset.training) <= ALL_FLAGS
         assert set(preset.process) - ALL_FLAGS <= {"clip_sample", "timestep_spacing"}
         assert set(preset.model) <= ALL_FLAGS
+
+
+def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "1000")  # no entry is wrapped
+    with pytest.raises(SystemExit):
+        parse_training_arguments(["--help"])
+    entries = re.split(r"^  --", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    found = {re.match(r"\w+", entry)[0]: re.search(r"\(default: ([^)]*)\)", entry) for entry in entries}
+    shown = {flag: match[1] for flag, match in found.items() if match}
+    assert "None" not in shown.values()
+
+    monkeypatch.setattr(DDPMUNet2D, "init_paper_weights", lambda unet, generator: None)  # 150 million, not looked at
+    for number in range(128):  # as many as the largest batch
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    data = ["--train_data_dir", str(tmp_path), "--holdout", "0"]
+    for name in PRESETS:
+        config = parse_training_arguments([*data, "--preset", name])
+        empty = [flag for flag, value in config.flags().items() if value is None]
+        make_plan(config, make_accelerator(config))
+        filled = {flag for flag in empty if config.flags()[flag] is not None}
+        assert len(filled) > 20 and filled - shown.keys() == {"channels", "loss"}  # these follow from other things
+        typed = []
+        for flag in filled & shown.keys():
+            in_preset = re.search(rf"(?:^|; )([^;]*) in [^;]*(?<![\w-]){name}(?![\w-])", shown[flag])
+            typed += [f"--{flag}", *(in_preset[1] if in_preset else shown[flag]).split()]
+        said = parse_training_arguments(typed).flags()
+        for flag in filled & shown.keys():
+            assert said[flag] == config.flags()[flag], f"--{flag} of {name}"
