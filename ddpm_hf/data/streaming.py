@@ -33,8 +33,10 @@ class StreamingData:
     """Positions of an endless, shuffled sequence -> batches, from rows that are only read in file order.
 
     An epoch is the training rows in file order, cut into blocks of `shuffle_buffer` rows, each block permuted by
-    (seed, epoch, block). So the example at a position is a pure function of (seed, position) here too; to start at
-    one, what lies before it is read past and not decoded. Memory holds one block, as it is stored.
+    (seed, epoch, block). So the example at a position is a pure function of (seed, position) here too, whatever the
+    number of processes. The price: a block's rows are spread over all processes, so each reads the whole stream and
+    decodes its own share, and to start at a position, what lies before it in the epoch is read past. Images held out
+    of the training rows are chosen by content, so even the count needs the bytes. Memory holds one block, as stored.
 
     With `skip_unreadable`, a position whose image cannot be decoded takes the next one of its block's order.
 

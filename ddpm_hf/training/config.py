@@ -48,7 +48,11 @@ class DataArguments:
     dataset_split: str | None = flag(help="The split to train on, slices such as train[:10%%] included.")
     image_column: str | None = flag(help="The column of images; found by its type when not given.")
     label_column: str | None = flag(help="The column of class labels; found by its type when not given.")
-    streaming: bool = flag(False, help="Read the data set as a stream: nothing is stored on disk.")
+    streaming: bool = flag(
+        False,
+        help="Read the data set as a stream: nothing is stored on disk. Each process, or each of its data workers, "
+        "reads all of it and decodes only its own images; a resumed run first reads its epoch again up to there.",
+    )
     shuffle_buffer: int = flag(1000, help="Rows per shuffled block when streaming.")
     cache_dir: str | None = flag(help="Where downloads and decoded pixels are kept.")
     resolution: str | None = flag(help="N or HxW: images are resized to cover it, then cropped.")
