@@ -1,4 +1,4 @@
-"""What a step costs beside the network: scheduler, sampling loop, moving average and optimizer, against diffusers'.
+"""What a step costs beside the network: scheduler, moving average and optimizer, against diffusers'.
 
     OMP_NUM_THREADS=1 python benchmarks/overheads.py
 
@@ -31,36 +31,11 @@ def preset_config(name: str) -> dict[str, Any]:
     return paper_config(**{key: value for key, value in ddpm_hf.get_preset(name).model.items() if key != "dropout"})
 
 
-# name -> (configuration, steps of the chain that is timed, whether a goal is set for it at batch 1)
-NETWORKS = {
-    "tiny 8x8, 0.06 M": (
-        {
-            "sample_size": 8,
-            "in_channels": 1,
-            "out_channels": 1,
-            "block_out_channels": (16, 32),
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        },
-        100,
-        True,
-    ),
-    "digits preset 16x16, 1.1 M": (preset_config("digits"), 50, True),
-    "32x32, 4.4 M": (
-        paper_config(32, base_channels=64, channel_multipliers=(1, 2, 2), blocks_per_level=1),
-        10,
-        False,
-    ),
-}
-
-
 def main(argv: list[str]) -> None:
     options = make_parser(__doc__, "overheads").parse_args(argv)
     facts = start(options)
     turns = TURNS[options.size]
-    rows = [*scheduler_rows(turns), *sampling_rows(options.size), *update_rows(turns, options.size)]
+    rows = [*scheduler_rows(turns), *update_rows(turns, options.size)]
     finish(options, rows, facts)
 
 
@@ -134,46 +109,6 @@ def noiser(
     scheduler: diffusers.DDPMScheduler, x_0: torch.Tensor, eps: torch.Tensor, timesteps: torch.Tensor
 ) -> Callable[[], torch.Tensor]:
     return lambda: scheduler.add_noise(x_0, eps, timesteps)
-
-
-# Sampling loop
-
-
-def sampling_rows(size: str) -> Iterator[Comparison]:
-    """The whole pipeline with networks so small that the machine is busy calling."""
-    networks = list(NETWORKS.items())[: 2 if size == "quick" else None]
-    for name, (config, steps, has_goal) in networks:
-        unet = random_network(config)
-        pipelines = (
-            diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()),
-            ddpm_hf.DDPMPipeline(unet, ddpm_hf.LinearDDPMScheduler()),
-        )
-        for batch in (1, 16):
-            stock, ours = (sampler(pipeline, batch, steps) for pipeline in pipelines)
-            require_equal(f"sampling {name}", *(torch.from_numpy(draw()) for draw in (stock, ours)))
-            turns = {"quick": 2, "normal": 5, "full": 15}[size]
-            goal = 1.4 if has_goal and batch == 1 else None
-            yield paired(f"sampling, {name}, batch {batch}, {steps} steps", stock, ours, turns, 1, goal=goal)
-
-
-def random_network(config: dict[str, Any]) -> diffusers.UNet2DModel:
-    """In evaluation mode, with no weight at the zero that some layers start from."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(**config).eval()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return unet
-
-
-def sampler(pipeline: diffusers.DDPMPipeline, batch: int, steps: int) -> Callable[[], Any]:
-    pipeline.set_progress_bar_config(disable=True)
-
-    def draw() -> Any:
-        generator = torch.Generator().manual_seed(0)
-        return pipeline(batch, generator, num_inference_steps=steps, output_type="np").images
-
-    return draw
 
 
 # Updates

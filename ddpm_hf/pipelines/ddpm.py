@@ -11,14 +11,10 @@ import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..models.lean import LeanUNet, is_lean
 from ..portable import own_component, stock_component
 from .samplers import check_starts_midway, choose_timesteps, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-
-# Of (x_t, number of the step in its chain, class numbers).
-Network = Callable[[torch.Tensor, int, torch.Tensor | None], torch.Tensor]
 
 
 class DDPMPipeline(diffusers.DDPMPipeline):
@@ -162,10 +158,9 @@ class DDPMPipeline(diffusers.DDPMPipeline):
     ) -> torch.Tensor:
         """The loop of Algorithm 2, for any sampler; its first `skipped` steps are left out."""
         step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
-        network = self.network_along(scheduler.timesteps)
         for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
             network_input = scheduler.scale_model_input(x_t, t)
-            model_output = self._predict(network, network_input, i, classes, guidance_scale)
+            model_output = self._predict(network_input, t, classes, guidance_scale)
             if not takes_variance(scheduler):
                 model_output = model_output[:, : x_t.shape[1]]
             step = scheduler.step(model_output, t, x_t, **step_arguments)
@@ -257,33 +252,26 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         return latents.to(device, torch.float32)
 
     def _predict(
-        self, network: Network, x_t: torch.Tensor, i: int, classes: torch.Tensor | None, guidance_scale: float
+        self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
-        """The network's output in step i, guided."""
+        """The network's output at timestep t, guided."""
         if classes is None or guidance_scale == 1.0:
-            return network(x_t, i, classes)
+            return self._network(x_t, t, classes)
         no_class = torch.full_like(classes, self.null_class)
         if guidance_scale == 0.0:
-            return network(x_t, i, no_class)
-        conditional, unconditional = network(torch.cat([x_t, x_t]), i, torch.cat([classes, no_class])).chunk(2)
+            return self._network(x_t, t, no_class)
+        both = self._network(torch.cat([x_t, x_t]), t, torch.cat([classes, no_class]))
+        conditional, unconditional = both.chunk(2)
         output = conditional.clone()
         channels = x_t.shape[1]
         # The mean is guided; a learned variance stays that of the class asked for.
         output[:, :channels] = torch.lerp(unconditional, conditional, guidance_scale)[:, :channels]
         return output
 
-    def network_along(self, timesteps: torch.Tensor) -> Network:
-        """The network along a chain, with float32 in and out whatever its weights."""
-        dtype = self.unet.dtype
-        if is_lean(self.unet):
-            lean = LeanUNet(self.unet, timesteps)
-            return lambda x_t, i, classes: lean(x_t.to(dtype), i, classes).float()
-
-        def network(x_t: torch.Tensor, i: int, classes: torch.Tensor | None) -> torch.Tensor:
-            conditions = {} if classes is None else {"class_labels": classes}
-            return self.unet(x_t.to(dtype), timesteps[i], **conditions).sample.float()
-
-        return network
+    def _network(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+        """The network's output, with float32 in and out whatever its weights."""
+        conditions = {} if classes is None else {"class_labels": classes}
+        return self.unet(x_t.to(self.unet.dtype), t, **conditions).sample.float()
 
     def _to_output(self, x_0: torch.Tensor, output_type: str):
         images = (x_0 / 2 + 0.5).clamp(0, 1)
