@@ -14,7 +14,6 @@ from .hub import make_portable
 from .models.presets import PRESETS, get_preset
 from .models.unet import DDPMUNet2D
 from .pipelines.ddpm import DDPMPipeline
-from .pipelines.fast_sampling import FastSampling
 
 __version__ = "0.1.0"
 
@@ -22,7 +21,6 @@ __all__ = [
     "PRESETS",
     "DDPMPipeline",
     "DDPMUNet2D",
-    "FastSampling",
     "LinearDDPMScheduler",
     "ModelMixin",
     "SchedulerMixin",

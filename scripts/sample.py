@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,14 +22,13 @@ from diffusers.utils.logging import disable_progress_bar
 from ddpm_hf.data.transforms import UnreadableImage, native_channels, normalize, open_image
 from ddpm_hf.pipelines.chain import denoising_chain, save_chain
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.pipelines.fast_sampling import FastSampling
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.pipelines.generation import generate, sampling_bar
 from ddpm_hf.pipelines.interpolation import check_interpolation, interpolate
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.pictures import image_grid, to_uint8
 from ddpm_hf.pipelines.sample_folder import OVERVIEW, SampleFolder
-from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, choose_timesteps, make_sampler
+from ddpm_hf.pipelines.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
 from ddpm_hf.training.config import flag
 from ddpm_hf.training.interruption import Interruption, exit_status
@@ -54,7 +53,7 @@ class SampleArguments:
     seed: int = flag(0, help="Image k of a seed is always the same.")
     num_inference_steps: int | None = flag(help="Steps per image; all trained timesteps by default.")
     scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
-    fast: bool = flag(False, help="Few network calls, with the sampler and timesteps in the model's sampling.json.")
+    fast: bool = flag(False, help=f"Few network calls: {FAST_CALLS} steps of dpm-sde at trailing timesteps.")
     class_labels: str | None = flag(
         help="Names or numbers, separated by commas, repeated in turn over the images; by default all classes, so "
         "that each has its share."
@@ -87,19 +86,19 @@ def main(argv: list[str]) -> None:
     disable_progress_bar()  # of loading: two files; the bar worth seeing is that of the images
     with one_line_errors(parser.prog):
         check(arguments, pictures)
-        pipeline, chain = prepare(names.pipeline, arguments)
+        pipeline, steps = prepare(names.pipeline, arguments)
         classes = asked_classes(pipeline, arguments.class_labels, arguments.guidance_scale)
         if pictures.interpolate:
             pair, depths = prepare_interpolation(pipeline, arguments, pictures, classes)
         else:
-            folder, missing = open_folder(names.pipeline, pipeline, chain, arguments, classes)
+            folder, missing = open_folder(names.pipeline, pipeline, steps, arguments, classes)
     if pictures.interpolate:
         draw_interpolation(pipeline, pair, depths, arguments, classes)
     else:
-        draw_images(pipeline, folder, missing, chain, arguments)
+        draw_images(pipeline, folder, missing, steps, arguments)
         if PartialState().is_main_process:
             print(f"images: {folder.result}\npicture: {folder.finish()}")
-            draw_chains(pipeline, folder, chain, arguments, pictures)
+            draw_chains(pipeline, folder, steps, arguments, pictures)
     PartialState().destroy_process_group()
 
 
@@ -124,20 +123,19 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         raise ValueError(f"--interpolate draws one picture and no samples; leave out {', '.join(given)}")
 
 
-def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, dict[str, Any]]:
-    """The pipeline on the device of this process with the sampler asked for, and the chain as its calls take it.
+def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, int]:
+    """The pipeline on the device of this process with the sampler asked for, and the steps of its chain.
 
     Raises:
         ValueError: if they cannot be had.
     """
     pipeline = load_pipeline(name)
-    all_steps = pipeline.scheduler.config.num_train_timesteps
-    chain = {"num_inference_steps": arguments.num_inference_steps or all_steps}
+    steps = arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     if arguments.fast:
-        chain = FastSampling.read(name).apply(pipeline)
+        pipeline.scheduler, steps = make_fast_sampler(pipeline.scheduler)
     elif arguments.scheduler is not None:
         pipeline.scheduler = make_sampler(arguments.scheduler, pipeline.scheduler)
-    choose_timesteps(pipeline.scheduler, **chain)
+    pipeline.scheduler.set_timesteps(steps)
     pipeline.set_progress_bar_config(disable=True)
     # Alone, PartialState does not read this wish of the launcher's, and every process would take itself for the only
     # one. One may have hours more to do than another, which the others wait for.
@@ -146,7 +144,7 @@ def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, dict[s
     if arguments.device not in (None, "cpu") and state.num_processes > 1:
         raise ValueError(f"--device {arguments.device} is for one process; each of several gets its own: leave it out")
     try:
-        return pipeline.to(torch.device(arguments.device) if arguments.device else state.device), chain
+        return pipeline.to(torch.device(arguments.device) if arguments.device else state.device), steps
     except (RuntimeError, AssertionError) as problem:
         raise ValueError(f"--device {arguments.device} cannot be used: {problem}") from None
 
@@ -166,7 +164,7 @@ def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: flo
 def open_folder(
     name: str,
     pipeline: DDPMPipeline,
-    chain: dict[str, Any],
+    steps: int,
     arguments: SampleArguments,
     classes: list[int] | None,
 ) -> tuple[SampleFolder, list[int]]:
@@ -186,8 +184,7 @@ def open_folder(
     process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     settings = {
         "seed": arguments.seed,
-        "num_inference_steps": len(pipeline.scheduler.timesteps),  # unless the chain has a number of its own
-        **chain,
+        "num_inference_steps": steps,
         "guidance_scale": arguments.guidance_scale,
         "class_labels": classes,
         "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
@@ -202,7 +199,7 @@ def draw_images(
     pipeline: DDPMPipeline,
     folder: SampleFolder,
     missing: list[int],
-    chain: dict[str, Any],
+    steps: int,
     arguments: SampleArguments,
 ) -> None:
     """Every process draws its share; ends when all have drawn theirs."""
@@ -221,7 +218,7 @@ def draw_images(
             class_labels=None if folder.labels is None else [folder.labels[k] for k in mine],
             guidance_scale=arguments.guidance_scale,
             callback_on_step_end=show,
-            **chain,
+            num_inference_steps=steps,
         )
         for indices, images in batches:
             folder.write(indices, images)
@@ -233,7 +230,7 @@ def draw_images(
 def draw_chains(
     pipeline: DDPMPipeline,
     folder: SampleFolder,
-    chain: dict[str, Any],
+    steps: int,
     arguments: SampleArguments,
     pictures: PictureArguments,
 ) -> None:
@@ -247,10 +244,9 @@ def draw_chains(
             pipeline,
             shown,
             arguments.seed,
-            chain.get("num_inference_steps"),
+            steps,
             _CHAIN_FRAMES,
             None if folder.labels is None else [folder.labels[k] for k in shown],
-            timesteps=chain.get("timesteps"),
             predicted=name == "progressive",
             guidance_scale=arguments.guidance_scale,
         )

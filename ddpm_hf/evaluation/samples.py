@@ -156,11 +156,8 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
     if not record:
         return {}
     settings = record["settings"]
-    about = {"seed": settings["seed"], "sampler": sampler_name(settings["scheduler"]["class"], settings["scheduler"])}
-    if "timesteps" in settings:
-        about |= {"steps": len(settings["timesteps"]), "timesteps": settings["timesteps"]}
-    else:
-        about["steps"] = settings["num_inference_steps"]
+    sampler = sampler_name(settings["scheduler"]["class"], settings["scheduler"])
+    about = {"seed": settings["seed"], "sampler": sampler, "steps": settings["num_inference_steps"]}
     return about | ({} if settings["class_labels"] is None else {"guidance_scale": settings["guidance_scale"]})
 
 

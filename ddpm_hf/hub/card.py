@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..pipelines.fast_sampling import FAST_CALLS, SAMPLING_FILE
+from ..pipelines.samplers import FAST_CALLS
 from .folder import (
     ANIMATION_FILE,
     CARD_FILE,
@@ -179,7 +179,6 @@ def _how_to_use(model: ModelFolder) -> dict[str, Any]:
     all_steps = [f"num_inference_steps={model.timesteps}"] if model.timesteps != 1000 and not blocked else []
     several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
     fewer_steps = FAST_CALLS if model.timesteps > 2 * FAST_CALLS else None
-    fitted = model.fast_sampling if fewer_steps else None
     return {
         "obstacles": blocked,
         "needs_standalone": needs_standalone(model),
@@ -191,10 +190,6 @@ def _how_to_use(model: ModelFolder) -> dict[str, Any]:
         "fewer_steps": fewer_steps,
         "betas_argument": betas_argument(model),
         "fewer_call": ", ".join([*one_class, f"num_inference_steps={fewer_steps}"]),
-        "fitted": fitted and fitted.timesteps,
-        "sampling_file": SAMPLING_FILE,
-        "stock_loop": not blocked and not model.learns_variance,
-        "channels": model.channels,
         "learned_variance": model.learns_variance,
         "stock_samplers": ["DDPMScheduler", *fast_samplers(model)] if not blocked else [],
     }

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from ..pipelines.fast_sampling import SAMPLING_FILE, FastSampling
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import check_index, load_pipeline
 from ..pipelines.samplers import LEARNED_VARIANCES
@@ -117,11 +116,6 @@ class ModelFolder:
             for name, (figure, words) in EVALUATION_PICTURES.items()
             if self.has(name) and any(figure in metric for metric in self.metrics)
         }
-
-    @property
-    def fast_sampling(self) -> FastSampling | None:
-        """How to draw in few network calls, if somebody found out."""
-        return FastSampling.read(str(self.path)) if self.has(SAMPLING_FILE) else None
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""

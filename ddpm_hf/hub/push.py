@@ -12,7 +12,6 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 
-from ..pipelines.fast_sampling import SAMPLING_FILE
 from .access import Page
 from .card import CONFIG_HEADER, public_metrics, public_settings
 from .folder import (
@@ -34,7 +33,7 @@ from .retry import one_line, persistently
 
 # Beside the pipeline itself. Checkpoints with their optimizer states, logs and whatever else lies there stay at home.
 PAGE_FILES = (
-    *(INDEX_FILE, CARD_FILE, STANDALONE_FILE, SAMPLING_FILE, LOSS_FILE),
+    *(INDEX_FILE, CARD_FILE, STANDALONE_FILE, LOSS_FILE),
     *(SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE, CURVE_FILE),
 )
 _READ_BACK = (INDEX_FILE, CARD_FILE)

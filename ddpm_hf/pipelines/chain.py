@@ -11,7 +11,7 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..seeds import image_generators
 from .ddpm import DDPMPipeline
 from .pictures import image_grid, to_uint8
-from .samplers import choose_timesteps, rebuild
+from .samplers import rebuild
 
 _STRIP_WIDTH, _ANIMATION_WIDTH = 1600, 640
 _FRAME_MILLISECONDS, _LAST_FRAME_MILLISECONDS = 100, 2500
@@ -22,11 +22,10 @@ def denoising_chain(
     pipeline: DDPMPipeline,
     indices: Sequence[int],
     seed: int,
-    num_inference_steps: int | None,
+    num_inference_steps: int,
     frames: int,
     class_labels: Sequence[int | str] | None = None,
     *,
-    timesteps: Sequence[int] | None = None,
     predicted: bool = False,
     **call_arguments,
 ) -> tuple[np.ndarray, list[int]]:
@@ -35,7 +34,7 @@ def denoising_chain(
     Args:
         pipeline: with any sampler.
         indices, seed: as in `generate`, which gives the same images.
-        num_inference_steps, timesteps: of the chain, one of the two or neither, as the pipeline takes them.
+        num_inference_steps: of the chain.
         frames: how many steps to keep, evenly spaced from the first network call to the last; all if there are fewer,
             and for 1 the last, which is the image.
         class_labels: one per index, for class-conditional models.
@@ -47,7 +46,7 @@ def denoising_chain(
         Frames after these network calls, uint8 of shape (frames, N, H, W, C), [-1, 1] shown as black to white, x_t at
         unit variance; and the numbers of the calls, from 1.
     """
-    choose_timesteps(pipeline.scheduler, num_inference_steps, timesteps)
+    pipeline.scheduler.set_timesteps(num_inference_steps)
     last = len(pipeline.scheduler.timesteps) - 1
     chosen = np.unique(np.linspace(last, 0, min(frames, last + 1)).round().astype(int)).tolist()
     process = rebuild(LinearDDPMScheduler, pipeline.scheduler)
@@ -65,7 +64,6 @@ def denoising_chain(
         batch_size=len(indices),
         generator=image_generators(seed, indices),
         num_inference_steps=num_inference_steps,
-        timesteps=timesteps,
         class_labels=class_labels,
         output_type="pt",
         callback_on_step_end=keep,

@@ -12,7 +12,7 @@ from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..portable import own_component, stock_component
-from .samplers import check_starts_midway, choose_timesteps, takes_variance, without_learned_variance
+from .samplers import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -85,7 +85,6 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         *,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
-        timesteps: Sequence[int] | None = None,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
         callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
@@ -102,7 +101,6 @@ class DDPMPipeline(diffusers.DDPMPipeline):
                 `guidance_scale` is 0.
             guidance_scale: w in eps = eps(none) + w (eps(class) - eps(none)): 1 is plain conditional sampling,
                 0 unconditional, more than 1 favours what is typical of the class.
-            timesteps: those at which the network is called, decreasing, for samplers that take such a list.
             latents: x_T to start from, standard normal, (B, C, H, W), instead of drawn noise.
             skip_steps: leave out that many network calls at the start of the chain, 0 for none. `latents` are then x_t
                 at the timestep that comes next, as the scheduler's `add_noise` makes it.
@@ -125,7 +123,8 @@ class DDPMPipeline(diffusers.DDPMPipeline):
 
         # 2. Timesteps
         scheduler = without_learned_variance(self.scheduler)
-        choose_timesteps(scheduler, num_inference_steps, timesteps)
+        total = scheduler.config.num_train_timesteps
+        scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
         skipped = self._skip(skip_steps, scheduler, latents)
 
         # 3. x_T ~ N(0, I), or the x_t given

@@ -1,7 +1,6 @@
 """Samplers by short name, for the process that a model was trained on."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -26,6 +25,7 @@ _DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict]] = {
     "heun": ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
 }
 SAMPLER_NAMES = ("ddpm", *_DIFFUSERS_SAMPLERS)
+FAST_CALLS = 20
 
 # Those that every sampler of diffusers computes. The others are known to DDPM alone.
 SHARED_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -73,6 +73,20 @@ def _betas(process: LinearDDPMScheduler) -> dict[str, Any]:
     return {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
 
 
+def make_fast_sampler(scheduler: SchedulerMixin) -> tuple[SchedulerMixin, int]:
+    """What `sample.py --fast` draws with: "dpm-sde" at trailing timesteps, and in how many steps.
+
+    Args:
+        scheduler: of the pipeline, as `make_sampler` takes it.
+
+    Returns:
+        The sampler and its number of steps, `FAST_CALLS`, or T where T is smaller.
+    """
+    sampler = make_sampler("dpm-sde", scheduler)
+    steps = min(FAST_CALLS, scheduler.config.num_train_timesteps)
+    return rebuild(type(sampler), sampler, timestep_spacing="trailing"), steps
+
+
 def sampler_name(class_name: str, config: Mapping[str, Any]) -> str:
     """The short name of a scheduler, by its class and its config; the class where it has none."""
     if class_name in ("DDPMScheduler", LinearDDPMScheduler.__name__):
@@ -83,25 +97,6 @@ def sampler_name(class_name: str, config: Mapping[str, Any]) -> str:
         if of_diffusers == class_name and all(config.get(key) == value for key, value in settings.items())
     ]
     return fitting[-1] if fitting else class_name  # of two that fit, the later has more settings
-
-
-def choose_timesteps(
-    scheduler: SchedulerMixin, num_inference_steps: int | None = None, timesteps: Sequence[int] | None = None
-) -> None:
-    """Set the chain: so many steps, the timesteps given, or with neither all that the model was trained on.
-
-    Raises:
-        ValueError: if both are given, or timesteps to a sampler that takes none.
-    """
-    if timesteps is None:
-        total = scheduler.config.num_train_timesteps
-        scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
-        return
-    if num_inference_steps is not None:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}, but timesteps are given: leave one out")
-    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
-        raise ValueError(f"timesteps cannot be chosen with {type(scheduler).__name__}: it takes only their number")
-    scheduler.set_timesteps(timesteps=list(timesteps))
 
 
 def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:

@@ -31,7 +31,7 @@ from .interruption import Interruption, describe_reason, exit_status, parse_dura
 from .output import LossTable, OutputFolder, write_text
 from .plan import Plan
 from .previews import draw_preview, track_image
-from .publish import Publisher, draw_chain, fit_sampling
+from .publish import Publisher, draw_chain
 from .scoring import Scorer
 from .watch import Watch
 
@@ -210,10 +210,8 @@ class Trainer:
         self._preview(SAMPLES_FILE)
         with self.accelerator.autocast():
             chain = draw_chain(self.pipeline(), self.plan, self.output.path if self.publisher else None)
-            fast_sampling = fit_sampling(self.pipeline(), self.plan)
         self.save_pipeline()
         if self.publisher is not None:
-            fast_sampling.write(self.output.path)
             self.output.write_summary(self._summary_so_far() | {"status": "finished", "chain": self.drawn | chain})
         self.accelerator.print(self.plan.images.describe_unreadable(), end="")
         self.accelerator.end_training()

@@ -12,9 +12,6 @@ from typing import Any
 
 from huggingface_hub.utils import disable_progress_bars
 
-from ..data.loading import make_loader
-from ..data.order import PositionSampler
-from ..data.transforms import normalize
 from ..hub.access import Page, open_page
 from ..hub.card import write_card
 from ..hub.folder import (
@@ -30,14 +27,12 @@ from ..hub.push import push
 from ..hub.retry import one_line
 from ..pipelines.chain import denoising_chain, save_chain
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.fast_sampling import FastSampling
 from .config import Config, PageArguments
 from .output import OutputFolder
 from .plan import Plan
 
 _STAGING_FOLDER = "hub-upload.partial"
 _CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
-_FITTING_IMAGES = 64
 
 
 def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = print) -> Page:
@@ -86,13 +81,6 @@ def draw_chain(pipeline: DDPMPipeline, plan: Plan, folder: Path | None) -> dict[
         return {}
     shown = save_chain(chain, folder / CHAIN_FILE, folder / ANIMATION_FILE)
     return {"count": len(indices), "shown_steps": [steps[frame] for frame in shown]}
-
-
-def fit_sampling(pipeline: DDPMPipeline, plan: Plan) -> FastSampling:
-    """How to draw with this model in few network calls, found out on the first examples of its training."""
-    (batch,) = make_loader(plan.images.data, PositionSampler(_FITTING_IMAGES, start_step=0, num_steps=1))
-    labels = batch.get("class_labels")
-    return FastSampling.fit(pipeline, normalize(batch["images"]), labels, plan.config.optimization.seed)
 
 
 class Publisher:

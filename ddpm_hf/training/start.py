@@ -13,7 +13,6 @@ from ..hub.folder import (
     SAMPLES_FILE,
     SUMMARY_FILE,
 )
-from ..pipelines.fast_sampling import SAMPLING_FILE
 from .config import Config
 from .device import has_fused_optimizer, make_accelerator
 from .doctor import examine, report
@@ -27,7 +26,7 @@ from .scoring import Scorer
 
 _RESULTS = (
     *(INDEX_FILE, "unet/", "scheduler/", CARD_FILE, SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE),
-    *(SAMPLING_FILE, LOSS_FILE, CURVE_FILE, CONFIG_FILE, SUMMARY_FILE),
+    *(LOSS_FILE, CURVE_FILE, CONFIG_FILE, SUMMARY_FILE),
 )
 
 

@@ -120,7 +120,7 @@ def test_one_commit_has_everything_and_nothing_else(published, hub):
     assert sorted(pages(hub, "alice/digits")) == sorted(
         [".gitattributes", "README.md", "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
         + [WEIGHTS, "samples.png", "denoising.png", "denoising.gif", "loss.png"]
-        + ["loss.csv", "training_config.yaml", "evaluation.json", "sampling.json"]
+        + ["loss.csv", "training_config.yaml", "evaluation.json"]
     )
     settings = yaml.safe_load(pages(hub, "alice/digits")["training_config.yaml"])
     assert settings["max_train_steps"] == 2 and not {name for name in settings if name.startswith("hub")}
@@ -306,7 +306,7 @@ def stranger(pages_of_others, run_python, hub):
     """A process that has diffusers and not our package, and an empty cache."""
     cards = {name: pages(hub, f"alice/{name}")["README.md"].decode() for name in ("digits", "odd")}
     blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" not in block]
-    assert len(blocks) == 5
+    assert len(blocks) == 4
     given = f"blocks = {blocks!r}\nendpoint = {hub.endpoint!r}\n"
     code = """
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
@@ -342,8 +342,7 @@ results["blocks"] = []
 for block in blocks:
     names = {}
     exec(block, names)
-    drawn = [names["image"].size, names["image"].mode] if "image" in names else list(names["images"].shape)
-    results["blocks"].append(drawn)
+    results["blocks"].append([names["image"].size, names["image"].mode])
 results["sample"] = open("sample.png", "rb").read(4)[1:].decode()
 
 # The Hub goes away; the cache stays.
@@ -362,7 +361,7 @@ def user(stranger, run_python, hub):
     """A process that has our package, and an empty cache."""
     text = pages(hub, "alice/digits")["README.md"].decode() + pages(hub, "alice/odd")["README.md"].decode()
     blocks = [block for block in python_blocks(text) if "ddpm_hf" in block]
-    assert len(blocks) == 4
+    assert len(blocks) == 2
     code = """
 import diffusers
 import ddpm_hf
@@ -445,11 +444,8 @@ def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
 
 
 def test_the_examples_of_the_cards_run(stranger, user):
-    assert (
-        stranger["blocks"] == [[[8, 8], "L"]] * 2 + [[4, 1, 8, 8]] + [[[5, 7], "L"]] * 2
-        and stranger["sample"] == "PNG"
-    )
-    assert user["blocks"] == [4] * 4
+    assert stranger["blocks"] == [[[8, 8], "L"]] * 2 + [[[5, 7], "L"]] * 2 and stranger["sample"] == "PNG"
+    assert user["blocks"] == [4] * 2
 
 
 def test_diffusers_own_push_is_portable(user, hub):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_sampler
+from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ddpm_hf.seeds import image_generators
 
 
@@ -201,6 +201,26 @@ def test_a_learned_variance_does_not_reach_samplers_that_cannot_use_it(tiny_pipe
     plain.unet.load_state_dict(state)
     plain.scheduler = make_sampler(name, plain.scheduler)
     np.testing.assert_allclose(plain(**calls | {"generator": seeded()}).images, images, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", [{}, {"num_classes": 3}, {"learned_variance": True}])
+@pytest.mark.parametrize(("total", "chain"), [(100, list(range(99, 0, -5))), (5, [4, 3, 2, 1, 0])])
+def test_fast_sampling_is_diffusers_own_loop(tiny_pipeline, architecture, total, chain):
+    """Over the trailing grid, T - 1 first, and over all timesteps where they are fewer."""
+    pipeline = tiny_pipeline(num_train_timesteps=total, **architecture)
+    config = {**pipeline.scheduler.config, "variance_type": None, "algorithm_type": "sde-dpmsolver++"}
+    stock = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    stock.set_timesteps(timesteps=chain)
+    classes = torch.tensor([2, 0]) if "num_classes" in architecture else None
+    generator = seeded()
+    x = torch.randn(2, 3, 8, 8, generator=generator)
+    with torch.no_grad():
+        for t in stock.timesteps:
+            x = stock.step(pipeline.unet(x, t, classes).sample[:, :3], t, x, generator=generator).prev_sample
+    pipeline.scheduler, steps = make_fast_sampler(pipeline.scheduler)
+    drawn = pipeline(2, seeded(), steps, "pt", class_labels=classes).images
+    assert drawn.std() > 0.05
+    torch.testing.assert_close(drawn, (x / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
 def test_stock_and_ours_share_the_signature_of_the_call():

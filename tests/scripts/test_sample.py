@@ -160,29 +160,30 @@ def test_run_again_it_draws_nothing_and_may_add_pictures(sample, model, tmp_path
     assert (tmp_path / "out" / "overview" / "progressive.webp").is_file()
 
 
-def test_fast_is_what_the_model_brings(sample, model, tmp_path, capsys):
-    from ddpm_hf import DDPMPipeline, FastSampling
+def test_fast_is_twenty_steps_of_a_stochastic_solver(sample, model, tmp_path, capsys):
+    from diffusers import DPMSolverMultistepScheduler
+
+    from ddpm_hf import DDPMPipeline
     from ddpm_hf.evaluation.samples import read_samples
     from ddpm_hf.pipelines.generation import generate
 
-    with pytest.raises(SystemExit) as stop:
-        sample(model, "--fast", "--output_dir", tmp_path / "none")
-    assert stop.value.code == 2 and "has no sampling.json" in capsys.readouterr().err
-    FastSampling(sampler="dpm-sde", timesteps=[900, 500, 20, 0]).write(model)
     for taken in (["--scheduler", "ddim"], ["--num_inference_steps", 9]):
         with pytest.raises(SystemExit):
             sample(model, "--fast", *taken, "--output_dir", tmp_path / "none")
         assert "--fast brings its own" in capsys.readouterr().err
 
     sample(model, "--fast", "--num_images", 5, "--output_dir", tmp_path / "fast", "--denoising_strip")
-    assert "5 of 5 images, 4 network calls each" in capsys.readouterr().out
+    assert "5 of 5 images, 20 network calls each" in capsys.readouterr().out
     pipeline = DDPMPipeline.from_pretrained(model)
-    chain = FastSampling.read(str(model)).apply(pipeline)
-    ((_, images),) = generate(pipeline, range(5), 0, 5, class_labels=[0, 1, 2, 0, 1], **chain)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, algorithm_type="sde-dpmsolver++", timestep_spacing="trailing"
+    )
+    labels = [0, 1, 2, 0, 1]
+    ((_, images),) = generate(pipeline, range(5), 0, 5, class_labels=labels, num_inference_steps=20)
     assert np.abs(images.astype(int) - images_in(tmp_path / "fast")).max() <= 1
     assert (tmp_path / "fast" / "overview" / "denoising.webp").is_file()
     about = read_samples(tmp_path / "fast").about
-    assert about["steps"] == 4 and about["sampler"] == "dpm-sde", "evaluate.py knows how they were drawn"
+    assert about["steps"] == 20 and about["sampler"] == "dpm-sde", "evaluate.py knows how they were drawn"
 
 
 def test_no_class_needs_no_label(sample, tiny_pipeline, tmp_path):
