@@ -1,15 +1,14 @@
-"""Sampling at quality: images a second at the Fréchet distance of the full chain, and the best distance at 20 calls.
+"""Sampling at quality: the Fréchet distance of few network calls and of the full chain, and how much faster they are.
 
-    python benchmarks/sampling.py --size quick|normal|full [--pipeline FOLDER]
+    python benchmarks/sampling.py --size quick|normal|full [--pipeline FOLDER] [--calls 20]
 
 Without --pipeline the demo's model is trained first. Stock `DDPMPipeline` draws with its default, all 1,000 steps, and
-at 20 calls with every parametric grid that its solvers offer; ours draws as `scripts/sample.py --fast` does. Distances
-are in the features of the digits' classifier, against the training images; the floor is that of held-out images. The
-same noise starts every chain. Images that were drawn are kept, so an interrupted benchmark goes on. Speed is measured
-apart from them: stock's full chain and ours in turns.
+in few calls with the grids of timesteps that diffusers' solvers offer. Distances are in the features of the digits'
+classifier, against the training images; the floor is that of held-out images. The same noise starts every chain.
+Images are kept, so an interrupted benchmark goes on. Speed is measured apart from them: stock's full chain and what
+`scripts/sample.py --fast` draws, in turns.
 """
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,28 +21,31 @@ import numpy as np
 import torch
 from judging import Judge
 
-from ddpm_hf import DDPMPipeline, FastSampling
+from ddpm_hf import DDPMPipeline
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
+from ddpm_hf.pipelines.samplers import FAST_CALLS, make_fast_sampler
 from ddpm_hf.seeds import image_generators
 
 COUNT = {"quick": 100, "normal": 500, "full": 5000}
 TURNS = {"quick": 1, "normal": 2, "full": 5}
-BATCH, CALLS = 50, 20
+BATCH = 50
 FULL = "stock, all 1,000"
 SOLVER, SINGLE = diffusers.DPMSolverMultistepScheduler, diffusers.DPMSolverSinglestepScheduler
 SDE = {"algorithm_type": "sde-dpmsolver++"}
-# What diffusers offers for few calls: solver, order and the grids that a config can name.
+# What diffusers offers for few calls: solver, order and the grids that a config can name, by default the pipeline's.
 GRIDS = {
     "DDPM": (diffusers.DDPMScheduler, {}),
     "DDPM, trailing": (diffusers.DDPMScheduler, {"timestep_spacing": "trailing"}),
     "DDIM": (diffusers.DDIMScheduler, {}),
     "DPM++ 2M": (SOLVER, {}),
+    "DPM++ 2M, leading": (SOLVER, {"timestep_spacing": "leading"}),
     "DPM++ 2M, trailing": (SOLVER, {"timestep_spacing": "trailing"}),
     "DPM++ 2M, karras": (SOLVER, {"use_karras_sigmas": True}),
     "DPM++ 2M, lu": (SOLVER, {"use_lu_lambdas": True}),
     "DPM++ 3M": (SOLVER, {"solver_order": 3}),
     "DPM++ single": (SINGLE, {}),
     "SDE-DPM++ 2M": (SOLVER, SDE),
+    "SDE-DPM++ 2M, leading": (SOLVER, SDE | {"timestep_spacing": "leading"}),
     "SDE-DPM++ 2M, trailing": (SOLVER, SDE | {"timestep_spacing": "trailing"}),
     "SDE-DPM++ 2M, karras": (SOLVER, SDE | {"use_karras_sigmas": True}),
     "SDE-DPM++ 2M, lu": (SOLVER, SDE | {"use_lu_lambdas": True}),
@@ -58,20 +60,18 @@ Draw = Callable[[list[torch.Generator]], np.ndarray]
 def main() -> None:
     parser = measuring.make_parser(__doc__, "sampling")
     parser.add_argument("--pipeline", type=Path, help="A folder of train.py on the embedded digits.")
+    parser.add_argument("--calls", type=int, default=FAST_CALLS, help="Network calls of the short chains.")
     options = parser.parse_args()
     facts = measuring.start(options)
     folder = options.pipeline or train(options.output.parent / "sampling" / "model")
     count = COUNT[options.size]
     judge = Judge(folder)
-    draws = contenders(folder, options.size)
-    ours = list(draws)[-1]
+    draws = contenders(folder, options.size, options.calls)
     weights = weights_fingerprint(diffusers.UNet2DModel.from_pretrained(folder / "unet"))
     rows = []
     # The full chain takes most of the time, so it comes last: an interrupted benchmark has the others then.
     for name, draw in reversed(draws.items()):
         images = options.output.parent / "sampling" / weights / measuring.slug(name)
-        if name == ours:
-            shutil.rmtree(images, ignore_errors=True)  # quickly drawn, and sampling.json may be another by now
         try:
             distance, error = judge.distance_and_error(draw_images(draw, count, images))
             rows.insert(0, {"sampler": name, "frechet": distance, "±": error})
@@ -81,7 +81,7 @@ def main() -> None:
         print(f"{name}: {rows[0].get('frechet', 'diffusers fails')}", flush=True)
     for row in rows:
         row["of the full chain's"] = row["frechet"] / rows[0]["frechet"] if "frechet" in row else None
-    speed = compare_speed(draws[FULL], draws[ours], TURNS[options.size])
+    speed = compare_speed(draws[FULL], fast_draw(folder), TURNS[options.size])
     floor = judge.floor(count)
     print(f"\n{count} images each; floor (held-out images) {floor:.3g}\n")
     measuring.print_table(rows)
@@ -122,24 +122,25 @@ def train(folder: Path) -> Path:
     return folder
 
 
-def contenders(folder: Path, size: str) -> dict[str, Draw]:
-    """Name -> what draws images for a list of generators; the first is the full chain, the last is ours."""
+def contenders(folder: Path, size: str, calls: int) -> dict[str, Draw]:
+    """Name -> what draws images for a list of generators; the first is the full chain."""
     stock = diffusers.DDPMPipeline.from_pretrained(folder)
-    ours = DDPMPipeline.from_pretrained(folder)
-    for pipeline in (stock, ours):
-        pipeline.set_progress_bar_config(disable=True)
+    stock.set_progress_bar_config(disable=True)
     trained = stock.scheduler.config
     draws = {FULL: stock_draw(stock, stock.scheduler, trained.num_train_timesteps)}
     for name, (solver, settings) in GRIDS.items():
         if size != "quick" or name in QUICK:
             scheduler = solver.from_config({**trained, **settings})
-            draws[f"stock, {name}, {CALLS}"] = stock_draw(stock, scheduler, CALLS)
-    fast = FastSampling.read(str(folder))
-    chain = fast.apply(ours)
-    draws[f"ours, --fast, {len(fast.timesteps)}"] = lambda generators: (
-        ours(len(generators), generators, output_type="np", **chain).images
-    )
+            draws[f"stock, {name}, {calls}"] = stock_draw(stock, scheduler, calls)
     return draws
+
+
+def fast_draw(folder: Path) -> Draw:
+    """Ours, as `scripts/sample.py --fast` draws."""
+    ours = DDPMPipeline.from_pretrained(folder)
+    ours.set_progress_bar_config(disable=True)
+    ours.scheduler, steps = make_fast_sampler(ours.scheduler)
+    return lambda generators: ours(len(generators), generators, steps, "np").images
 
 
 def stock_draw(pipeline: diffusers.DDPMPipeline, scheduler: diffusers.SchedulerMixin, steps: int) -> Draw:

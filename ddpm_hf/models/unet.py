@@ -6,7 +6,7 @@ vocabulary and initialisation, images of any size, and the hooks that `UNet2DMod
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -187,9 +187,11 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
         Raises:
             ValueError: `class_labels` are missing, or given to an unconditional network.
         """
-        stock = super().forward
-        multiple = 2 ** (len(self.config.block_out_channels) - 1)
-        output = run_padded(lambda x: stock(x, timestep, class_labels, return_dict=False)[0], sample, multiple)
+        height, width = sample.shape[-2:]
+        padded = pad_to_multiple(sample, 2 ** (len(self.config.block_out_channels) - 1))
+        output = super().forward(padded, timestep, class_labels, return_dict=False)[0]
+        top, left = (padded.shape[-2] - height) // 2, (padded.shape[-1] - width) // 2
+        output = output[..., top : top + height, left : left + width]
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def set_attention_backend(self, backend: str) -> None:
@@ -212,16 +214,6 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
         """
         kwargs.setdefault("use_safetensors", True)
         super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix=prefix, **kwargs)
-
-
-def run_padded(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, multiple: int) -> torch.Tensor:
-    """What a network for sizes divisible by `multiple` says of images of any size: padded, then cropped back."""
-    height, width = images.shape[-2:]
-    if height % multiple == 0 and width % multiple == 0:
-        return network(images)
-    padded = pad_to_multiple(images, multiple)
-    top, left = (padded.shape[-2] - height) // 2, (padded.shape[-1] - width) // 2
-    return network(padded)[..., top : top + height, left : left + width]
 
 
 def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
