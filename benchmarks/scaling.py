@@ -21,10 +21,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ddpm_hf import DDPMUNet2D, get_preset
 from ddpm_hf.models.unet import paper_config
-from ddpm_hf.training.forecast import FLOP_FORMULAS
+
+
+def _attention_flops(query, key, value, *args, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(gradient, query, key, value, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# PyTorch's formulas by operation, and two for the CPU's attention kernel, which they leave out.
+FLOP_FORMULAS = FlopCounterMode(
+    display=False,
+    custom_mapping={
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    },
+).flop_registry
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from ddpm_hf.evaluation.evaluator import Evaluator, Request
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.samplers import SAMPLER_NAMES
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
-from ddpm_hf.training.config import flag
+from ddpm_hf.training.config import MachineArguments, flag
+from ddpm_hf.training.device import use_cores
 
 
 @dataclass(kw_only=True)
@@ -89,10 +90,10 @@ class MeasureArguments:
 
 def main(argv: list[str]) -> None:
     """Parse, check and measure; what is wrong with the request becomes one line and exit status 2."""
-    groups = (ImageArguments, SampleArguments, MeasureArguments)
+    groups = (ImageArguments, SampleArguments, MeasureArguments, MachineArguments)
     parser = OneLineParser(groups, prog="evaluate.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("model", help="A pipeline's folder or Hub name, or samples: a folder of images or an .npz.")
-    images, samples, measure, names = parser.parse(argv)
+    images, samples, measure, machine, names = parser.parse(argv)
     disable_progress_bar()  # of loading: two files
     with one_line_errors(parser.prog):
         name = images.run or names.model
@@ -101,7 +102,9 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--run {name} is no folder of train.py: it has no model_index.json")
         settings = ModelFolder.read(name).settings if known else {}
         request = Request(model=names.model, settings=settings, **(vars(images) | vars(samples) | vars(measure)))
-        Evaluator(request).evaluate()
+        evaluator = Evaluator(request)
+        use_cores(evaluator.accelerator.device, machine.num_cpu_threads)
+        evaluator.evaluate()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from ddpm_hf.pipelines.pictures import image_grid, to_uint8
 from ddpm_hf.pipelines.sample_folder import OVERVIEW, SampleFolder
 from ddpm_hf.pipelines.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
-from ddpm_hf.training.config import flag
+from ddpm_hf.training.config import MachineArguments, flag
+from ddpm_hf.training.device import describe_processes, use_cores
 from ddpm_hf.training.interruption import Interruption, exit_status
 
 _CHAIN_IMAGES, _CHAIN_FRAMES = 8, 40
@@ -79,14 +80,15 @@ class PictureArguments:
 
 
 def main(argv: list[str]) -> None:
-    groups = (SampleArguments, PictureArguments)
+    groups = (SampleArguments, PictureArguments, MachineArguments)
     parser = OneLineParser(groups, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("pipeline", help="A folder with model_index.json, or a Hub name.")
-    arguments, pictures, names = parser.parse(argv)
+    arguments, pictures, machine, names = parser.parse(argv)
     disable_progress_bar()  # of loading: two files; the bar worth seeing is that of the images
     with one_line_errors(parser.prog):
         check(arguments, pictures)
         pipeline, steps = prepare(names.pipeline, arguments)
+        use_cores(pipeline.device, machine.num_cpu_threads)
         classes = asked_classes(pipeline, arguments.class_labels, arguments.guidance_scale)
         if pictures.interpolate:
             pair, depths = prepare_interpolation(pipeline, arguments, pictures, classes)
@@ -208,7 +210,7 @@ def draw_images(
     calls = len(pipeline.scheduler.timesteps)
     if state.is_main_process:
         work = f"{len(missing)} of {folder.num_images} images, {calls} network calls each"
-        print(f"to draw: {work}, {state.num_processes} process(es) on {pipeline.device.type}", flush=True)
+        print(f"to draw: {work}, {describe_processes(pipeline.device, state.num_processes)}", flush=True)
     with sampling_bar(folder.num_images, len(missing), len(mine), calls, shown=state.is_main_process) as show:
         batches = generate(
             pipeline,

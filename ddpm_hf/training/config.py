@@ -161,7 +161,19 @@ class OptimizationArguments:
 
 
 @dataclass(kw_only=True)
-class RunArguments:
+class MachineArguments:
+    """What a process takes of its machine. `scripts/sample.py` and `scripts/evaluate.py` take the same flag."""
+
+    _argument_group_name = "machine"
+
+    num_cpu_threads: int | None = flag(
+        help="Threads of each process on a CPU. By default OMP_NUM_THREADS if you have set it, else the physical "
+        "cores divided by the processes."
+    )
+
+
+@dataclass(kw_only=True)
+class RunArguments(MachineArguments):
     """Where results go, and what is looked at on the way."""
 
     _argument_group_name = "run"
@@ -237,8 +249,8 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
     "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps report_to logging_dir "
-    "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor "
-    "save_best_by".split()
+    "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor save_best_by "
+    "num_cpu_threads".split()
 ).union(HUB_FLAGS)
 
 MAX_SIDE = 8192  # a picture of more is a mistyped number

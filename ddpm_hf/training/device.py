@@ -1,16 +1,20 @@
-"""The machine of a run: its name and memory, and the Accelerator with precision, accumulation and trackers."""
+"""The machine of a run: its name, cores and memory, and the Accelerator with precision, accumulation and trackers."""
 
 import os
 import platform
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
 
 from .config import Config
+from .interruption import LAUNCHER_MARK
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all CPUs in a period, and the period (cgroup v2)
 
 
 def native_precision(device: torch.device) -> str:
@@ -43,7 +47,7 @@ def make_accelerator(config: Config) -> Accelerator:
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         options.mixed_precision = native_precision(state.device)
     output_dir, trackers = config.run.output_dir, config.run.report_to
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         # The data never end in the middle of an optimizer step, and accelerate sees no loader of ours.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -54,6 +58,58 @@ def make_accelerator(config: Config) -> Accelerator:
             project_dir=output_dir, logging_dir=f"{output_dir}/{config.run.logging_dir}"
         ),
     )
+    use_cores(accelerator.device, config.run.num_cpu_threads)
+    return accelerator
+
+
+def use_cores(device: torch.device, wanted: int | None = None) -> None:
+    """Let PyTorch compute with `wanted` threads; by default, on a CPU, with this process's share of the cores.
+
+    An `OMP_NUM_THREADS` that the user has set is respected.
+
+    Raises:
+        ValueError: for less than one thread.
+    """
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"--num_cpu_threads is {wanted}; it must be at least 1")
+    if wanted is None and device.type == "cpu" and not _threads_are_chosen():
+        wanted = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+
+
+def _threads_are_chosen() -> bool:
+    """Whether OMP_NUM_THREADS is the user's and not made up by `accelerate launch`, which sets it to 1 by default.
+
+    The launcher's own environment and command line tell; where they cannot be read, it counts as chosen.
+    """
+    if not os.environ.get("OMP_NUM_THREADS"):
+        return False
+    if LAUNCHER_MARK not in os.environ:
+        return True
+    try:
+        launcher = psutil.Process(os.getppid())
+        flags = (argument.partition("=")[0].replace("-", "_") for argument in launcher.cmdline())
+        return bool(launcher.environ().get("OMP_NUM_THREADS")) or "__num_cpu_threads_per_process" in flags
+    except psutil.Error:
+        return True
+
+
+def available_cores() -> int:
+    """Physical cores of the machine, or fewer if affinity or a container's quota gives this process fewer CPUs."""
+    limits = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        limits.append(len(os.sched_getaffinity(0)))
+    if _CPU_QUOTA.is_file():
+        quota, period = _CPU_QUOTA.read_text().split()
+        limits += [] if quota == "max" else [max(1, int(quota) // int(period))]
+    return min(limits)
+
+
+def describe_processes(device: torch.device, processes: int) -> str:
+    """Such as "2 process(es) on cpu, 4 thread(s) each"."""
+    threads = f", {torch.get_num_threads()} thread(s) each" if device.type == "cpu" else ""
+    return f"{processes} process(es) on {device.type}{threads}"
 
 
 def start_trackers(accelerator: Accelerator, config: Config, run_id: str, step: int) -> None:
@@ -73,14 +129,15 @@ def start_trackers(accelerator: Accelerator, config: Config, run_id: str, step: 
 
 
 def describe_hardware(accelerator: Accelerator) -> str:
-    """What the run computes on, as the card says it: "2 x NVIDIA H100", "Apple M2 (mps)", "AMD EPYC (16 threads)"."""
+    """What the run computes on, as the card says it: "2 x NVIDIA H100", "AMD EPYC (2 processes of 8 threads)"."""
     device, count = accelerator.device, accelerator.num_processes
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
         return f"{processor_name()} ({device.type})"
-    processes = f", {count} processes" if count > 1 else ""
-    return f"{processor_name()} ({os.cpu_count()} threads in the machine{processes})"
+    threads = torch.get_num_threads()
+    processes = f"{count} processes of " if count > 1 else ""
+    return f"{processor_name()} ({processes}{threads} thread{'s' * (threads > 1)})"
 
 
 def processor_name() -> str:

@@ -1,30 +1,22 @@
-"""What a run will cost, before its first step: bytes of memory and floating-point operations.
+"""What a run will cost, before its first step: bytes of memory and floating-point operations, estimated."""
 
-One training step is run on tensors that have a shape and a device but no values (PyTorch's FakeTensorMode), so that
-every operation, cast and saved tensor is the one that the run will have, and a second is enough for any network.
-"""
-
-import copy
-import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from .plan import Plan
 
-# Main memory that the C library keeps beside what is in use, as a share of the step's own tensors: measured on Linux
-# with glibc, resident memory against live tensors, over presets `digits`, `small-32`, `small-64` and `ddpm-cifar10` in
-# float32 and bfloat16 (1.31 to 1.69), and with gradient checkpointing, whose blocks come and go between those that
-# stay (1.83 to 2.4). A GPU's allocator fits blocks better; 1.1 is an assumption, not measured.
-_ALLOCATOR = {"cpu": {False: 1.5, True: 2.05}}
-_OTHER_ALLOCATORS = {False: 1.1, True: 1.1}
+# Temporaries and gaps between blocks take as much again, measured on Linux with glibc: 1.8 to 2.2 times what is kept,
+# and up to 2.9 with gradient checkpointing.
+_ON_CPU = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +26,9 @@ class Forecast:
     Libraries, decoded images in the file cache, and pictures drawn on the way are not in it.
 
     Attributes:
-        parameters, optimizer, ema: float32 weights, Adam's two moments, the moving average.
-        gradients: with those of DistributedDataParallel's buckets; 0 where they are gone before the peak.
-        activations: what a micro-step holds at its peak, with the allocator's share.
+        parameters, gradients, optimizer, ema: float32 weights, their gradients with the buckets of
+            DistributedDataParallel, Adam's two moments, the moving average. Exact.
+        activations: what the forward pass of a micro-step keeps for the backward pass; on a CPU with temporaries.
         flops: floating-point operations of an optimizer step, forwards and backwards, a multiplication and an addition
             counted as two.
     """
@@ -55,113 +47,93 @@ class Forecast:
 
 
 def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
-    """What the run of this plan will need and compute.
+    """An estimate of what the run of this plan will need and compute.
 
-    Measured against the resident memory of real steps on a CPU it is within 15 % for the presets `digits` and
-    `small-32` (tests/training/test_forecast.py) and `ddpm-cifar10` (benchmarks/memory.py). Sharding by FSDP or
-    DeepSpeed is not counted.
+    Its total was between 21 % below and 23 % above the peak of resident memory on a CPU (benchmarks/memory.py: presets
+    `small-32` and `ddpm-cifar10`, float32 and bf16, with and without gradient checkpointing). On a GPU it has not been
+    measured, and temporaries come on top of it. Sharding by FSDP or DeepSpeed is not counted.
     """
-    options, config = plan.config.optimization, plan.config.model
-    activations, flops = trace_step(
-        plan.unet,
-        (options.train_batch_size, *plan.images.shape),
-        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.mixed_precision),
-        config.gradient_checkpointing,
-    )
-    share = _ALLOCATOR.get(accelerator.device.type, _OTHER_ALLOCATORS)[config.gradient_checkpointing]
-    weights = sum(parameter.numel() * 4 for parameter in plan.unet.parameters())
-    # Set to None after each step, so that they are not there when the next one's activations are the most.
-    kept = weights if options.gradient_accumulation_steps > 1 else 0
-    buckets = weights if accelerator.num_processes > 1 else 0
-    micro_steps = options.gradient_accumulation_steps * accelerator.num_processes
+    options = plan.config.optimization
+    half = options.mixed_precision in ("bf16", "fp16")
+    kept, flops = count_pass(plan.unet, plan.images.shape, half, plan.config.model.gradient_checkpointing)
+    weights = sum(parameter.numel() for parameter in plan.unet.parameters())
     return Forecast(
-        parameters=weights,
-        gradients=kept + buckets,
-        optimizer=2 * weights,
-        ema=weights if options.use_ema else 0,
-        activations=round(activations * share),
-        flops=flops * micro_steps,
+        parameters=4 * weights,
+        gradients=4 * weights * (2 if accelerator.num_processes > 1 else 1),
+        optimizer=8 * weights,
+        ema=4 * weights if options.use_ema else 0,
+        # Autocast keeps a half-precision copy of the weights for the backward pass.
+        activations=kept * options.train_batch_size * (_ON_CPU if accelerator.device.type == "cpu" else 1)
+        + (2 * weights if half else 0),
+        flops=flops * plan.facts["global_batch_size"],
     )
 
 
-def trace_step(
-    unet: nn.Module,
-    shape: tuple[int, int, int, int],
-    autocast: torch.dtype | None = None,
-    gradient_checkpointing: bool = False,
+def count_pass(
+    unet: nn.Module, shape: tuple[int, int, int], half: bool = False, gradient_checkpointing: bool = False
 ) -> tuple[int, int]:
-    """Forwards and backwards on tensors without values, as the CPU's kernels do it; a GPU's save much the same.
+    """What a training pass keeps and computes for one image, counted on tensors without values (device "meta").
 
     Args:
-        unet: the network; a copy of it is traced.
-        shape: (batch, channels, height, width) of a micro-batch.
-        autocast: the precision of the computation; None for float32.
-        gradient_checkpointing: whether activations are computed again on the way back.
+        unet: the network; only its configuration is looked at.
+        shape: (channels, height, width) of an image.
+        half: computes in a precision of 16 bits.
+        gradient_checkpointing: drops what is inside a block, and computes it again in the backward pass.
 
     Returns:
-        The most bytes alive at once beyond the weights, and floating-point operations.
+        Bytes kept for the backward pass, and floating-point operations of both passes, the backward one counted as two
+        forward ones: a layer computes the gradients of its input and of its weights, each as much work as its output.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        unet = copy.deepcopy(unet).train()
-        if gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        images, timesteps = torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64)
-        labels = None if unet.config.num_class_embeds is None else timesteps
-        with _StepCounter(unet) as counter:
-            with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-                output = unet(images, timesteps, labels).sample
-            output.float().square().mean().backward()
-    return counter.peak, counter.flops
+    with torch.device("meta"):
+        unet = type(unet).from_config(unet.config).train()
+        dtype = torch.bfloat16 if half else torch.float32
+        image, timestep = torch.empty(1, *shape, dtype=dtype), torch.zeros(1, dtype=torch.int64)
+    nn.Module.to(unet, dtype)
+    weights = {parameter.untyped_storage() for parameter in unet.parameters()}
+    kept, again, repeated_flops = set(), [0], 0  # memory once, however many tensors share it
+    counter = FlopCounterMode(display=False)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage() not in weights:
+            kept.add(tensor.untyped_storage())
+        return tensor
+
+    def checkpointed(block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal repeated_flops
+        kept.update(tensor.untyped_storage() for tensor in inputs)
+        before, flops = set(kept), counter.get_total_flops()
+        output = block(*inputs)
+        repeated_flops += counter.get_total_flops() - flops
+        again.append(_bytes(kept - before))
+        kept.intersection_update(before)
+        return output
+
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing(checkpointed)
+    with counter, _FusedAttention(keep), saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(image, timestep, None if unet.config.num_class_embeds is None else timestep)
+    return _bytes(kept) + max(again), 3 * counter.get_total_flops() + repeated_flops
 
 
-def _attention_flops(query, key, value, *args, **kwargs) -> int:
-    return sdpa_flop_count(query, key, value)
+def _bytes(storages: set[torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages)
 
 
-def _attention_backward_flops(gradient, query, key, value, *args, **kwargs) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+class _FusedAttention(TorchFunctionMode):
+    """Keeps query, key and value but no attention map, as kernels of CPUs and GPUs do and device "meta" does not."""
 
-
-# PyTorch's formulas by operation, and two for the CPU's attention kernel, which they leave out. Its counter itself is
-# of no use here: it would keep alive what gradient checkpointing computes again.
-FLOP_FORMULAS = FlopCounterMode(
-    display=False,
-    custom_mapping={
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-    },
-).flop_registry
-
-
-class _StepCounter(TorchDispatchMode):
-    """Counts the bytes of every tensor that an operation makes, until the last reference to its memory is gone, and
-    floating-point operations."""
-
-    def __init__(self, unet: nn.Module):
+    def __init__(self, keep: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
-        self.now = self.peak = self.flops = 0
-        # Views of weights are results of operations too, and no new memory.
-        self.known = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+        self.keep = keep
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        results = function(*args, **kwargs)
-        if formula := FLOP_FORMULAS.get(function._overloadpacket):
-            self.flops += formula(*args, **kwargs, out_val=results)
-        for tensor in tree_leaves(results):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                self._add(tensor.untyped_storage())
-        return results
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        self.known.add(storage._cdata)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
-
-    def _drop(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
+        if function is not scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        for tensor in filter(torch.is_tensor, (*args, *kwargs.values())):
+            self.keep(tensor)
+        with saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+            return function(*args, **kwargs)
 
 
 def available_memory(device: torch.device) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # `accelerate launch` sets this for the processes it starts; when it dies, they are left without anybody to stop them.
-_LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
+LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
 TIME_UP = 1
 
 
@@ -38,7 +38,7 @@ class Interruption:
 
     def __init__(self, max_seconds: float | None):
         self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self.parent = os.getppid() if _LAUNCHER_MARK in os.environ else None
+        self.parent = os.getppid() if LAUNCHER_MARK in os.environ else None
         self.signal = 0
 
     def __enter__(self) -> "Interruption":

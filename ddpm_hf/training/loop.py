@@ -1,7 +1,8 @@
 """Algorithm 1 of Ho et al. 2020 on Accelerate, counted in optimizer steps.
 
 Whatever is random in a step (rows, crops, flips, noise, timesteps, hidden classes, network dropout) is a pure function
-of (seed, step). A resumed run therefore needs only its weights and its step to equal an unbroken one.
+of (seed, step). A resumed run therefore needs only its weights and its step to equal an unbroken one: to the same
+bits on one CPU process with the same number of threads, on which the order of summation depends.
 """
 
 import json
@@ -117,6 +118,12 @@ class Trainer:
             self.scorer.resume(self.output, self.step)
         hardware = describe_hardware(self.accelerator)
         if hardware not in self.summary.setdefault("hardware", []):
+            if self.summary["hardware"]:
+                earlier = self.summary["hardware"][-1]
+                self.accelerator.print(
+                    f"this session computes on {hardware}, the one before on {earlier}: what comes out is the same as "
+                    "without the interruption up to rounding, not to the last bit"
+                )
             self.summary["hardware"].append(hardware)
             if self.accelerator.is_main_process:
                 with self.output.sparing_the_run(SUMMARY_FILE):
@@ -155,8 +162,19 @@ class Trainer:
             f"stopped by {describe_reason(reason)} at step {self.step} of {self.plan.steps}. "
             f"The same command goes on from {where}."
         )
-        self.accelerator.end_training()
+        self._leave()
         sys.exit(exit_status(reason))
+
+    def _leave(self) -> None:
+        """Close the trackers and the process group, which nothing here may hold any more.
+
+        If DistributedDataParallel were the last to hold it, gloo's threads would be joined by a thread that keeps the
+        interpreter locked, and the one that still lets go of its last collective waits for that lock: a deadlock of
+        torch 2.13, found in one of twenty exits of two processes on a busy machine.
+        """
+        self.model = self.accelerator.unwrap_model(self.model)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def _resume(self) -> None:
         remove_partial = self.accelerator.is_main_process
@@ -214,7 +232,7 @@ class Trainer:
         if self.publisher is not None:
             self.output.write_summary(self._summary_so_far() | {"status": "finished", "chain": self.drawn | chain})
         self.accelerator.print(self.plan.images.describe_unreadable(), end="")
-        self.accelerator.end_training()
+        self._leave()
         # Alone, since no other process waits any more.
         if self.publisher is not None:
             self.publisher.finish()

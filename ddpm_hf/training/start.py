@@ -14,7 +14,7 @@ from ..hub.folder import (
     SUMMARY_FILE,
 )
 from .config import Config
-from .device import has_fused_optimizer, make_accelerator
+from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
 from .forecast import Forecast, forecast
 from .images import TrainingImages
@@ -74,7 +74,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     """The run in a few lines before its first step; for `--dry_run` also what it costs and what it will write."""
     options, images, process = plan.config.optimization, plan.images, plan.scheduler.config
     channels, height, width = images.shape
-    batch = plan.facts["global_batch_size"]
+    batch, on_cpu = plan.facts["global_batch_size"], accelerator.device.type == "cpu"
     classes = f", {len(plan.id2label)} classes" if plan.id2label is not None else ""
     epochs = "" if images.count is None else f" ({plan.steps * batch / images.count:.1f} epochs)"
     lines = {
@@ -85,7 +85,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
         "training": f"{plan.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
-        "machine": f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
+        "machine": f"{describe_processes(accelerator.device, accelerator.num_processes)}, precision "
         f"{options.mixed_precision}, {'fused' if has_fused_optimizer(accelerator.device) else 'plain'} AdamW, "
         f"{'compiled' if plan.config.model.compile else 'not compiled'}",
         "output": plan.config.run.output_dir,
@@ -95,8 +95,9 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
             "images": f"{plan.steps * batch:,} with repetitions",
             "learning": _course(plan),
             "work": f"{cost.flops / 1e9:,.4g} GFLOP a step, {cost.flops * plan.steps / 1e12:,.4g} TFLOP in all",
-            "memory": f"{_size(cost.total)} a process: weights {_size(cost.parameters)}, "
-            f"Adam {_size(cost.optimizer)}, average {_size(cost.ema)}, kept gradients {_size(cost.gradients)}, "
+            "memory": (f"about {_size(cost.total)}, within a quarter," if on_cpu else f"at least {_size(cost.total)}")
+            + f" a process: weights {_size(cost.parameters)}, gradients {_size(cost.gradients)}, "
+            f"Adam {_size(cost.optimizer)}, average {_size(cost.ema)}, "
             f"a micro-step of {options.train_batch_size} images {_size(cost.activations)}",
             "files": ", ".join(_files(plan)),
         }

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.training import loop
@@ -69,12 +71,39 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, t
 
 
 def test_a_run_ends_well_when_its_time_is_up_and_goes_on(train, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        train("--max_train_time", "1", "--max_train_steps", "1000000", "--checkpointing_steps", "1000000")
-    (checkpoint,) = list_checkpoints(tmp_path / "out")
-    assert stop.value.code == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("stopped by the end of --max_train_time at step ") and line.endswith(f"{checkpoint.name}.")
+    reached = [0]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            train("--max_train_time", "1", "--max_train_steps", "1000000", "--checkpointing_steps", "1000000")
+        assert stop.value.code == 0
+        *_, before_last, last = capsys.readouterr().out.splitlines()
+        checkpoint = list_checkpoints(tmp_path / "out")[-1]
+        reached.append(int(checkpoint.name.partition("-")[2]))
+        assert last.startswith(f"stopped by the end of --max_train_time at step {reached[-1]} of ")
+        assert last.endswith(f"{checkpoint.name}.") and reached[-1] > reached[-2]
+    assert f"checkpoint-{reached[1]} at step {reached[1]} of" in before_last  # it resumed from there
+
+
+def test_nothing_holds_the_process_group_when_it_is_left(train, monkeypatch):
+    """DistributedDataParallel did, and one of twenty exits of two processes then waited for ever."""
+    distributed = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in (distributed | {"ACCELERATE_USE_CPU": "true"}).items():
+        monkeypatch.setenv(name, value)
+    wrapped, alive = [], []
+    make, destroy = DistributedDataParallel.__init__, torch.distributed.destroy_process_group
+
+    def remember(self, *args, **kwargs):
+        wrapped.append(weakref.ref(self))
+        make(self, *args, **kwargs)
+
+    def look(group=None):
+        alive.append(wrapped[0]() is not None)
+        destroy(group)
+
+    monkeypatch.setattr(DistributedDataParallel, "__init__", remember)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", look)
+    train()
+    assert alive == [False]
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
