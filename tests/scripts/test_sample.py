@@ -72,7 +72,7 @@ def test_the_images_do_not_depend_on_the_batch(sample, model, reference, tmp_pat
         sample(model, *COMMON, "--batch_size", size, "--output_dir", tmp_path / f"by {size}")
         assert np.abs(images_in(tmp_path / f"by {size}") - reference).max() <= 1
     lines = capsys.readouterr().out.splitlines()
-    assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 1 process(es) on cpu" in lines
+    assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 1 process(es) on cpu, 1 thread(s) each" in lines
 
 
 def test_two_processes_draw_the_same_images_into_an_npz(sample, model, reference, tmp_path):

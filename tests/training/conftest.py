@@ -66,8 +66,8 @@ def train(start):
 def real_run(tmp_path, image_folder):
     runs = []
 
-    def begin(*flags: str, images: Path | None = image_folder, processes: int | None = None) -> RealRun:
-        runs.append(RealRun(tmp_path, images, *flags, processes=processes))
+    def begin(*flags: str, images: Path | None = image_folder, **choices: int | None) -> RealRun:
+        runs.append(RealRun(tmp_path, images, *flags, **choices))
         return runs[-1]
 
     yield begin

@@ -24,8 +24,10 @@ ENDLESS = (
 class RealRun:
     """scripts/train.py in processes of its own, which ends with the test at the latest."""
 
-    def __init__(self, folder: Path, images: Path | None, *flags: str, processes: int | None = None):
-        """`processes`: how many a launcher starts; None for one without a launcher."""
+    def __init__(
+        self, folder: Path, images: Path | None, *flags: str, processes: int | None = None, threads: int | None = 1
+    ):
+        """`processes`: how many a launcher starts; None for one without a launcher. `threads`: None for no choice."""
         self.out, self.log = folder / "out", folder / "log"
         command = [sys.executable]
         if processes is not None:
@@ -34,7 +36,9 @@ class RealRun:
             command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
         command += [TRAIN, *ENDLESS, "--output_dir", self.out, *flags]
         command += ["--train_data_dir", images] if images is not None else []
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        variables.pop("OMP_NUM_THREADS", None)
+        variables |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 list(map(str, command)), stdout=log, stderr=log, env=variables, start_new_session=True

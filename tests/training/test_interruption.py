@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.training import loop
 from ddpm_hf.training.checkpoint import list_checkpoints
+from ddpm_hf.training.device import available_cores
 from ddpm_hf.training.interruption import TIME_UP, Interruption, describe_reason, exit_status, parse_duration
 from ddpm_hf.training.output import OutputFolder
 
@@ -169,19 +170,20 @@ def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("number", "processes", "reason"),
+    ("number", "processes", "threads", "reason"),
     [
-        (signal.SIGTERM, None, "SIGTERM"),
+        (signal.SIGTERM, None, 1, "SIGTERM"),
         # One process: its launcher dies without passing the signal on.
-        (signal.SIGTERM, 1, "the end of its launcher"),
-        (signal.SIGTERM, 2, "SIGTERM"),
-        (signal.SIGKILL, 2, "the end of its launcher"),
+        (signal.SIGTERM, 1, None, "the end of its launcher"),
+        (signal.SIGTERM, 2, 1, "SIGTERM"),
+        (signal.SIGKILL, 2, None, "the end of its launcher"),
     ],
 )
-def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number, processes, reason):
-    run = real_run(processes=processes)
+def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number, processes, threads, reason):
+    run = real_run(processes=processes, threads=threads)
     run.wait_for_steps(3)
-    assert f"{processes or 1} process(es) on cpu" in run.text()
+    share = threads or max(1, available_cores() // processes)
+    assert f"{processes or 1} process(es) on cpu, {share} thread(s) each" in run.text()
     # With one process accelerate's launcher is the parent of what trains; with two, torch's agent within it.
     assert len(run.pids()) == (processes or 1)
     run.process.send_signal(number)

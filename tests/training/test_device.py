@@ -1,0 +1,82 @@
+"""How many threads a process takes: against real launcher processes, affinities and quotas."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+from ddpm_hf.training import device
+from ddpm_hf.training.device import available_cores, describe_processes, use_cores
+
+CPU = torch.device("cpu")
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}  # as accelerate launch marks its processes
+ONE, FLAG = {"OMP_NUM_THREADS": "1"}, ("--num_cpu_threads_per_process", "1")
+
+
+@pytest.fixture
+def threads_of(monkeypatch):
+    """Threads that `use_cores` gives a process on a machine of eight cores; the launcher is a process of its own."""
+    before = torch.get_num_threads()
+    launchers = []
+
+    def run(
+        variables: dict, launcher: dict | None = None, flags: tuple[str, ...] = (), wanted: int | None = None
+    ) -> int:
+        for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *LAUNCHED):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        if launcher is not None:
+            command = [sys.executable, "-S", "-c", "print(flush=True); input()", *flags]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            launchers.append(subprocess.Popen(command, env=launcher, **pipes))
+            launchers[-1].stdout.readline()  # from now on its command line can be read
+            monkeypatch.setattr(os, "getppid", lambda: launchers[-1].pid)
+        monkeypatch.setattr(device, "available_cores", lambda: 8)
+        torch.set_num_threads(1)  # what PyTorch makes of OMP_NUM_THREADS=1 when it starts
+        use_cores(CPU, wanted)
+        return torch.get_num_threads()
+
+    yield run
+    for process in launchers:
+        process.communicate(b"\n")
+    torch.set_num_threads(before)
+
+
+def test_the_cores_are_shared_by_the_processes_of_a_launcher_that_was_told_nothing(threads_of):
+    assert threads_of({}) == 8
+    assert threads_of(LAUNCHED | ONE, launcher={}) == 8
+    assert threads_of(LAUNCHED | ONE | {"LOCAL_WORLD_SIZE": "3"}, launcher={}) == 2
+    assert threads_of(LAUNCHED | ONE | {"LOCAL_WORLD_SIZE": "16"}, launcher={}) == 1
+    assert describe_processes(CPU, 16) == "16 process(es) on cpu, 1 thread(s) each"
+
+
+def test_what_the_user_chose_is_respected(threads_of):
+    assert threads_of(ONE) == 1
+    assert threads_of(LAUNCHED | ONE, launcher=ONE) == 1
+    assert threads_of(LAUNCHED | ONE, launcher={}, flags=FLAG) == 1
+    assert threads_of(LAUNCHED | ONE, launcher={}, flags=("--num-cpu-threads-per-process=1",)) == 1
+    assert threads_of(LAUNCHED | ONE, launcher=ONE, flags=FLAG, wanted=3) == 3
+    with pytest.raises(ValueError, match="--num_cpu_threads is 0; it must be at least 1"):
+        use_cores(CPU, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds a process to CPUs")
+def test_affinity_and_quota_leave_fewer_cores_than_the_machine_has(monkeypatch, tmp_path):
+    allowed, quota = os.sched_getaffinity(0), tmp_path / "cpu.max"
+    monkeypatch.setattr(device, "_CPU_QUOTA", quota)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert available_cores() == 8
+    for text, cores in (("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1)):
+        quota.write_text(f"{text}\n")
+        assert available_cores() == cores
+    monkeypatch.undo()
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
