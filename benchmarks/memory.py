@@ -50,8 +50,9 @@ def measure(images: Path, case: Side, size: str) -> dict[str, Any]:
     needed = {name: [(run["peak"] - run["libraries"]) / 1e9 for run in runs] for name, runs in found.items()}
     ours, foreseen = statistics.median(needed["ours"]), found["ours"][0]["forecast"] / 1e9
     whole = (statistics.median(run["peak"] / 1e9 for run in runs) for runs in found.values())
+    again = ", checkpointing" if case.gradient_checkpointing else ""
     return {
-        "what": f"{case.preset}, batch {case.batch}, {case.precision}{', checkpointing' if case.gradient_checkpointing else ''}",
+        "what": f"{case.preset}, batch {case.batch}, {case.precision}{again}",
         **{f"{name}, GB": _range(values) for name, values in needed.items()},
         "not above stock": "met" if ours <= max(needed["stock"]) else "missed",
         "with libraries, GB": " and ".join(f"{value:.2f}" for value in whole),
