@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .plan import Plan
 
-# Temporaries and gaps between blocks take as much again, measured on Linux with glibc: 1.8 to 2.2 times what is kept,
-# and up to 2.9 with gradient checkpointing.
-_ON_CPU = 2
+# Resident bytes of a step on a CPU for each one that is kept, without and with gradient checkpointing: temporaries and
+# gaps between blocks come on top. Measured on Linux with glibc.
+_ON_CPU = {False: 1.8, True: 2.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,16 @@ class Forecast:
 def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
     """An estimate of what the run of this plan will need and compute.
 
-    Its total was between 21 % below and 23 % above the peak of resident memory on a CPU (benchmarks/memory.py: presets
-    `small-32` and `ddpm-cifar10`, float32 and bf16, with and without gradient checkpointing). On a GPU it has not been
-    measured, and temporaries come on top of it. Sharding by FSDP or DeepSpeed is not counted.
+    On a CPU its total was within a quarter of the peak of resident memory: 5 % below to 21 % above with the presets
+    `small-32` and `ddpm-cifar10` (benchmarks/memory.py), 1 to 22 % below with `digits`, in float32 and bf16, with and
+    without gradient checkpointing. On a GPU it has not been measured, and temporaries come on top of it. Sharding by
+    FSDP or DeepSpeed is not counted.
     """
     options = plan.config.optimization
     half = options.mixed_precision in ("bf16", "fp16")
-    kept, flops = count_pass(plan.unet, plan.images.shape, half, plan.config.model.gradient_checkpointing)
+    again = plan.config.model.gradient_checkpointing
+    kept, flops = count_pass(plan.unet, plan.images.shape, half, again)
+    factor = _ON_CPU[again] if accelerator.device.type == "cpu" else 1
     weights = sum(parameter.numel() for parameter in plan.unet.parameters())
     return Forecast(
         parameters=4 * weights,
@@ -63,8 +66,7 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
         optimizer=8 * weights,
         ema=4 * weights if options.use_ema else 0,
         # Autocast keeps a half-precision copy of the weights for the backward pass.
-        activations=kept * options.train_batch_size * (_ON_CPU if accelerator.device.type == "cpu" else 1)
-        + (2 * weights if half else 0),
+        activations=round(kept * options.train_batch_size * factor) + (2 * weights if half else 0),
         flops=flops * plan.facts["global_batch_size"],
     )
 
