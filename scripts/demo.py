@@ -1,4 +1,4 @@
-"""The end of `make demo`: load the trained pipeline as anybody would, and draw a grid of samples.
+"""The end of `make demo`: load the trained pipeline and draw a grid of samples.
 
 python scripts/demo.py demo
 """
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_hf import DDPMPipeline
 from ddpm_hf.pipelines.generation import generate
+from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.pictures import image_grid
 
 IMAGES, STEPS = 64, 100
 
 
 def main(folder: Path) -> None:
-    pipeline = DDPMPipeline.from_pretrained(folder)
+    pipeline = load_pipeline(str(folder))
     pipeline.set_progress_bar_config(desc=f"sampling {IMAGES} images")
     batches = generate(pipeline, range(IMAGES), seed=0, batch_size=IMAGES, num_inference_steps=STEPS)
     picture = folder / "demo.png"

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusers.utils.logging import disable_progress_bar
-
 from ddpm_hf.evaluation.evaluator import Evaluator, Request
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.samplers import SAMPLER_NAMES
@@ -94,7 +92,6 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(groups, prog="evaluate.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("model", help="A pipeline's folder or Hub name, or samples: a folder of images or an .npz.")
     images, samples, measure, machine, names = parser.parse(argv)
-    disable_progress_bar()  # of loading: two files
     with one_line_errors(parser.prog):
         name = images.run or names.model
         known = (Path(name) / "model_index.json").is_file()

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from diffusers.utils.logging import disable_progress_bar
 
 from ddpm_hf.data.transforms import UnreadableImage, native_channels, normalize, open_image
 from ddpm_hf.pipelines.chain import denoising_chain, save_chain
@@ -84,7 +83,6 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(groups, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("pipeline", help="A folder with model_index.json, or a Hub name.")
     arguments, pictures, machine, names = parser.parse(argv)
-    disable_progress_bar()  # of loading: two files; the bar worth seeing is that of the images
     with one_line_errors(parser.prog):
         check(arguments, pictures)
         pipeline, steps = prepare(names.pipeline, arguments)

@@ -14,13 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
 ALLOWED = {
     "portable": set(),
     "seeds": set(),
-    "data": {"portable", "seeds"},
+    "progress": set(),
+    "data": {"portable", "seeds", "progress"},
     "diffusion": {"portable", "seeds"},
     "models": {"portable", "seeds"},
-    "pipelines": {"portable", "seeds", "diffusion", "models"},
-    "evaluation": {"portable", "seeds", "data", "diffusion", "pipelines"},
+    "pipelines": {"portable", "seeds", "progress", "diffusion", "models"},
+    "evaluation": {"portable", "seeds", "progress", "data", "diffusion", "pipelines"},
     "hub": {"portable", "seeds", "pipelines"},
-    "training": {"portable", "seeds", "data", "diffusion", "models", "pipelines", "evaluation", "hub"},
+    "training": {"portable", "seeds", "progress", "data", "diffusion", "models", "pipelines", "evaluation", "hub"},
     "__init__": {"portable", "diffusion", "models", "pipelines", "hub"},
 }
 

@@ -4,16 +4,14 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ..progress import progress_bar
 from .sources import ImageData, RawRow
 from .transforms import Decoder, UnreadableImage, content_hash, native_channels, open_image
-
-if TYPE_CHECKING:
-    from tqdm.auto import tqdm
 
 ROWS_LOOKED_AT = 64
 
@@ -50,7 +48,6 @@ def decode_rows(data: ImageData, decoder: Decoder, skip_unreadable: bool, progre
 
     Pillow lets go of the interpreter while it decodes and resizes, so threads share the work on all but tiny images.
     """
-    from tqdm.auto import tqdm
 
     def decode(rows: list[RawRow]) -> list[DecodedRow]:
         return [decode_row(data, decoder, row, skip_unreadable) for row in rows]
@@ -58,7 +55,7 @@ def decode_rows(data: ImageData, decoder: Decoder, skip_unreadable: bool, progre
     threads = min(16, os.cpu_count() or 1)
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=data.num_rows, desc="Decoding images once", unit=" images", disable=not progress) as bar,
+        progress_bar(total=data.num_rows, desc="Decoding images once", unit=" images", disable=not progress) as bar,
     ):
         waiting = deque()
         for rows in data.batches():
@@ -69,7 +66,7 @@ def decode_rows(data: ImageData, decoder: Decoder, skip_unreadable: bool, progre
             yield from _finished(future, bar)
 
 
-def _finished(future: Future, bar: "tqdm") -> list[DecodedRow]:
+def _finished(future: Future, bar) -> list[DecodedRow]:
     images = future.result()
     bar.update(len(images))
     return images

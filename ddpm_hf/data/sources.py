@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..progress import is_shown
 from .columns import find_classes, find_image_column, listed
 from .folder import TABLE_SUFFIXES, FolderListing, image_splits, list_folder, table_splits
 from .transforms import read_payload
@@ -192,6 +193,8 @@ def _in_one_line(argument: str) -> Iterator[None]:
 def _load(argument: str, path: str, config: str | None = None, *, streaming: bool, **arguments) -> dict[str, Split]:
     import datasets
 
+    if not is_shown():
+        datasets.disable_progress_bars()
     with _in_one_line(argument):
         if streaming:
             builder = datasets.load_dataset_builder(path, config, **arguments)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import gather_object, tqdm
+from accelerate.utils import gather_object
 
+from ..progress import progress_bar
 from .features import Extractor
 from .image_sets import ImageSet
 from .metrics import GaussianStatistics
@@ -82,14 +83,15 @@ def _cache_file(extractor: Extractor, images: ImageSet) -> Path | None:
 
 def _shared(extractor: Extractor, batches: Iterable[torch.Tensor], count: int | None, words: str) -> np.ndarray:
     """Each process works on every n-th batch; then all get everything, in order."""
-    with tqdm(total=count, desc=words, unit=" images", leave=None) as bar:
+    hidden = not PartialState().is_local_main_process
+    with progress_bar(total=count, desc=words, unit=" images", leave=None, disable=hidden) as bar:
         found = on_all_processes(extractor, _counted(batches, bar))
     if not found:
         raise ValueError(f"there are no images to take {words}")
     return np.concatenate(found)
 
 
-def _counted(batches: Iterable[torch.Tensor], bar: tqdm) -> Iterator[torch.Tensor]:
+def _counted(batches: Iterable[torch.Tensor], bar) -> Iterator[torch.Tensor]:
     for batch in batches:
         yield batch
         bar.update(len(batch))

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import gather_object, tqdm
+from accelerate.utils import gather_object
 
 from ..data.transforms import normalize
 from ..diffusion.bound import Network, VariationalBound
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.samplers import make_sampler, takes_variance
+from ..progress import progress_bar
 from ..seeds import generator_for
 
 TERM_COLUMNS = ("timestep", "bits_per_dim", "standard_error", "n", "rate", "distortion_rmse")
@@ -152,7 +153,8 @@ def measure_likelihood(
         raise ValueError(f"`num_terms` is {num_terms}; the chain has {length} terms")
     sums, results = _TermSums(bound.chain), []
     total = None if count is None else len(range(rank, count, processes)) * terms_of_one
-    bar = tqdm(total=total, desc="bits/dim", unit=" terms", unit_scale=True, leave=None)
+    words = {"desc": "bits/dim of held-out images", "unit": " terms", "unit_scale": True, "leave": None}
+    bar = progress_bar(total=total, disable=not state.is_local_main_process, **words)
 
     def watched(x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         bar.update(len(x_t))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import gather_object, tqdm
+from accelerate.utils import gather_object
 from PIL import Image
 
 from ..data.sources import load_images
@@ -18,6 +18,7 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
 from ..pipelines.sample_folder import RECORD_FILE
 from ..pipelines.samplers import make_sampler, rebuild, sampler_name
+from ..progress import progress_bar
 
 ARRAY_SUFFIX = ".npz"
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -72,7 +73,8 @@ def draw_samples(
     classes = pipeline.num_classes
     state = PartialState()
     mine = list(range(state.process_index, count, state.num_processes))
-    bar = tqdm(total=len(mine) * calls, desc="sampling", unit=" steps", unit_scale=True, leave=None)
+    words = {"desc": "sampling", "unit": " steps", "unit_scale": True, "leave": None}
+    bar = progress_bar(total=len(mine) * calls, disable=not state.is_local_main_process, **words)
 
     def show(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         bar.update(len(tensors["latents"]))

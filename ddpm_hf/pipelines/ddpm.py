@@ -12,6 +12,7 @@ from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..portable import own_component, stock_component
+from ..progress import progress_bar
 from .samplers import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -271,6 +272,10 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         """The network's output, with float32 in and out whatever its weights."""
         conditions = {} if classes is None else {"class_labels": classes}
         return self.unet(x_t.to(self.unet.dtype), t, **conditions).sample.float()
+
+    def progress_bar(self, iterable=None, total: int | None = None):
+        """As in diffusers, and set by `set_progress_bar_config`; in a log file plain lines."""
+        return progress_bar(iterable, total=total, **getattr(self, "_progress_bar_config", {}))
 
     def _to_output(self, x_0: torch.Tensor, output_type: str):
         images = (x_0 / 2 + 0.5).clamp(0, 1)

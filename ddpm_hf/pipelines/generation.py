@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from ..seeds import image_generators
 from .ddpm import DDPMPipeline
 
@@ -69,5 +69,5 @@ def sampling_bar(total: int, missing: int, mine: int, calls: int, shown: bool = 
         bar.n = drawn + missing * done / (mine * calls)
         bar.update(0)
 
-    with tqdm(total=total, initial=drawn, disable=not shown or missing == 0, **words) as bar:
+    with progress_bar(total=total, initial=drawn, disable=not shown or missing == 0, **words) as bar:
         yield show

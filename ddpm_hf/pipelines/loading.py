@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils.logging import disable_progress_bar
+
 from ..portable import stock_component
 from .ddpm import DDPMPipeline
 
@@ -21,6 +23,7 @@ def load_pipeline(name: str) -> DDPMPipeline:
         raise ValueError(f"pipeline {name!r} is no pipeline folder: it has no {DDPMPipeline.config_name}")
     try:
         check_index(DDPMPipeline.load_config(name), name)
+        disable_progress_bar()  # of two files
         return DDPMPipeline.from_pretrained(name)
     except OSError as problem:
         raise ValueError(f"pipeline {name!r} is neither a folder nor a repository within reach: {problem}") from None

@@ -23,6 +23,7 @@ from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE, SUMMARY_FILE
 from ..pipelines.ddpm import DDPMPipeline
+from ..progress import progress_bar
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import describe_hardware, has_fused_optimizer, peak_memory, start_trackers, to_device
 from .doctor import report
@@ -130,11 +131,11 @@ class Trainer:
                     self.output.write_summary(self.summary)
         self._start_report()
         limit = self.options.max_train_time
-        bar = tqdm(
+        bar = progress_bar(
             total=self.plan.steps,
             initial=self.step,
             desc="training",
-            unit="step",
+            unit=" steps",
             dynamic_ncols=True,
             disable=not self.accelerator.is_local_main_process,
         )
@@ -378,7 +379,8 @@ class Trainer:
             "images_per_second": steps * self.sampler.global_batch_size / seconds,
             "seconds": self.seconds,
         }
-        self.bar.set_postfix({"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_second']:.0f}"})
+        shown = {"loss": f"{row['loss']:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
+        self.bar.set_postfix(shown, refresh=False)
         if self.table is not None:
             with self.output.sparing_the_run(LOSS_FILE):
                 self.table.append(**row)
