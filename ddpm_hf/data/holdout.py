@@ -33,6 +33,11 @@ class Holdout:
     seed: int = 0
     threshold: int = 0
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether any image may be held out."""
+        return self.split is not None or self.threshold > 0
+
     def scores(self, hashes: np.ndarray) -> np.ndarray:
         """Content hashes, uint64 -> scores, uint64: uniform, equal for equal content, unrelated for another seed."""
         return mix(np.asarray(hashes, dtype=np.uint64) ^ stream_key(self.seed, HOLDOUT_STREAM))
@@ -115,6 +120,7 @@ def held_out_batches(
     *,
     most: int | None = None,
     skip_unreadable: bool = False,
+    decoded: PixelStore | None = None,
     **store_arguments,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The held-out images in batches as training gets them, but centre-cropped, unflipped and in a fixed order.
@@ -127,6 +133,7 @@ def held_out_batches(
         batch_size: images; the last batch may be smaller.
         size, channels: of the model.
         most: how many images at most; None for all.
+        decoded: the training images in any form, by whose hashes to choose; then no others are decoded.
         skip_unreadable, store_arguments: as for `PixelStore.build`.
 
     Raises:
@@ -143,8 +150,17 @@ def held_out_batches(
         while chosen := list(islice(images, batch_size)):
             yield stack_batch(chosen)
         return
-    store = PixelStore.build(source, size, channels, skip_unreadable=skip_unreadable, **store_arguments)
+    is_known = decoded is not None and holdout.split is None
+    store = decoded
+    if not is_known:
+        store = PixelStore.build(source, size, channels, skip_unreadable=skip_unreadable, **store_arguments)
     chosen = np.arange(len(store)) if holdout.split else np.flatnonzero(holdout.mask(store.hashes))
     chosen = chosen[np.argsort(holdout.scores(store.hashes[chosen]), kind="stable")][:most]
     for start in range(0, len(chosen), batch_size):
-        yield store.batch(chosen[start : start + batch_size])
+        part = chosen[start : start + batch_size]
+        if is_known:
+            rows = (next(source.batches(int(row), 1))[0] for row in store.rows[part])
+            decoder = Decoder(size=tuple(size), channels=channels)
+            yield stack_batch([decode_row(source, decoder, row, skip_unreadable=False) for row in rows])
+        else:
+            yield store.batch(part)

@@ -39,6 +39,8 @@ class ImageSet:
         most: how many at most; None for all.
         skip_unreadable: leave out what cannot be decoded.
         cache_dir: where decoded images are kept.
+        decoded: the training images of `data` in any form. Those that are held out among them are then chosen by its
+            hashes, and decoded one by one instead of all at once.
     """
 
     data: ImageData
@@ -50,6 +52,7 @@ class ImageSet:
     most: int | None = None
     skip_unreadable: bool = False
     cache_dir: str | None = None
+    decoded: PixelStore | None = None
 
     @property
     def name(self) -> str:
@@ -67,7 +70,12 @@ class ImageSet:
 
     def training(self, most: int | None = None) -> "ImageSet | None":
         """The training images that these were held out from; None if these are not held out."""
-        return replace(self, held_out=False, split=TRAIN, most=most) if self.held_out else None
+        return replace(self, held_out=False, split=TRAIN, most=most, decoded=None) if self.held_out else None
+
+    def decode_split(self) -> None:
+        """Decode the data set's own split that is held out, if it has one that is no stream and never was decoded."""
+        if self.holdout.split is not None and not self._source.streaming:
+            self._store()
 
     @property
     def fingerprint(self) -> str | None:
@@ -89,6 +97,7 @@ class ImageSet:
                 *(self.data, self.holdout, batch_size, self.size, self.channels),
                 most=self.most,
                 skip_unreadable=self.skip_unreadable,
+                decoded=self.decoded,
                 **({} if self._source.streaming else {"cache_dir": self.cache_dir}),
             )
         elif self.data.streaming:
@@ -111,6 +120,8 @@ class ImageSet:
         return self.data.holdout if self.held_out and self.holdout.split else self.data
 
     def _store(self) -> PixelStore:
+        if self.decoded is not None and self._source is self.data:
+            return self.decoded
         return PixelStore.build(
             self._source,
             self.size,
@@ -186,7 +197,7 @@ def _recorded_holdout(run: Mapping[str, Any] | None) -> Holdout:
     if recorded is None:
         raise ValueError("the model's folder does not record what was held out; give --split with a split of the data")
     holdout = Holdout(**recorded)
-    if holdout.split is None and holdout.threshold == 0:
+    if not holdout.holds_out:
         raise ValueError(
             "the run held nothing out of training; give --split train to measure on its training images, or other "
             "images with --dataset_name or --train_data_dir"

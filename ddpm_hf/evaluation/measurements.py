@@ -1,7 +1,7 @@
 """Whole measurements, from a model or its samples to entries of the report, with their tables and pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def measure_nll(
     clip: bool = True,
     cdf: str = "erf",
     per_image: bool = False,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
     """Bits/dim of images under a pipeline, as an entry of the report.
 
@@ -42,6 +43,8 @@ def measure_nll(
         details: folder for the table of terms, two curves and, `per_image`, the value of every image; None for none.
         seed, num_terms, batch_size: as for `measure_likelihood`.
         clip, cdf: as for `VariationalBound`.
+        go_on: asked before every batch, by all processes; the same False in all of them ends the measurement with the
+            images that there are.
 
     Raises:
         ValueError: for more terms than the bound has, a class that the model does not know, or a variance that the
@@ -58,7 +61,7 @@ def measure_nll(
     found = measure_likelihood(
         bound,
         network_of(pipeline),
-        (_with_classes(batch, numbers) for batch in batches),
+        (_with_classes(batch, numbers) for batch in takewhile(lambda _: go_on(), batches)),
         seed=seed,
         num_terms=num_terms,
         batch_size=batch_size,

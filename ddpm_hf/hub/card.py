@@ -197,6 +197,7 @@ def _how_to_use(model: ModelFolder) -> dict[str, Any]:
 
 def _limits(model: ModelFolder) -> list[str]:
     height, width = model.size
+    left_out = model.summary.get("left_out", {})
     limits = [f"It draws {width}x{height} pixels and no other size."]
     if model.class_names:
         limits.append(f"It draws the {len(model.class_names)} classes named above and no others.")
@@ -204,9 +205,7 @@ def _limits(model: ModelFolder) -> list[str]:
         limits.append(f"All that it knows comes from {model.summary['training_images']:,} training images.")
     if model.summary.get("unreadable"):
         limits.append(_left_out(model.summary["unreadable"]))
-    if not model.metrics:
-        limits.append("Its quality was not measured.")
-    return limits
+    return limits + [sentence for name, sentence in left_out.items() if name != "bits_per_dim"]
 
 
 def _left_out(unreadable: list[str], named: int = 100) -> str:
@@ -227,6 +226,7 @@ def _what_the_run_says(model: ModelFolder) -> dict[str, Any]:
         "chain": _chain(model),
         "curve": _curve(model),
         "metrics": _measured(model.metrics) if model.metrics else None,
+        "unmeasured": model.summary.get("left_out", {}).get("bits_per_dim"),
         "evaluation_pictures": model.evaluation_pictures,
         "training": _training(model),
         "settings": yaml.safe_dump(

@@ -1,10 +1,11 @@
-"""What a model folder says of itself: its index, its configs, and what the run that made it wrote beside them."""
+"""What a model folder holds: its index, its configs, and what the run that made it wrote beside them."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -23,6 +24,61 @@ ANIMATION_FILE = "denoising.gif"
 LOSS_FILE = "loss.csv"
 CURVE_FILE = "loss.png"
 STANDALONE_FILE = "pipeline.py"
+SCORES_FILE, SCORES_CURVE = "scores.csv", "scores.png"
+BEST_FOLDER, PREVIEWS_FOLDER, CHECKPOINTS = "best", "previews", "checkpoint-<N>"
+STAGING_FOLDER = "hub-upload.partial"
+
+
+class RunFile(NamedTuple):
+    """A file or folder at the top of an output folder.
+
+    Attributes:
+        name: where <N> stands for a number.
+        writer: who writes it; for some it is the flag of train.py that asks for it.
+        on_page: whether it belongs on the page of the model, as far as it says nothing of this machine.
+    """
+
+    name: str
+    writer: str
+    on_page: bool = False
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression for the name."""
+        return re.escape(self.name).replace("<N>", r"\d+")
+
+
+EVERY_RUN, KILLED_RUN, OLDER_VERSION = "train.py", "a killed train.py", "an older version"
+# Everything that a run leaves, but for the folders of trackers in `--logging_dir`. `--overwrite_output_dir` removes
+# these and nothing else; `--dry_run` and the page of the Hub name what is here.
+RUN_FILES = (
+    RunFile(INDEX_FILE, EVERY_RUN, on_page=True),
+    RunFile("unet", EVERY_RUN, on_page=True),
+    RunFile("scheduler", EVERY_RUN, on_page=True),
+    RunFile(CARD_FILE, EVERY_RUN, on_page=True),
+    RunFile(STANDALONE_FILE, "train.py, where stock diffusers cannot draw with the model", on_page=True),
+    RunFile(SAMPLES_FILE, EVERY_RUN, on_page=True),
+    RunFile(CHAIN_FILE, EVERY_RUN, on_page=True),
+    RunFile(ANIMATION_FILE, EVERY_RUN, on_page=True),
+    RunFile(LOSS_FILE, EVERY_RUN, on_page=True),
+    RunFile(CURVE_FILE, EVERY_RUN, on_page=True),
+    RunFile(CONFIG_FILE, EVERY_RUN, on_page=True),
+    RunFile(SUMMARY_FILE, EVERY_RUN),
+    RunFile(EVALUATION_FILE, "--holdout", on_page=True),
+    RunFile("evaluation", "evaluate.py"),
+    RunFile(PREVIEWS_FOLDER, "--preview_steps"),
+    RunFile(SCORES_FILE, "--eval_steps"),
+    RunFile(SCORES_CURVE, "--eval_steps"),
+    RunFile(BEST_FOLDER, "--save_best_by"),
+    RunFile(f"{BEST_FOLDER}.partial", KILLED_RUN),
+    RunFile(CHECKPOINTS, EVERY_RUN),
+    RunFile(f"{CHECKPOINTS}.partial", KILLED_RUN),
+    RunFile(f"{CHECKPOINTS}.replaced", KILLED_RUN),
+    RunFile(STAGING_FOLDER, KILLED_RUN),
+    RunFile("bad_batch.json", "train.py, when it gives up"),
+    RunFile("sampling.json", OLDER_VERSION),
+)
+
 # Of an evaluation: picture -> a figure without which it is of other weights, and what it shows. Pictures of training
 # images are not among them: whose they are and who may see them is not for a program to decide.
 EVALUATION_PICTURES = {

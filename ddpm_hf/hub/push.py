@@ -15,27 +15,18 @@ from safetensors import safe_open
 from .access import Page
 from .card import CONFIG_HEADER, public_metrics, public_settings
 from .folder import (
-    ANIMATION_FILE,
     CARD_FILE,
-    CHAIN_FILE,
     CONFIG_FILE,
-    CURVE_FILE,
     EVALUATION_FILE,
     EVALUATION_PICTURES,
     INDEX_FILE,
-    LOSS_FILE,
-    SAMPLES_FILE,
-    STANDALONE_FILE,
+    OLDER_VERSION,
+    RUN_FILES,
     ModelFolder,
     component_folder,
 )
 from .retry import one_line, persistently
 
-# Beside the pipeline itself. Checkpoints with their optimizer states, logs and whatever else lies there stay at home.
-PAGE_FILES = (
-    *(INDEX_FILE, CARD_FILE, STANDALONE_FILE, LOSS_FILE),
-    *(SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE, CURVE_FILE),
-)
 _READ_BACK = (INDEX_FILE, CARD_FILE)
 
 
@@ -79,7 +70,9 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
     """
     if not model.has(CARD_FILE):
         raise ValueError(f"{model.path} has no card ({CARD_FILE})")
-    files: dict[str, Path | bytes] = {name: model.path / name for name in PAGE_FILES if model.has(name)}
+    edited = (CONFIG_FILE, EVALUATION_FILE)
+    names = [file.name for file in RUN_FILES if file.on_page and file.name not in edited]
+    files: dict[str, Path | bytes] = {name: model.path / name for name in names if model.has(name)}
     if model.settings:
         text = yaml.safe_dump(public_settings(model.settings), sort_keys=False, allow_unicode=True)
         files[CONFIG_FILE] = (CONFIG_HEADER + text).encode()
@@ -99,8 +92,8 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
 
 def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str):
     """The files as the page's only model: what an earlier one left behind is deleted in the same commit."""
-    names = (*PAGE_FILES, CONFIG_FILE, EVALUATION_FILE, *EVALUATION_PICTURES)
-    ours = re.compile(r"(unet|scheduler)/.*|" + "|".join(map(re.escape, names)))
+    patterns = [file.pattern for file in RUN_FILES if file.on_page or file.writer == OLDER_VERSION]
+    ours = re.compile(rf"({'|'.join(patterns)})(/.*)?|" + "|".join(map(re.escape, EVALUATION_PICTURES)))
     left_over = [path for path in api.list_repo_files(repo_id) if ours.fullmatch(path) and path not in files]
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(path, is_folder=False) for path in left_over]

@@ -13,6 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, p
 
 from .config import Config
 from .interruption import LAUNCHER_MARK
+from .output import TRACKER_PROJECT
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all CPUs in a period, and the period (cgroup v2)
 
@@ -125,7 +126,7 @@ def start_trackers(accelerator: Accelerator, config: Config, run_id: str, step: 
         "tensorboard": {"purge_step": step + 1},
     }
     settings = {name: str(value) for name, value in config.flags().items()}
-    accelerator.init_trackers("ddpm_hf", settings, same_run)
+    accelerator.init_trackers(TRACKER_PROJECT, settings, same_run)
 
 
 def describe_hardware(accelerator: Accelerator) -> str:

@@ -21,7 +21,7 @@ from ..data.order import PositionSampler
 from ..data.transforms import normalize
 from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
-from ..hub.folder import CURVE_FILE, LOSS_FILE, SAMPLES_FILE, SUMMARY_FILE
+from ..hub.folder import CHAIN_FILE, CURVE_FILE, LOSS_FILE, PREVIEWS_FOLDER, SAMPLES_FILE, SUMMARY_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
@@ -29,11 +29,12 @@ from .device import describe_hardware, has_fused_optimizer, peak_memory, start_t
 from .doctor import report
 from .draws import StepDraws
 from .ema import EMA, whole
+from .ending import Ending
 from .interruption import Interruption, describe_reason, exit_status, parse_duration
 from .output import LossTable, OutputFolder, write_text
 from .plan import Plan
-from .previews import draw_preview, track_image
-from .publish import Publisher, draw_chain
+from .previews import draw_chain, draw_preview, track_image
+from .publish import Publisher
 from .scoring import Scorer
 from .watch import Watch
 
@@ -118,17 +119,15 @@ class Trainer:
         if self.scorer is not None:
             self.scorer.resume(self.output, self.step)
         hardware = describe_hardware(self.accelerator)
-        if hardware not in self.summary.setdefault("hardware", []):
-            if self.summary["hardware"]:
-                earlier = self.summary["hardware"][-1]
-                self.accelerator.print(
-                    f"this session computes on {hardware}, the one before on {earlier}: what comes out is the same as "
-                    "without the interruption up to rounding, not to the last bit"
-                )
-            self.summary["hardware"].append(hardware)
-            if self.accelerator.is_main_process:
-                with self.output.sparing_the_run(SUMMARY_FILE):
-                    self.output.write_summary(self.summary)
+        earlier = self.summary.get("hardware", [])
+        if earlier and earlier[-1] != hardware:
+            self.accelerator.print(
+                f"this session runs on {hardware}, the one before on {earlier[-1]}: results equal those of an unbroken "
+                "run up to rounding, not to the last bit"
+            )
+        self._note("hardware", hardware)
+        if self.accelerator.trackers:
+            self._note("logging_dirs", self.run.logging_dir)
         self._start_report()
         limit = self.options.max_train_time
         bar = progress_bar(
@@ -146,6 +145,15 @@ class Trainer:
                     self._after_step()
                     self._stop_if_asked()
         self._finish()
+
+    def _note(self, name: str, value: str) -> None:
+        """Add to what the summary lists of all sessions of this run."""
+        if value in self.summary.setdefault(name, []):
+            return
+        self.summary[name].append(value)
+        if self.accelerator.is_main_process:
+            with self.output.sparing_the_run(SUMMARY_FILE):
+                self.output.write_summary(self.summary)
 
     def _stop_if_asked(self) -> None:
         """Save and exit if any process has a reason to; all of them must agree on the step."""
@@ -224,19 +232,33 @@ class Trainer:
             yield {name: to_device(tensor, self.accelerator.device) for name, tensor in batch.items()}
 
     def _finish(self) -> None:
-        self._checkpoint()  # first of all, for pictures take their time, in which a run can be killed too
+        # First what was trained, for the rest takes its time, in which a run can be killed too.
+        self._checkpoint()
         self._write_curves()
-        self._preview(SAMPLES_FILE)
-        with self.accelerator.autocast():
-            chain = draw_chain(self.pipeline(), self.plan, self.output.path if self.publisher else None)
         self.save_pipeline()
+        summary = {"status": "finished", **self._look_back()}
         if self.publisher is not None:
-            self.output.write_summary(self._summary_so_far() | {"status": "finished", "chain": self.drawn | chain})
+            self.output.write_summary(self._summary_so_far() | summary)
         self.accelerator.print(self.plan.images.describe_unreadable(), end="")
         self._leave()
         # Alone, since no other process waits any more.
         if self.publisher is not None:
             self.publisher.finish()
+
+    def _look_back(self) -> dict:
+        """Measure and draw what there is time for; what is to be said of it in the summary."""
+        ending, said = Ending(self.plan, self.accelerator, self.seconds), {}
+        ending.measure(self.pipeline(), self.scorer, self.step, self.output)
+        steps = ending.preview_steps(self.pipeline())
+        if steps:
+            self._preview(SAMPLES_FILE, steps)
+        else:
+            self.drawn = None
+        if ending.has_time_for_chain(self.pipeline(), steps):
+            folder = self.output.path if self.publisher is not None else None
+            with self.accelerator.autocast():
+                said["chain"] = self.drawn | draw_chain(self.pipeline(CHAIN_FILE), self.plan, steps, folder)
+        return said | {"left_out": ending.left_out}
 
     def _summary_so_far(self) -> dict:
         """The summary with what the run has cost and shown up to the last report."""
@@ -323,7 +345,8 @@ class Trainer:
         if last:
             return
         if self.plan.preview_steps and self.step % self.plan.preview_steps == 0:
-            self._preview(f"previews/step-{self.step:07d}.png")
+            name = f"{PREVIEWS_FOLDER}/step-{self.step:07d}.png"
+            self._preview(name, self.plan.preview_inference_steps)
             self._write_curves()
         if self.plan.pipeline_steps and self.step % self.plan.pipeline_steps == 0:
             with self.output.sparing_the_run("the pipeline"):
@@ -398,12 +421,12 @@ class Trainer:
             with self.output.sparing_the_run(CURVE_FILE):
                 self.table.plot(self.output / CURVE_FILE)
 
-    def pipeline(self) -> DDPMPipeline:
-        """The pipeline as it would be saved now: with the averaged weights if there are any."""
+    def pipeline(self, what: str = "sampling") -> DDPMPipeline:
+        """The pipeline as it would be saved now: with the averaged weights if there are any; `what` is on its bar."""
         unet = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
         pipeline = DDPMPipeline(unet, self.plan.scheduler, id2label=self.plan.id2label)
         hidden = not self.accelerator.is_local_main_process
-        pipeline.set_progress_bar_config(desc="sampling", leave=False, disable=hidden)
+        pipeline.set_progress_bar_config(desc=what, leave=False, disable=hidden)
         return pipeline
 
     def _score(self) -> None:
@@ -411,10 +434,10 @@ class Trainer:
         self.scorer.score(self.pipeline(), self.step)
         self.report_time += time.perf_counter() - started
 
-    def _preview(self, name: str) -> None:
+    def _preview(self, name: str, steps: int) -> None:
         """A labelled grid of images with fixed seeds, drawn by all processes together."""
         started = time.perf_counter()
-        grid, facts = draw_preview(self.pipeline(), self.plan, self.accelerator)
+        grid, facts = draw_preview(self.pipeline(name), self.plan, self.accelerator, steps)
         if self.accelerator.is_main_process:
             with self.output.sparing_the_run(name):
                 (self.output / name).parent.mkdir(exist_ok=True)

@@ -4,9 +4,10 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,13 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..hub.folder import (
-    ANIMATION_FILE,
-    CARD_FILE,
-    CHAIN_FILE,
-    CONFIG_FILE,
-    CURVE_FILE,
-    EVALUATION_FILE,
-    LOSS_FILE,
-    SAMPLES_FILE,
-    STANDALONE_FILE,
-    SUMMARY_FILE,
-)
-from .checkpoint import list_checkpoints
+from ..hub.folder import CONFIG_FILE, RUN_FILES, SUMMARY_FILE
 from .config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, RECORDED, Config
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
-# Of `--eval_steps`.
-SCORES_FILE, SCORES_CURVE, BEST_FOLDER = "scores.csv", "scores.png", "best"
-# Everything that a run writes; `--overwrite_output_dir` removes these names and nothing else.
-_OWN_NAMES = (
-    *("model_index.json", "unet", "scheduler", "previews", "logs", "evaluation", EVALUATION_FILE, STANDALONE_FILE),
-    *(CARD_FILE, SAMPLES_FILE, LOSS_FILE, CURVE_FILE, CHAIN_FILE, ANIMATION_FILE, CONFIG_FILE, SUMMARY_FILE),
-    *(SCORES_FILE, SCORES_CURVE, BEST_FOLDER, f"{BEST_FOLDER}.partial", "bad_batch.json"),
-)
+# The folders that tensorboard and wandb make in `--logging_dir`, the first by the name of the project.
+TRACKER_PROJECT = "ddpm_hf"
+_TRACKER_FOLDERS = (TRACKER_PROJECT, "wandb")
 
 
 class OutputFolder:
@@ -89,7 +73,7 @@ class OutputFolder:
         """
         summary = self.read_summary()
         if config.run.overwrite_output_dir:
-            self._clear()
+            self._clear((summary or {}).get("logging_dirs", ()))
         elif summary is not None:
             self._check_same_run(config, facts, summary)
             return summary
@@ -165,12 +149,29 @@ class OutputFolder:
                 "folder, or add --overwrite_output_dir to start anew"
             )
 
-    def _clear(self) -> None:
-        for path in [self / name for name in _OWN_NAMES] + list_checkpoints(self.path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _clear(self, logging_dirs: Iterable[str]) -> None:
+        """Remove what runs wrote, and what a kill left of it half-written, and nothing else."""
+        settings = self / CONFIG_FILE
+        if settings.is_file():  # older versions noted the folder of their trackers there alone
+            saved = yaml.safe_load(settings.read_text(encoding="utf-8"))
+            logging_dirs = {*logging_dirs, saved.get("logging_dir", "logs")}
+        for name in logging_dirs:
+            self._clear_trackers(name)
+        names = "|".join(file.pattern for file in RUN_FILES)
+        own = re.compile(rf"{names}|\.({names})\.partial")  # the second as `write_text` has them
+        for path in list(self.path.iterdir()) if self.path.is_dir() else ():
+            if own.fullmatch(path.name):
+                _remove(path)
+
+    def _clear_trackers(self, logging_dir: str) -> None:
+        root, place = self.path.resolve(), Path(f"{self.path}/{logging_dir}").resolve()
+        if not place.is_relative_to(root):  # a folder that other runs may share
+            return
+        for name in _TRACKER_FOLDERS:
+            _remove(place / name)
+        while place != root and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+            place = place.parent
 
 
 class StepTable:
@@ -225,6 +226,13 @@ class LossTable(StepTable):
         axes.plot([row["step"] for row in self.rows], [row["loss"] for row in self.rows], linewidth=1)
         axes.grid(alpha=0.3, which="both")
         figure.savefig(file, dpi=120)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:

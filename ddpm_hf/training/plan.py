@@ -78,6 +78,11 @@ class Plan:
         )
         return schedule.lr_lambdas[0]
 
+    @property
+    def preview_inference_steps(self) -> int:
+        """Denoising steps of a preview."""
+        return min(self.config.run.preview_inference_steps, self.scheduler.config.num_train_timesteps)
+
     def preview_layout(self) -> tuple[int, list[int] | None, list[str] | None, int | None]:
         """Of a preview: number of images, their classes, names of the rows, images in a row."""
         count = self.config.run.preview_images

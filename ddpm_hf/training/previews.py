@@ -1,6 +1,7 @@
 """Pictures of what a network draws while it learns: the same images every time, shared among the processes."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,23 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..hub.folder import ANIMATION_FILE, CHAIN_FILE
+from ..pipelines.chain import denoising_chain, save_chain
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
 from ..pipelines.pictures import image_grid
 from .plan import Plan
 
+CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
 
-def draw_preview(pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator) -> tuple[Image.Image, dict[str, Any]]:
+
+def draw_preview(
+    pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator, steps: int
+) -> tuple[Image.Image, dict[str, Any]]:
     """A labelled grid of images with fixed seeds, drawn by all processes together, and what is to be said of it."""
     count, labels, row_names, columns = plan.preview_layout()
     share = math.ceil(count / accelerator.num_processes)
     indices = [min(accelerator.process_index * share + k, count - 1) for k in range(share)]
-    steps = min(plan.config.run.preview_inference_steps, plan.scheduler.config.num_train_timesteps)
     options = plan.config.optimization
     with accelerator.autocast():
         batches = generate(
@@ -34,6 +40,30 @@ def draw_preview(pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator) -
     images = accelerator.gather(images).cpu().numpy()[:count]
     facts = {"count": count, "seed": options.seed, "num_inference_steps": steps, "ema": options.use_ema}
     return image_grid(images, columns, row_names), facts | {"classes": row_names}
+
+
+def draw_chain(pipeline: DDPMPipeline, plan: Plan, steps: int, folder: Path | None) -> dict[str, Any]:
+    """Draw the first images of the preview once more, with what they looked like on the way. Called by every process.
+
+    Args:
+        pipeline: of the model.
+        plan: of the run.
+        steps: of the preview.
+        folder: where strip and animation go; None in all but the main process.
+
+    Returns:
+        How many images, and after which steps the strip shows them.
+    """
+    count, labels, _, columns = plan.preview_layout()
+    # Of a class-conditional model the first image of each row, which is one of each class.
+    indices = list(range(0, count, columns if labels else 1))[:CHAIN_IMAGES]
+    class_labels = None if labels is None else [labels[index] for index in indices]
+    seed = plan.config.optimization.seed
+    chain, numbers = denoising_chain(pipeline, indices, seed, steps, _CHAIN_FRAMES, class_labels)
+    if folder is None:
+        return {}
+    shown = save_chain(chain, folder / CHAIN_FILE, folder / ANIMATION_FILE)
+    return {"count": len(indices), "shown_steps": [numbers[frame] for frame in shown]}
 
 
 def track_image(accelerator: Accelerator, picture: Image.Image, step: int) -> None:

@@ -15,24 +15,18 @@ from huggingface_hub.utils import disable_progress_bars
 from ..hub.access import Page, open_page
 from ..hub.card import write_card
 from ..hub.folder import (
-    ANIMATION_FILE,
-    CHAIN_FILE,
     CONFIG_FILE,
     CURVE_FILE,
     LOSS_FILE,
     SAMPLES_FILE,
+    STAGING_FOLDER,
     SUMMARY_FILE,
 )
 from ..hub.push import push
 from ..hub.retry import one_line
-from ..pipelines.chain import denoising_chain, save_chain
 from ..pipelines.ddpm import DDPMPipeline
 from .config import Config, PageArguments
 from .output import OutputFolder
-from .plan import Plan
-
-_STAGING_FOLDER = "hub-upload.partial"
-_CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
 
 
 def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = print) -> Page:
@@ -57,32 +51,6 @@ def push_command(hub: PageArguments, folder: Path, repo_id: str) -> str:
     return shlex.join(words)
 
 
-def draw_chain(pipeline: DDPMPipeline, plan: Plan, folder: Path | None) -> dict[str, Any]:
-    """Draw the first images of the preview once more, with what they looked like on the way. Called by every process.
-
-    Args:
-        folder: where strip and animation go; None in all but the main process.
-
-    Returns:
-        How many images, and after which steps the strip shows them.
-    """
-    count, labels, _, columns = plan.preview_layout()
-    # Of a class-conditional model the first image of each row, which is one of each class.
-    indices = list(range(0, count, columns if labels else 1))[:_CHAIN_IMAGES]
-    chain, steps = denoising_chain(
-        pipeline,
-        indices,
-        plan.config.optimization.seed,
-        min(plan.config.run.preview_inference_steps, plan.scheduler.config.num_train_timesteps),
-        _CHAIN_FRAMES,
-        None if labels is None else [labels[index] for index in indices],
-    )
-    if folder is None:
-        return {}
-    shown = save_chain(chain, folder / CHAIN_FILE, folder / ANIMATION_FILE)
-    return {"count": len(indices), "shown_steps": [steps[frame] for frame in shown]}
-
-
 class Publisher:
     """The results of one run on their way to the public. Lives in the main process alone.
 
@@ -95,7 +63,7 @@ class Publisher:
 
     def __init__(self, config: Config, output: OutputFolder, page: Page | None, report: Callable[[str], None]):
         self.hub, self.output, self.page, self.report = config.hub, output, page, report
-        self.staging = output / _STAGING_FOLDER
+        self.staging = output / STAGING_FOLDER
         self.upload: threading.Thread | None = None
         if page is not None:
             disable_progress_bars()  # two bars would draw over each other

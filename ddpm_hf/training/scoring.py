@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..data.examples import TrainingData
 from ..evaluation.features import Extractor, load_extractor
 from ..evaluation.image_sets import HELD_OUT, ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, figure_names
 from ..evaluation.samples import draw_samples
-from ..hub.folder import CONFIG_FILE
+from ..hub.folder import BEST_FOLDER, CONFIG_FILE, SCORES_CURVE, SCORES_FILE
 from ..pipelines.ddpm import DDPMPipeline
-from .output import BEST_FOLDER, SCORES_CURVE, SCORES_FILE, OutputFolder, StepTable, write_text
+from .output import OutputFolder, StepTable, write_text
 from .plan import Plan
 
 BEST_RECORD = "best.json"
@@ -50,7 +53,8 @@ class Scorer:
     def __init__(self, plan: Plan, accelerator: Accelerator):
         run, self.plan, self.accelerator = plan.config.run, plan, accelerator
         self.images = _held_out(plan, run.eval_num_images)
-        self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS]
+        self.images.decode_split()  # now, since there is little time at the end of the run
+        self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and run.eval_steps is not None]
         self.extractor = self._load_extractor() if self.metrics else None
         names = ["bits_per_dim"] * ("nll" in run.eval_metrics)
         if self.metrics:
@@ -65,6 +69,7 @@ class Scorer:
         self.names = names
         self.table: StepTable | None = None
         self.best: dict[str, Any] | None = None
+        self.newest: tuple[int, list[dict[str, Any]]] | None = None  # a step, and what was measured after it
 
     def _load_extractor(self) -> Extractor:
         run, dataset = self.plan.config.run, self.images.name
@@ -91,8 +96,13 @@ class Scorer:
             self.best = json.loads((place / BEST_RECORD).read_text(encoding="utf-8"))
 
     def is_due(self, step: int) -> bool:
-        """Whether there is a score after this step: every `--eval_steps`, and at the end."""
-        return step % self.plan.config.run.eval_steps == 0 or step == self.plan.steps
+        """Whether there is a score after this step: every `--eval_steps` and at the end, if that is given at all."""
+        every = self.plan.config.run.eval_steps
+        return every is not None and (step % every == 0 or step == self.plan.steps)
+
+    def figures_after(self, step: int) -> list[dict[str, Any]]:
+        """What this session has measured after this step, as entries of a report."""
+        return self.newest[1] if self.newest is not None and self.newest[0] == step else []
 
     def score(self, pipeline: DDPMPipeline, step: int) -> None:
         """Measure the pipeline, tell what was found, and keep it if it is the best; called by every process."""
@@ -101,6 +111,7 @@ class Scorer:
             figures = self._measure(pipeline)
         finally:
             pipeline.unet.train(was_training)
+        self.newest = step, figures
         row = {figure["name"]: figure["value"] for figure in figures}
         row |= {_floor_of(figure["name"]): figure["floor"] for figure in figures if figure["floor"] is not None}
         self.accelerator.log({f"eval/{name}": value for name, value in row.items()}, step=step)
@@ -113,19 +124,33 @@ class Scorer:
         tqdm.write(f"step {step}: {told}{self._keep_if_best(pipeline, figures, step)}")
 
     def _measure(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
-        run, options = self.plan.config.run, self.plan.config.optimization
+        run, figures = self.plan.config.run, []
         calls = min(run.eval_inference_steps, self.plan.scheduler.config.num_train_timesteps)
-        common = {"seed": options.seed, "batch_size": options.train_batch_size}
-        figures = []
         if "nll" in run.eval_metrics:
-            figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **common))
+            figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **self._common))
         if self.metrics:
             with self.accelerator.autocast():
-                samples = draw_samples(pipeline, run.eval_num_images, num_inference_steps=calls, **common)
+                samples = draw_samples(pipeline, run.eval_num_images, num_inference_steps=calls, **self._common)
             training = self.images.training(most=run.eval_num_images)
             arguments = (samples, self.images, training, self.extractor, self.metrics)
-            figures += measure_quality(*arguments, resamples=0, **common)
+            figures += measure_quality(*arguments, resamples=0, **self._common)
         return figures
+
+    @property
+    def _common(self) -> dict[str, int]:
+        options = self.plan.config.optimization
+        return {"seed": options.seed, "batch_size": options.train_batch_size}
+
+    def bits_per_dim(
+        self, pipeline: DDPMPipeline, count: int, num_terms: int, go_on: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Bits/dim of the first `count` held-out images, as an entry of a report.
+
+        Unlike `score` it decodes no more images than it needs; `num_terms` and `go_on` as for `measure_nll`.
+        """
+        data = self.plan.images.data
+        images = replace(self.images, most=count, decoded=data.store if isinstance(data, TrainingData) else None)
+        return measure_nll(pipeline, images, None, num_terms=num_terms, go_on=go_on, **self._common)
 
     # The best pipeline
 
@@ -178,7 +203,7 @@ def _floor_of(name: str) -> str:
 
 def _held_out(plan: Plan, most: int) -> ImageSet:
     images = plan.images
-    if images.holdout.split is None and images.holdout.threshold == 0:
+    if not images.holdout.holds_out:
         raise ValueError("--eval_steps needs images to compare with, and --holdout 0 holds none out of training")
     channels, *size = images.shape
     return ImageSet(

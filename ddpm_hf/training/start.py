@@ -2,32 +2,17 @@
 
 from accelerate import Accelerator
 
-from ..hub.folder import (
-    ANIMATION_FILE,
-    CARD_FILE,
-    CHAIN_FILE,
-    CONFIG_FILE,
-    CURVE_FILE,
-    INDEX_FILE,
-    LOSS_FILE,
-    SAMPLES_FILE,
-    SUMMARY_FILE,
-)
+from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from .config import Config
 from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
 from .forecast import Forecast, forecast
 from .images import TrainingImages
 from .loop import Trainer
-from .output import BEST_FOLDER, SCORES_CURVE, SCORES_FILE, OutputFolder
+from .output import OutputFolder
 from .plan import Plan, make_plan
 from .publish import Publisher, page_for
 from .scoring import Scorer
-
-_RESULTS = (
-    *(INDEX_FILE, "unet/", "scheduler/", CARD_FILE, SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE),
-    *(LOSS_FILE, CURVE_FILE, CONFIG_FILE, SUMMARY_FILE),
-)
 
 
 def prepare(config: Config) -> Trainer | None:
@@ -50,7 +35,8 @@ def prepare(config: Config) -> Trainer | None:
         if finding.severity == "error":
             raise ValueError(f"{finding.what}. {finding.why}. {finding.change}")
         accelerator.print(finding)
-    scorer = Scorer(plan, accelerator) if config.run.eval_steps is not None else None
+    is_scored = plan.images.holdout.holds_out or config.run.eval_steps is not None
+    scorer = Scorer(plan, accelerator) if is_scored else None
     if config.run.dry_run:
         return None
     # One process looks at the folder and changes it; the others read what it left.
@@ -118,23 +104,27 @@ def _course(plan: Plan) -> str:
 def _files(plan: Plan) -> list[str]:
     """What the run leaves in its folder."""
     run = plan.config.run
-    names = list(_RESULTS)
-    if plan.preview_steps and plan.preview_steps < plan.steps:
-        names.append(f"previews/ (every {plan.preview_steps} steps)")
-    if run.eval_steps is not None:
-        names += [SCORES_FILE, SCORES_CURVE]
-    if run.save_best_by is not None:
-        names.append(f"{BEST_FOLDER}/ (by {run.save_best_by})")
-    if run.report_to != "none":
-        names.append(f"{run.logging_dir}/")
+    writers = {
+        EVERY_RUN: True,
+        "--holdout": plan.images.holdout.holds_out,
+        "--preview_steps": 0 < plan.preview_steps < plan.steps,
+        "--eval_steps": run.eval_steps is not None,
+        "--save_best_by": run.save_best_by is not None,
+    }
     kept = "" if run.checkpoints_total_limit is None else f", the last {run.checkpoints_total_limit} kept"
-    return [*names, f"checkpoint-N/ (every {run.checkpointing_steps} steps and at the end{kept})"]
+    notes = {
+        PREVIEWS_FOLDER: f" (every {plan.preview_steps} steps)",
+        BEST_FOLDER: f" (by {run.save_best_by})",
+        CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
+    }
+    names = [file.name + notes.get(file.name, "") for file in RUN_FILES if writers.get(file.writer)]
+    return names + [run.logging_dir] * (run.report_to != "none")
 
 
 def _held_out(images: TrainingImages) -> str:
     holdout = images.holdout
     if holdout.split is not None:
         return f"its {holdout.split} split is held out"
-    if holdout.threshold == 0:
+    if not holdout.holds_out:
         return "nothing held out"
     return f"{holdout.threshold / 2**64:.1%} held out"

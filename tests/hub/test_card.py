@@ -138,7 +138,7 @@ def test_nothing_is_said_of_a_run_that_left_nothing(tiny_pipeline, tmp_path):
     text = ModelCard.load(write_card(tmp_path)).text
     headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
     assert headings == ["How to use it", "What was measured", "Limits", "Citation"]
-    assert "Nothing: neither" in text and "not measured" in text and "![" not in text and "trained on" not in text
+    assert "How good the images are was not measured." in text and "![" not in text and "trained on" not in text
 
 
 def test_a_checkpoint_says_that_the_run_goes_on(run_folder):

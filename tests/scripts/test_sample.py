@@ -82,7 +82,7 @@ def test_two_processes_draw_the_same_images_into_an_npz(sample, model, reference
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 2 process(es) on cpu" in out
-    assert err.count(f"{COUNT}/{COUNT} [") == 1 and "images/s]" in err, "one bar, of the main process"
+    assert err.count(f"sampling: {COUNT} of {COUNT}, ") == 1 and "images/s" in err, "of the main process alone"
     with np.load(tmp_path / "b" / "samples.npz", allow_pickle=False) as arrays:
         assert np.abs(arrays["arr_0"].astype(int) - reference).max() <= 1
         assert arrays["arr_1"].tolist() == [k % 3 for k in range(COUNT)]

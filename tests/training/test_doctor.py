@@ -250,7 +250,7 @@ def test_dry_run_tells_the_cost_and_names_the_files_that_the_run_then_writes(sta
     told = dict(line.strip().split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
     trainer = train(*flags)
     names = {name.split()[0].rstrip("/") for name in re.sub(r" \(.*?\)", "", told["files"]).split(", ")}
-    written = {re.sub(r"checkpoint-\d+", "checkpoint-N", path.name) for path in trainer.output.path.iterdir()}
+    written = {re.sub(r"checkpoint-\d+", "checkpoint-<N>", path.name) for path in trainer.output.path.iterdir()}
     assert names == {name for name in written if not name.startswith(".")}
     assert told["model"].startswith(f"{trainer.plan.facts['parameters']:,} parameters")
     assert told["images"].startswith("80 ") and told["training"].startswith("20 steps of 4 images (3.3 epochs)")

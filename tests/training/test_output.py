@@ -25,16 +25,37 @@ def test_a_run_is_recognised_and_another_one_refused_with_the_differences(tmp_pa
         folder.open(config_of(folder.path, "--seed", "1"), {**FACTS, "steps": 12})
 
 
-def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
-    folder = OutputFolder(tmp_path)
-    folder.open(config_of(tmp_path), FACTS)
-    for name in ("checkpoint-5", "unet", "holiday", "checkpoint-notes"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").touch()
-    (tmp_path / "model_index.json").touch()
-    folder.open(config_of(tmp_path, "--overwrite_output_dir", "--seed", "2"), FACTS)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"holiday", "checkpoint-notes", "training_config.yaml", "training_summary.json"}
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp_path):
+    """A real run with all that makes it write, so that whoever adds a file must add it to the table."""
+    folder, kept = tmp_path / "out", {"holiday/a.png", "checkpoint-notes/a", "logbook/mine", ".loss.csv", "unet.txt"}
+    for name in kept:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    flags = "--holdout 8 --num_train_timesteps 60 --preview_steps 3 --eval_steps 3 --eval_num_images 3".split()
+    flags += "--eval_inference_steps 2 --save_best_by bits_per_dim --report_to tensorboard --class_conditional".split()
+    train("--overwrite_output_dir", *flags, "--logging_dir", "logbook", "--checkpointing_steps", "3")
+    # Of a later session with its trackers elsewhere, of older versions, and of kills.
+    train(*flags, "--logging_dir", "more/logs", "--resume_from_checkpoint", "checkpoint-3")
+    for name in ("hub-upload.partial/README.md", "best.partial/best.json", "checkpoint-9.partial/a", "sampling.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    write_text(folder / ".evaluation.json.partial", "{")
+    assert len(list((folder / "logbook").rglob("events*"))) >= 1 and (folder / "more" / "logs").is_dir()
+
+    start("--overwrite_output_dir", "--seed", "2")
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert left == kept | {"training_config.yaml", "training_summary.json", ".lock", ".owner.json"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"holiday", "checkpoint-notes", "logbook"}
+
+
+def test_a_folder_of_trackers_outside_of_the_run_is_left_alone(tmp_path):
+    """Other runs may share it."""
+    (tmp_path / "shared" / "ddpm_hf").mkdir(parents=True)
+    folder = OutputFolder(tmp_path / "out")
+    for seed in "12":
+        flags = ["--logging_dir", "../shared", "--overwrite_output_dir", "--seed", seed]
+        folder.open(config_of(folder.path, *flags), FACTS)
+    assert (tmp_path / "shared" / "ddpm_hf").is_dir()
 
 
 def test_other_peoples_folders_and_files_are_refused(tmp_path):

@@ -1,0 +1,139 @@
+"""What follows the last step: a look at what was learnt, for a tenth of the time that the training took."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..evaluation.likelihood import network_of
+from ..evaluation.report import update_report
+from ..hub.folder import CHAIN_FILE, EVALUATION_FILE, SAMPLES_FILE
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.fingerprint import weights_fingerprint
+from .output import OutputFolder
+from .plan import Plan
+from .previews import CHAIN_IMAGES
+from .scoring import Scorer
+
+LEAST_SECONDS, SHARE_OF_TRAINING = 60, 0.1
+_FEWEST_STEPS = 10  # of a preview; after fewer there is little to see
+# Of the bound, for each image. Images differ by more than the choice of terms adds: on digits a single image scatters
+# by 0.56 bits/dim with 10 terms and by 0.55 with 50.
+_TERMS = 10
+
+
+class Budget:
+    """Time that all processes spend together. The clock of the main one decides what fits, so that all do the same.
+
+    Args:
+        seconds: from now.
+        clock: seconds that go by.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.seconds, self.clock = seconds, clock
+        self.end = clock() + seconds
+
+    def fitting(self, wanted: int, each: float, share: float = 1.0) -> int:
+        """How many of `wanted` things that take `each` seconds fit into this share of the time left."""
+        return self._agreed(max(0, min(wanted, int(share * (self.end - self.clock()) / each))))
+
+    def is_left(self) -> bool:
+        """Whether there is any time left."""
+        return self._agreed(self.clock() < self.end)
+
+    def _agreed(self, decision: int) -> int:
+        return broadcast_object_list([decision])[0]
+
+
+class Ending:
+    """Measures and draws after the last step, as much as its budget allows. All processes do the same with it.
+
+    Attributes:
+        left_out: what did not fit, by the name of its figure or file, as a sentence for the card.
+
+    Args:
+        plan: of the run.
+        accelerator: its processes.
+        seconds: that the training took.
+    """
+
+    def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float):
+        self.plan, self.accelerator = plan, accelerator
+        self.budget = Budget(max(LEAST_SECONDS, SHARE_OF_TRAINING * seconds))
+        self.left_out: dict[str, str] = {}
+        accelerator.print(
+            f"the last step is done and the pipeline is saved; bits/dim of held-out images, {SAMPLES_FILE} and "
+            f"{CHAIN_FILE} follow, in at most {self.budget.seconds:.0f} s"
+        )
+
+    def measure(self, pipeline: DDPMPipeline, scorer: Scorer | None, step: int, output: OutputFolder) -> None:
+        """Bits/dim of held-out images, and what else was scored after this step, into the report of the evaluation."""
+        if scorer is None:
+            self._leave_out("bits_per_dim", "Bits/dim was not measured, because no image was held out of training.")
+            return
+        figures = scorer.figures_after(step)
+        if not any(figure["name"] == "bits_per_dim" for figure in figures):
+            figures = [*figures, *self._bits_per_dim(pipeline, scorer)]
+        self.accelerator.log({f"eval/{figure['name']}": figure["value"] for figure in figures}, step=step)
+        if figures and self.accelerator.is_main_process:
+            with output.sparing_the_run(EVALUATION_FILE):
+                update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
+
+    def _bits_per_dim(self, pipeline: DDPMPipeline, scorer: Scorer) -> list[dict[str, Any]]:
+        wanted, terms = scorer.images.most, min(_TERMS, self.plan.scheduler.config.num_train_timesteps)
+        batch = self.plan.config.optimization.train_batch_size
+        each = terms * self._seconds_per_call(pipeline, batch) / batch / self.accelerator.num_processes
+        count = self.budget.fitting(wanted, each, share=0.5)  # the rest is for the pictures
+        if count < 2:
+            self._leave_out("bits_per_dim", f"Bits/dim was not measured: it takes {each:.0f} s for each image.")
+            return []
+        try:
+            figure = scorer.bits_per_dim(pipeline, count, terms, self.budget.is_left)
+        except ValueError as error:  # an image that cannot be read, a bound that is not finite: the training is done
+            self._leave_out("bits_per_dim", f"Bits/dim was not measured: {error}.")
+            return []
+        self.accelerator.print(
+            f"bits/dim {figure['value']:.3f} (standard error {figure['standard_error'] or math.nan:.3f}) on "
+            f"{figure['n']} held-out images, {terms} of {figure['steps']} terms for each"
+        )
+        return [figure]
+
+    def preview_steps(self, pipeline: DDPMPipeline) -> int:
+        """How many denoising steps the last preview may have; 0 if there is no time for it."""
+        wanted, batch = self.plan.preview_inference_steps, self.plan.config.optimization.train_batch_size
+        share = math.ceil(self.plan.preview_layout()[0] / self.accelerator.num_processes)
+        each = math.ceil(share / batch) * self._seconds_per_call(pipeline, min(share, batch))
+        steps = self.budget.fitting(wanted, each, share=0.75)
+        if steps >= min(wanted, _FEWEST_STEPS):
+            return steps
+        self._leave_out(SAMPLES_FILE, f"No samples were drawn at the end: one denoising step takes {each:.0f} s.")
+        return 0
+
+    def has_time_for_chain(self, pipeline: DDPMPipeline, steps: int) -> bool:
+        """Whether the first images of a preview of so many steps can be drawn once more."""
+        each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
+        if steps and self.budget.fitting(steps, each, share=0.9) == steps:
+            return True
+        self._leave_out(CHAIN_FILE, "The way from noise to image was not drawn: there was no time left for it.")
+        return False
+
+    @torch.no_grad()
+    def _seconds_per_call(self, pipeline: DDPMPipeline, images: int) -> float:
+        """Of the network for a batch of so many images: the second of two calls, as the first has more to prepare."""
+        network, device = network_of(pipeline), pipeline.device
+        x_t = torch.randn(images, *self.plan.images.shape, device=device)
+        timesteps = torch.zeros(images, dtype=torch.long, device=device)
+        conditions = {} if self.plan.id2label is None else {"class_labels": timesteps}
+        for _ in range(2):
+            started = time.monotonic()
+            network(x_t, timesteps, **conditions).sum().item()  # which waits for the device
+        return time.monotonic() - started
+
+    def _leave_out(self, name: str, sentence: str) -> None:
+        self.left_out[name] = sentence
+        self.accelerator.print(sentence)
