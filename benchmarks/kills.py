@@ -40,7 +40,7 @@ SETTINGS = (
     "--dropout 0.1 --class_conditional --random_flip --train_batch_size 5 --gradient_accumulation_steps 2 "
     "--num_train_timesteps 10 --beta_schedule squaredcos_cap_v2 --timestep_sampling importance --lr_warmup_steps 5 "
     "--checkpointing_steps 3 --preview_steps 20 --preview_images 4 --preview_inference_steps 3 --logging_steps 1 "
-    "--mixed_precision no"
+    "--mixed_precision no --eval_num_images 20"
 ).split()
 MOMENT, SAVE, END = "at a random moment", "while it wrote a checkpoint", "after the last step"
 STEPS_A_KILL = 12  # more than an attempt gets done: at most 8 until its random moment, then 3 until the next save
@@ -92,7 +92,7 @@ class Run:
             raise RuntimeError(f"an attempt ended with wait status {status}:\n{log.read_text()[-3000:]}")
         half_written = any(self.folder.glob("checkpoint-*.partial"))
         text = log.read_text()
-        if not re.search(r"training: .*step/s", text):
+        if not re.search(r"^training: ", text, re.MULTILINE):
             return Attempt(kind, status != 0, found, None, None, half_written)
         told = re.search(r"resuming from .*? at step (\d+) of", text)
         resumed_at = int(told[1]) if told else 0

@@ -59,33 +59,35 @@ class Ending:
     Args:
         plan: of the run.
         accelerator: its processes.
+        scorer: with the images that were held out; None if there are none.
         seconds: that the training took.
     """
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float):
-        self.plan, self.accelerator = plan, accelerator
+    def __init__(self, plan: Plan, accelerator: Accelerator, scorer: Scorer | None, seconds: float):
+        self.plan, self.accelerator, self.scorer = plan, accelerator, scorer
         self.budget = Budget(max(LEAST_SECONDS, SHARE_OF_TRAINING * seconds))
         self.left_out: dict[str, str] = {}
+        work = ["bits/dim of held-out images"] * (scorer is not None) + [SAMPLES_FILE, CHAIN_FILE]
         accelerator.print(
-            f"the last step is done and the pipeline is saved; bits/dim of held-out images, {SAMPLES_FILE} and "
-            f"{CHAIN_FILE} follow, in at most {self.budget.seconds:.0f} s"
+            f"the last step is done and the pipeline is saved; in at most {self.budget.seconds:.0f} s follow: "
+            f"{', '.join(work)}"
         )
 
-    def measure(self, pipeline: DDPMPipeline, scorer: Scorer | None, step: int, output: OutputFolder) -> None:
+    def measure(self, pipeline: DDPMPipeline, step: int, output: OutputFolder) -> None:
         """Bits/dim of held-out images, and what else was scored after this step, into the report of the evaluation."""
-        if scorer is None:
+        if self.scorer is None:
             self._leave_out("bits_per_dim", "Bits/dim was not measured, because no image was held out of training.")
             return
-        figures = scorer.figures_after(step)
+        figures = self.scorer.figures_after(step)
         if not any(figure["name"] == "bits_per_dim" for figure in figures):
-            figures = [*figures, *self._bits_per_dim(pipeline, scorer)]
+            figures = [*figures, *self._bits_per_dim(pipeline)]
         self.accelerator.log({f"eval/{figure['name']}": figure["value"] for figure in figures}, step=step)
         if figures and self.accelerator.is_main_process:
             with output.sparing_the_run(EVALUATION_FILE):
                 update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
 
-    def _bits_per_dim(self, pipeline: DDPMPipeline, scorer: Scorer) -> list[dict[str, Any]]:
-        wanted, terms = scorer.images.most, min(_TERMS, self.plan.scheduler.config.num_train_timesteps)
+    def _bits_per_dim(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
+        wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.scheduler.config.num_train_timesteps)
         batch = self.plan.config.optimization.train_batch_size
         each = terms * self._seconds_per_call(pipeline, batch) / batch / self.accelerator.num_processes
         count = self.budget.fitting(wanted, each, share=0.5)  # the rest is for the pictures
@@ -93,7 +95,7 @@ class Ending:
             self._leave_out("bits_per_dim", f"Bits/dim was not measured: it takes {each:.0f} s for each image.")
             return []
         try:
-            figure = scorer.bits_per_dim(pipeline, count, terms, self.budget.is_left)
+            figure = self.scorer.bits_per_dim(pipeline, count, terms, self.budget.is_left)
         except ValueError as error:  # an image that cannot be read, a bound that is not finite: the training is done
             self._leave_out("bits_per_dim", f"Bits/dim was not measured: {error}.")
             return []

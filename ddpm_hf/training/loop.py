@@ -247,8 +247,8 @@ class Trainer:
 
     def _look_back(self) -> dict:
         """Measure and draw what there is time for; what is to be said of it in the summary."""
-        ending, said = Ending(self.plan, self.accelerator, self.seconds), {}
-        ending.measure(self.pipeline(), self.scorer, self.step, self.output)
+        ending, said = Ending(self.plan, self.accelerator, self.scorer, self.seconds), {}
+        ending.measure(self.pipeline(), self.step, self.output)
         steps = ending.preview_steps(self.pipeline())
         if steps:
             self._preview(SAMPLES_FILE, steps)

@@ -1,6 +1,7 @@
 """The output folder: whose it is, and what a killed process leaves."""
 
 import pytest
+from test_loop import stop_after
 
 from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.output import LOSS_COLUMNS, LossTable, OutputFolder, write_text
@@ -33,9 +34,9 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp
         (folder / name).write_text(name)
     flags = "--holdout 8 --num_train_timesteps 60 --preview_steps 3 --eval_steps 3 --eval_num_images 3".split()
     flags += "--eval_inference_steps 2 --save_best_by bits_per_dim --report_to tensorboard --class_conditional".split()
-    train("--overwrite_output_dir", *flags, "--logging_dir", "logbook", "--checkpointing_steps", "3")
-    # Of a later session with its trackers elsewhere, of older versions, and of kills.
-    train(*flags, "--logging_dir", "more/logs", "--resume_from_checkpoint", "checkpoint-3")
+    stop_after(start("--overwrite_output_dir", *flags, "--logging_dir", "logbook", "--checkpointing_steps", "3"), 4)
+    train(*flags, "--logging_dir", "more/logs")
+    # Of older versions, and of kills.
     for name in ("hub-upload.partial/README.md", "best.partial/best.json", "checkpoint-9.partial/a", "sampling.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
