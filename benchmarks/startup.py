@@ -100,6 +100,7 @@ def first_step() -> float:
             cwd=ROOT,
             env={**os.environ, "HF_DATASETS_CACHE": f"{folder}/cache"},
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         while not (table := Path(folder, "demo", "loss.csv")).is_file() or table.read_text().count("\n") < 2:

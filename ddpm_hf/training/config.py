@@ -193,7 +193,7 @@ class RunArguments(MachineArguments):
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
     eval_steps: int | None = flag(
-        help="Optimizer steps between scores on held-out images, which there are at the end too; by default none."
+        help="Optimizer steps between scores on held-out images. Without it bits/dim are measured once, at the end."
     )
     eval_metrics: list[str] = flag(
         ["nll"], help="What is scored: nll, frechet, kid, prdc or is, as by scripts/evaluate.py; several if you like."

@@ -38,9 +38,13 @@ class Budget:
         self.seconds, self.clock = seconds, clock
         self.end = clock() + seconds
 
-    def fitting(self, wanted: int, each: float, share: float = 1.0) -> int:
-        """How many of `wanted` things that take `each` seconds fit into this share of the time left."""
-        return self._agreed(max(0, min(wanted, int(share * (self.end - self.clock()) / each))))
+    def part(self, share: float) -> "Budget":
+        """A share of the time left, which begins now."""
+        return type(self)(share * max(0.0, self.end - self.clock()), self.clock)
+
+    def fitting(self, wanted: int, each: float) -> int:
+        """How many of `wanted` things that take `each` seconds fit into the time left."""
+        return self._agreed(max(0, min(wanted, int((self.end - self.clock()) / each))))
 
     def is_left(self) -> bool:
         """Whether there is any time left."""
@@ -90,12 +94,13 @@ class Ending:
         wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.scheduler.config.num_train_timesteps)
         batch = self.plan.config.optimization.train_batch_size
         each = terms * self._seconds_per_call(pipeline, batch) / batch / self.accelerator.num_processes
-        count = self.budget.fitting(wanted, each, share=0.5)  # the rest is for the pictures
+        budget = self.budget.part(0.5)  # the rest is for the pictures
+        count = budget.fitting(wanted, each)
         if count < 2:
             self._leave_out("bits_per_dim", f"Bits/dim was not measured: it takes {each:.0f} s for each image.")
             return []
         try:
-            figure = self.scorer.bits_per_dim(pipeline, count, terms, self.budget.is_left)
+            figure = self.scorer.bits_per_dim(pipeline, count, terms, budget.is_left)
         except ValueError as error:  # an image that cannot be read, a bound that is not finite: the training is done
             self._leave_out("bits_per_dim", f"Bits/dim was not measured: {error}.")
             return []
@@ -110,7 +115,7 @@ class Ending:
         wanted, batch = self.plan.preview_inference_steps, self.plan.config.optimization.train_batch_size
         share = math.ceil(self.plan.preview_layout()[0] / self.accelerator.num_processes)
         each = math.ceil(share / batch) * self._seconds_per_call(pipeline, min(share, batch))
-        steps = self.budget.fitting(wanted, each, share=0.75)
+        steps = self.budget.part(0.75).fitting(wanted, each)
         if steps >= min(wanted, _FEWEST_STEPS):
             return steps
         self._leave_out(SAMPLES_FILE, f"No samples were drawn at the end: one denoising step takes {each:.0f} s.")
@@ -119,7 +124,7 @@ class Ending:
     def has_time_for_chain(self, pipeline: DDPMPipeline, steps: int) -> bool:
         """Whether the first images of a preview of so many steps can be drawn once more."""
         each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
-        if steps and self.budget.fitting(steps, each, share=0.9) == steps:
+        if steps and self.budget.part(0.9).fitting(steps, each) == steps:
             return True
         self._leave_out(CHAIN_FILE, "The way from noise to image was not drawn: there was no time left for it.")
         return False

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.processes
 TINY = (
     "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
     "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 4 --preview_inference_steps 6 "
-    "--checkpointing_steps 1 --logging_steps 1 --preview_steps 1 --num_train_timesteps 50"
+    "--checkpointing_steps 1 --logging_steps 1 --preview_steps 1 --num_train_timesteps 50 --eval_num_images 8"
 ).split()
 METRICS = [
     {
@@ -46,7 +46,11 @@ def published(run_commands, hub, runs):
     token_file.write_text(TOKEN + "\n")
     hub.create("alice/public")
     hub.create("alice/odd", private=True)
-    old = {"unet/diffusion_pytorch_model-00001-of-00002.safetensors": b"old", "evaluation.json": b"{}"}
+    old = {
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors": b"old",
+        "evaluation.json": b"{}",
+        "sampling.json": b"{}",
+    }
     hub.commit("alice/odd", {**old, "notes.txt": b"by hand"}, "another model")
     faults = {
         "rough": [
@@ -70,6 +74,7 @@ def published(run_commands, hub, runs):
 
     plain = ["--hub_model_id", "digits", "--hub_strategy", "checkpoint", "--hub_token_file", token_file]
     odd = ["--class_conditional", "--resolution", "7x5", "--variance_type", "learned_range", "--hub_private_repo"]
+    odd += ["--holdout", "0"]
     secret = ["--hub_license", "mit", "--hub_private_repo"]
     tasks = {
         "plain": train("digits", *plain, "--hub_license", "mit", environment={}, faults=faults["rough"]),
@@ -154,7 +159,7 @@ def test_equal_content_makes_no_commit_and_a_lost_answer_no_second_one(published
 
 def test_an_earlier_model_leaves_nothing_behind_and_other_files_stay(published, hub):
     files = pages(hub, "alice/odd")
-    assert files["notes.txt"] == b"by hand" and "evaluation.json" not in files
+    assert files["notes.txt"] == b"by hand" and not {"evaluation.json", "sampling.json"} & files.keys()
     assert [name for name in files if name.endswith(".safetensors")] == [WEIGHTS]
 
 

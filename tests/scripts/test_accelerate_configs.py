@@ -21,7 +21,7 @@ CONFIGS = ROOT / "scripts" / "accelerate"
 TINY = (
     "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 2 "
     "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 2 --preview_inference_steps 2 "
-    "--preview_steps 0"
+    "--preview_steps 0 --eval_num_images 8"
 ).split()
 KINDS = {
     "one_gpu": DistributedType.NO,

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 TINY = (
     "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
-    "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 2 --preview_inference_steps 2"
+    "--max_train_steps 2 --lr_warmup_steps 1 --mixed_precision no --preview_images 2 --preview_inference_steps 2 "
+    "--eval_num_images 8"
 ).split()
 
 # `--cpu --num_processes 2` would start one process without a word.
@@ -51,7 +52,7 @@ def trained(tmp_path_factory) -> Path:
     """A class-conditional pipeline on the embedded digits, made by the training script."""
     folder = tmp_path_factory.mktemp("run") / "out"
     result = run("train.py", "--output_dir", folder, "--class_conditional", *TINY)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and "\r" not in result.stderr, result.stderr
     return folder
 
 
@@ -59,6 +60,7 @@ def test_sampling_writes_numbered_images_and_a_grid(trained, tmp_path):
     common = ["--num_inference_steps", "5", "--class_labels", "3,7", "--num_images", "5"]
     first = run("sample.py", trained, "--output_dir", tmp_path / "a", "--batch_size", "5", *common)
     assert first.returncode == 0, first.stderr
+    assert "\r" not in first.stderr and first.stderr.splitlines()[-1].startswith("sampling: 5 of 5, ")
     assert first.stdout.splitlines()[-1] == f"picture: {tmp_path / 'a' / 'overview' / 'grid.png'}"
     names = sorted(path.name for path in (tmp_path / "a").iterdir() if not path.name.startswith("."))
     assert names == [*(f"0000{k}.png" for k in range(5)), "metadata.csv", "overview", "samples.json"]

@@ -26,12 +26,12 @@ def card_of(folder: Path) -> str:
 def test_a_budget_is_spent_by_the_clock():
     now = [100.0]
     budget = Budget(60, clock=lambda: now[0])
-    assert budget.fitting(1000, 0.5) == 120 and budget.fitting(1000, 0.5, share=0.25) == 30
+    assert budget.fitting(1000, 0.5) == 120 and budget.part(0.25).fitting(1000, 0.5) == 30
     assert budget.fitting(7, 0.5) == 7 and budget.is_left()
     now[0] += 59
     assert budget.fitting(1000, 0.5) == 2 and budget.fitting(1000, 2) == 0 and budget.is_left()
     now[0] += 2
-    assert budget.fitting(1000, 0.5) == 0 and not budget.is_left()
+    assert budget.fitting(1000, 0.5) == 0 and not budget.is_left() and not budget.part(0.5).is_left()
 
 
 @pytest.mark.processes
