@@ -84,13 +84,12 @@ class Ending:
             return
         figures = self.scorer.figures_after(step)
         if not any(figure["name"] == "bits_per_dim" for figure in figures):
-            figures = [*figures, *self._bits_per_dim(pipeline)]
-        self.accelerator.log({f"eval/{figure['name']}": figure["value"] for figure in figures}, step=step)
+            figures = [*figures, *self._bits_per_dim(pipeline, step)]
         if figures and self.accelerator.is_main_process:
             with output.sparing_the_run(EVALUATION_FILE):
                 update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
 
-    def _bits_per_dim(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
+    def _bits_per_dim(self, pipeline: DDPMPipeline, step: int) -> list[dict[str, Any]]:
         wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.scheduler.config.num_train_timesteps)
         batch = self.plan.config.optimization.train_batch_size
         each = terms * self._seconds_per_call(pipeline, batch) / batch / self.accelerator.num_processes
@@ -104,6 +103,7 @@ class Ending:
         except ValueError as error:  # an image that cannot be read, a bound that is not finite: the training is done
             self._leave_out("bits_per_dim", f"Bits/dim was not measured: {error}.")
             return []
+        self.accelerator.log({"eval/bits_per_dim": figure["value"]}, step=step)
         self.accelerator.print(
             f"bits/dim {figure['value']:.3f} (standard error {figure['standard_error'] or math.nan:.3f}) on "
             f"{figure['n']} held-out images, {terms} of {figure['steps']} terms for each"
@@ -129,9 +129,16 @@ class Ending:
         self._leave_out(CHAIN_FILE, "The way from noise to image was not drawn: there was no time left for it.")
         return False
 
-    @torch.no_grad()
     def _seconds_per_call(self, pipeline: DDPMPipeline, images: int) -> float:
-        """Of the network for a batch of so many images: the second of two calls, as the first has more to prepare."""
+        """Of the network for a batch of so many images; where measuring that would take long, by a single one."""
+        alone = self._measured(pipeline, 1)
+        if self.budget.part(0.1).fitting(1, 2 * images * alone):
+            return self._measured(pipeline, images)
+        return images * alone
+
+    @torch.no_grad()
+    def _measured(self, pipeline: DDPMPipeline, images: int) -> float:
+        """Seconds of the second of two network calls, as the first has more to prepare."""
         network, device = network_of(pipeline), pipeline.device
         x_t = torch.randn(images, *self.plan.images.shape, device=device)
         timesteps = torch.zeros(images, dtype=torch.long, device=device)

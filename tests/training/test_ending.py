@@ -110,6 +110,20 @@ def test_what_takes_too_long_is_cut_down_or_left_out_and_the_card_says_so(
         assert sentence in said and sentence in card_of(folder)
 
 
+def test_a_slow_network_is_timed_on_one_image(start, monkeypatch):
+    """So that finding out what fits takes no time that is not there."""
+    trainer, calls = start(*HELD_OUT), []
+
+    def measured(ending: Ending, pipeline: DDPMPipeline, images: int) -> float:
+        calls.append(images)
+        return 0.001 * images if len(calls) < 3 else 2.0
+
+    monkeypatch.setattr(Ending, "_measured", measured)
+    after = Ending(trainer.plan, trainer.accelerator, trainer.scorer, seconds=0)
+    assert after._seconds_per_call(None, 16) == 0.016 and after._seconds_per_call(None, 16) == 32
+    assert calls == [1, 16, 1]
+
+
 def test_an_image_that_cannot_be_measured_costs_the_figure_and_not_the_run(train, monkeypatch):
     def fail(*arguments, **options):
         raise ValueError("row 3 (a.png): broken")

@@ -14,6 +14,8 @@ from real_runs import TINY
 from safetensors.torch import load_file
 from test_loop import rows_of
 
+from ddpm_hf.hub.folder import ModelFolder
+
 TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
 PUBLISH_LAST = Path(__file__).with_name("train_and_publish_last.py")
 # `--cpu --num_processes 2` would start one process without a word.
@@ -26,7 +28,7 @@ LAUNCH = (
 RUN = (
     "--max_train_steps 50 --learning_rate 1e-4 --dropout 0 --random_flip --class_conditional --condition_dropout 0.5 "
     "--timestep_sampling importance --num_train_timesteps 10 --beta_schedule squaredcos_cap_v2 "
-    "--checkpointing_steps 25 --checkpoints_total_limit 9 --preview_steps 25"
+    "--checkpointing_steps 25 --checkpoints_total_limit 9 --preview_steps 25 --holdout 4"
 ).split()
 ONE = "--train_batch_size 8".split()
 TWO = "--train_batch_size 2 --gradient_accumulation_steps 2 --dataloader_num_workers 1".split()
@@ -81,6 +83,9 @@ def test_two_processes_train_as_one_and_either_goes_on_where_the_other_stopped(t
         assert first["learning_rate"] == second["learning_rate"], first["step"]
     for name in ("samples.png", "previews/step-0000025.png"):
         assert np.abs(picture(one / name) - picture(two / name)).max() <= 1
+
+    bits, bits_on_two = (ModelFolder.read(folder).metrics[0] for folder in (one, two))
+    assert bits["n"] == bits_on_two["n"] > 1 and bits["value"] == pytest.approx(bits_on_two["value"], rel=1e-3)
 
     half = ["--resume_from_checkpoint", str(two / "checkpoint-25")]
     two_then_one = train(*RUN, *ONE, *half, output_dir=tmp_path / "two-one").output.path
