@@ -1,4 +1,4 @@
-"""Which column holds the images and which the classes, by type where the user does not say."""
+"""Find the image and class columns, by type where the user does not name them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 def find_image_column(
     features: "datasets.Features", first: "pa.Table", wanted: str | None, base_dir: Path | None
 ) -> str:
-    """The column of images: the user's, or the only one with the type Image, or the only one whose first cell decodes.
+    """The image column: the user's, else the only one of type Image, else the only one whose first cell decodes.
 
-    Of several the one called `image` is taken.
+    If there are several, the one called `image`.
 
     Raises:
-        ValueError: no such column, or none or several to choose from; all columns are listed with their types.
+        ValueError: there is no such column, or none or several to choose from; lists all columns with their types.
     """
     import datasets
 
@@ -29,8 +29,8 @@ def find_image_column(
     if "image" in found:
         return "image"
     if len(found) != 1:
-        problem = f"{', '.join(found)} could each be it" if found else "no column holds images"
-        raise ValueError(f"image_column is not given and {problem}; the columns are {typed(features)}")
+        problem = f"several columns hold images: {', '.join(found)}" if found else "no column holds images"
+        raise ValueError(f"`image_column` is not given and {problem}; the columns are {typed(features)}.")
     return found[0]
 
 
@@ -45,15 +45,15 @@ def _decodes(value: object, base_dir: Path | None) -> bool:
 def find_classes(
     features: "datasets.Features", rows: "datasets.Dataset | datasets.IterableDataset", wanted: str | None
 ) -> tuple[str, dict[object, str]]:
-    """The column of classes, and for each value that stands in it the name of its class, in the order of class ids.
+    """The class column, and a mapping from its values to class names in the order of class ids.
 
     Args:
         features: column name -> type.
         rows: read for the distinct values of a column that is not a ClassLabel.
-        wanted: the user's column; None for the one called `label`, or the only ClassLabel.
+        wanted: the user's column; None for the one called `label`, else the only ClassLabel.
 
     Raises:
-        ValueError: no such column, none or several to choose from, or a type that holds no classes.
+        ValueError: there is no such column, none or several to choose from, or its type cannot hold classes.
     """
     import datasets
 
@@ -61,22 +61,27 @@ def find_classes(
         found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         found = ["label"] if "label" in features else found
         if len(found) != 1:
-            problem = f"{', '.join(found)} could each be it" if found else "no column is called label or has classes"
-            raise ValueError(f"label_column is not given and {problem}; the columns are {typed(features)}")
+            several = f"several columns have classes: {', '.join(found)}"
+            problem = several if found else "no column is called label or has classes"
+            raise ValueError(f"`label_column` is not given and {problem}; the columns are {typed(features)}.")
         wanted = found[0]
     feature = features[_existing("label_column", wanted, features)]
     if isinstance(feature, datasets.ClassLabel):
         return wanted, dict(enumerate(feature.names))
     if not getattr(feature, "dtype", "").startswith(("int", "uint", "bool", "string", "large_string")):
-        raise ValueError(f"label_column {wanted!r} is {_type(feature)}; give ClassLabel, string or integer")
+        raise ValueError(
+            f"`label_column` must be of type ClassLabel, string or integer; {wanted!r} is {_type(feature)}."
+        )
     if isinstance(rows, datasets.IterableDataset):
-        raise ValueError(f"label_column {wanted!r} is {_type(feature)}; streaming needs a ClassLabel")
+        raise ValueError(
+            f"`label_column` must be a ClassLabel when streaming; {wanted!r} is {_type(feature)}."
+        )
     return wanted, {value: str(value) for value in sorted(value for value in rows.unique(wanted) if value is not None)}
 
 
 def _existing(argument: str, column: str, features: "datasets.Features") -> str:
     if column not in features:
-        raise ValueError(f"{argument} is {column!r}; the columns are {typed(features)}")
+        raise ValueError(f"`{argument}` must be one of the columns {typed(features)}, got {column!r}.")
     return column
 
 

@@ -1,4 +1,4 @@
-"""Rows of a data set -> pixels, with words for the rows that cannot be decoded."""
+"""Decode the rows of a data set to pixels."""
 
 import os
 from collections import deque
@@ -17,7 +17,7 @@ ROWS_LOOKED_AT = 64
 
 
 class DecodedRow(NamedTuple):
-    """A row and its pixels, uint8 (channels, height, width); or None, and the problem that names row and file."""
+    """A row and its pixels, uint8 (channels, height, width); None if unreadable, with a problem naming row and file."""
 
     row: RawRow
     pixels: np.ndarray | None
@@ -29,7 +29,7 @@ def decode_row(data: ImageData, decoder: Decoder, row: RawRow, skip_unreadable: 
     """Decode one row.
 
     Raises:
-        ValueError: it cannot be decoded and `skip_unreadable` is not set, or it has other channels than were deduced.
+        ValueError: it cannot be decoded and `skip_unreadable` is False, or its channels differ from the deduced ones.
     """
     try:
         payload = data.payload(row)
@@ -38,16 +38,13 @@ def decode_row(data: ImageData, decoder: Decoder, row: RawRow, skip_unreadable: 
         problem = f"{data.describe(row)}: {error}"
         if skip_unreadable:
             return DecodedRow(row, None, problem=problem)
-        raise ValueError(f"{data.name}: {problem}; skip_unreadable leaves such images out") from None
+        raise ValueError(f"{data.name}: {problem}; `skip_unreadable` leaves such images out.") from None
     except ValueError as error:
         raise ValueError(f"{data.name}: {data.describe(row)}: {error}") from None
 
 
 def decode_rows(data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> Iterator[DecodedRow]:
-    """All rows in order, decoded by several threads.
-
-    Pillow lets go of the interpreter while it decodes and resizes, so threads share the work on all but tiny images.
-    """
+    """All rows in order, decoded by several threads: Pillow releases the GIL while it decodes and resizes."""
 
     def decode(rows: list[RawRow]) -> list[DecodedRow]:
         return [decode_row(data, decoder, row, skip_unreadable) for row in rows]
@@ -73,13 +70,13 @@ def _finished(future: Future, bar) -> list[DecodedRow]:
 
 
 def deduce_channels(data: ImageData, rows_looked_at: int = ROWS_LOOKED_AT) -> int:
-    """The channels that the images need: 1 (grey modes), 4 (some transparent pixel) or 3.
+    """The number of channels the images need: 1 (grey modes), 4 (some pixel is transparent) or 3.
 
-    Rows spread over the data are looked at; of a stream, the first. Unreadable ones are passed over here: `decode_row`
-    reports them.
+    Samples rows spread over the data, or the first rows of a stream. Unreadable ones are ignored here and reported by
+    `decode_row`.
 
     Raises:
-        ValueError: they differ, or none of them can be read.
+        ValueError: the images differ, or none can be read.
     """
     found = {}
     for row in _rows_to_look_at(data, rows_looked_at):
@@ -88,10 +85,10 @@ def deduce_channels(data: ImageData, rows_looked_at: int = ROWS_LOOKED_AT) -> in
         except UnreadableImage as error:
             problem = f"{data.describe(row)}: {error}"
     if not found:
-        raise ValueError(f"image_column {data.image_column!r} of {data.name} has no readable image; {problem}")
+        raise ValueError(f"`image_column` {data.image_column!r} of {data.name} has no readable image; {problem}.")
     if len(found) > 1:
         examples = "; ".join(f"{channels} in {data.describe(row)}" for channels, row in sorted(found.items()))
-        raise ValueError(f"channels is not given and the images differ ({examples}); choose channels 1, 3 or 4")
+        raise ValueError(f"`channels` must be given (1, 3 or 4), because the images differ: {examples}.")
     return next(iter(found))
 
 
@@ -103,16 +100,16 @@ def _rows_to_look_at(data: ImageData, count: int) -> list[RawRow]:
 
 
 def make_decoder(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool = False) -> Decoder:
-    """A decoder for these images; with channels None, their channels are deduced and then bind every image."""
+    """A decoder for these images. If `channels` is None, it is deduced and every image must agree."""
     deduced = deduce_channels(data) if channels is None else channels
     return Decoder(size=tuple(size), channels=deduced, keep_sides=random_crop, same_channels=channels is None)
 
 
 def make_batch(images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> dict[str, torch.Tensor]:
-    """A batch as the training loop takes it: images, and whatever conditions them.
+    """A training batch.
 
     Returns:
-        "images": uint8 (B, C, H, W); "rows": int64 (B,), of the data set; "class_labels": int64 (B,), if labelled.
+        "images": uint8 (B, C, H, W); "rows": int64 (B,), data set rows; "class_labels": int64 (B,), if labelled.
     """
     batch = {"images": torch.from_numpy(images), "rows": torch.from_numpy(rows)}
     if labels is not None:
@@ -121,7 +118,7 @@ def make_batch(images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) 
 
 
 def stack_batch(images: list[DecodedRow]) -> dict[str, torch.Tensor]:
-    """Decoded rows of equal shape as one batch."""
+    """Decoded rows of equal shape -> one batch."""
     labels = [image.row.label for image in images]
     return make_batch(
         np.stack([image.pixels for image in images]),

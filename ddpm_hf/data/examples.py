@@ -1,4 +1,4 @@
-"""Training examples by position, out of a store."""
+"""Training examples by position, read from a store."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ CROP_STREAM, FLIP_STREAM = 1, 2
 class TrainingData(Dataset):
     """Positions of an endless shuffled sequence -> batches: row, crop and flip are pure functions of (seed, position).
 
-    Batches carry uint8 pixels, a quarter of float32's bytes on the way through workers and to the device; the loop
-    applies `transforms.normalize` there.
+    Batches stay uint8 until they are on the device, where the loop applies `transforms.normalize`: a quarter of the
+    bytes to copy.
 
     Args:
         store: decoded images.
-        seed: of order, crops and flips.
+        seed: for order, crops and flips.
         indices: (n,) which images of the store to train on; all by default.
         random_flip: mirror each image left to right with probability 1/2.
-        random_crop: place the crop at random where an image is larger (the store must keep the sides).
+        random_crop: crop larger images at a random position (the store must be built with `random_crop`).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TrainingData(Dataset):
         self.seed = seed
         self.indices = np.arange(len(store)) if indices is None else np.asarray(indices)
         if len(self.indices) == 0:
-            raise ValueError("holdout leaves no image to train on")
+            raise ValueError("`holdout` leaves no image to train on.")
         self.random_flip = random_flip
         self.random_crop = random_crop
 
@@ -49,11 +49,7 @@ class TrainingData(Dataset):
         return len(self.indices)
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The examples at these positions (whole numbers >= 0).
-
-        Returns:
-            "images": uint8 (B, C, H, W); "rows": int64 (B,), of the data set; "class_labels": int64 (B,), if labelled.
-        """
+        """The batch of examples at these positions (integers >= 0), in the format of `make_batch`."""
         positions = np.asarray(positions, dtype=np.int64)
         indices = self.indices[shuffled_rows(self.seed, positions, len(self))]
         crop_bits = crop_bits_at(self.seed, positions) if self.random_crop else None
@@ -64,11 +60,11 @@ class TrainingData(Dataset):
 
 
 def crop_bits_at(seed: int, positions: np.ndarray) -> np.ndarray:
-    """Random bits that place the crop of each position, uint64."""
+    """uint64 random bits that choose the crop at each position."""
     return position_bits(stream_key(seed, CROP_STREAM), positions)
 
 
 def flip_some(images: np.ndarray, seed: int, positions: np.ndarray) -> None:
-    """Mirror (B, C, H, W) images left to right, in place, where the coin of their position says so."""
+    """Mirror images (B, C, H, W) left to right in place, each with probability 1/2."""
     heads = (position_bits(stream_key(seed, FLIP_STREAM), positions) >> np.uint64(63)).astype(bool)
     images[heads] = images[heads][..., ::-1]

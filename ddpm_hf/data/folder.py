@@ -1,4 +1,4 @@
-"""A local folder -> which files hold images or tables, their splits, classes and metadata. Nothing is decoded here."""
+"""Find the images, tables, splits, classes and metadata in a local folder. Decodes nothing."""
 
 import os
 import re
@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = frozenset(
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 METADATA_NAMES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
 
-# Words that name a split, as datasets understands them, and the name that the split gets.
+# Folder and file names that `datasets` reads as a split -> the split's name.
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -34,7 +34,7 @@ SPLIT_WORDS = {
 
 @dataclass
 class FolderListing:
-    """The files of interest under a folder, sorted, relative to it."""
+    """The relevant files under a folder, sorted, as relative paths."""
 
     root: Path
     images: list[Path] = field(default_factory=list)
@@ -43,12 +43,12 @@ class FolderListing:
 
 
 def list_folder(root: Path) -> FolderListing:
-    """Walk a folder in sorted order, links included; each real folder is entered once, so that a loop of links ends.
+    """Walk a folder in sorted order, following links but entering each real folder once.
 
-    Hidden files and folders (a leading dot) are passed over. In a folder of images `metadata.parquet` is metadata.
+    Skips hidden files and folders (a leading dot). In a folder of images `metadata.parquet` is metadata.
 
     Raises:
-        ValueError: a name that is not UTF-8, which no table could hold.
+        ValueError: a name is not valid UTF-8, which Arrow tables require.
     """
     listing = FolderListing(root)
     entered = set()
@@ -65,7 +65,7 @@ def list_folder(root: Path) -> FolderListing:
                 continue
             if not name.isascii() and name != name.encode(errors="replace").decode():
                 raise ValueError(
-                    f"train_data_dir: the name of {ascii(os.path.join(folder, name))} is no UTF-8; rename it"
+                    f"`train_data_dir` has a file name that is not UTF-8: {ascii(os.path.join(folder, name))}. Rename it."
                 )
             if name in METADATA_NAMES:
                 listing.metadata.append(path)
@@ -79,11 +79,12 @@ def list_folder(root: Path) -> FolderListing:
 
 
 def image_splits(listing: FolderListing) -> "dict[str, datasets.Dataset]":
-    """Split name -> rows of the folder's images. Only top folders that are all named like splits make splits.
+    """Split name -> rows of the folder's images.
 
-    `train` must be among them. File names never make a split: a picture called `my test.png` is no test set. The rows
-    have a column `image` of paths, and the columns of the folder's metadata. Where every image lies in a sub-folder
-    (of its split), a column `label` holds the top one's name as its class.
+    Top-level folders are splits only if all of them are named like splits and `train` is among them. File names never
+    name a split: `my test.png` is not a test set. The rows have a column `image` of paths and the columns of the
+    folder's metadata. If every image is in a sub-folder (of its split), the column `label` holds the name of the
+    topmost one as its class.
     """
     import datasets
 
@@ -106,7 +107,7 @@ def image_splits(listing: FolderListing) -> "dict[str, datasets.Dataset]":
 
 
 def table_splits(listing: FolderListing) -> dict[str, list[Path]]:
-    """Split name -> tables, by a folder (`test/0.parquet`) or a file name's start (`test-00000-of-00001.parquet`)."""
+    """Split name -> tables, named by a folder (`test/0.parquet`) or a prefix (`test-00000-of-00001.parquet`)."""
     splits = {}
     for path in listing.tables:
         words = [part.lower() for part in path.parts[:-1]] + [re.split(r"[-_.]", path.name.lower())[0]]
@@ -116,14 +117,14 @@ def table_splits(listing: FolderListing) -> dict[str, list[Path]]:
 
 
 def _metadata_columns(listing: FolderListing) -> "dict[str, pa.Array]":
-    """Column name -> one value for each image; null where an image has no line."""
+    """Column name -> one value per image, null for images without metadata."""
     import pyarrow as pa
 
     tables = []
     for path in listing.metadata:
         table = _read_metadata(listing.root / path)
         if "file_name" not in table.column_names:
-            raise ValueError(f"{listing.root / path} has no column file_name; it has {', '.join(table.column_names)}")
+            raise ValueError(f"{listing.root / path} has no column file_name; it has {', '.join(table.column_names)}.")
         names = [os.path.normpath(path.parent / name) for name in table["file_name"].to_pylist()]
         tables.append(table.drop_columns("file_name").append_column("file_name", pa.array(names)))
     if not tables:
@@ -145,4 +146,4 @@ def _read_metadata(path: Path) -> "pa.Table":
     try:
         return readers[path.suffix](path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"Cannot read {path}: {error}") from None

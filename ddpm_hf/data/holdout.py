@@ -1,4 +1,4 @@
-"""Images kept out of training, chosen by content and seed, so that a later evaluation finds the same ones."""
+"""Hold images out of training, chosen by content and seed, so that a later evaluation finds the same ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .sources import ImageData, RawRow
 from .store import PixelStore
 from .transforms import Decoder, UnreadableImage, content_hash
 
-# What is held out of data without a split of its own, when the user does not say.
+# The default for data without a test or validation split: this share, but at most this many images.
 SHARE, MOST = 0.1, 5000
 
 HOLDOUT_STREAM = 3
@@ -21,11 +21,11 @@ HOLDOUT_STREAM = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Holdout:
-    """Which images are held out. Plain values: `Holdout(**dataclasses.asdict(holdout))` equals `holdout`.
+    """Which images are held out, in plain values that can be saved as JSON.
 
     Attributes:
-        split: the data set's own split that is held out; None when training rows are, or nothing is.
-        seed: of the choice among the training rows.
+        split: the data set's own test or validation split; None if training rows are held out, or nothing.
+        seed: for the choice among the training rows.
         threshold: an image is held out if its score, a hash of content and seed in [0, 2^64), is below this.
     """
 
@@ -39,32 +39,32 @@ class Holdout:
         return self.split is not None or self.threshold > 0
 
     def scores(self, hashes: np.ndarray) -> np.ndarray:
-        """Content hashes, uint64 -> scores, uint64: uniform, equal for equal content, unrelated for another seed."""
+        """Content hashes, uint64 -> uniform scores, uint64; independent for different seeds."""
         return mix(np.asarray(hashes, dtype=np.uint64) ^ stream_key(self.seed, HOLDOUT_STREAM))
 
     def mask(self, hashes: np.ndarray) -> np.ndarray:
-        """Content hashes of training rows, uint64 -> bool: which of them are held out."""
+        """Content hashes of training rows, uint64 -> bool, True if held out."""
         return self.scores(hashes) < np.uint64(self.threshold)
 
 
 def choose_holdout(
     data: ImageData, holdout: int | float | None = None, seed: int = 0, hashes: np.ndarray | None = None
 ) -> Holdout:
-    """Decide what is held out.
+    """Choose the images to hold out.
 
-    The choice among training rows goes by content: neither the order of rows nor the resolution matters, and files
-    that are equal byte for byte fall on the same side (so slightly fewer than asked may be held out). Images that are
-    added to the data later fall by the same threshold.
+    Training rows are chosen by content, so the choice does not depend on row order or resolution, and identical files
+    are either all held out or all kept (so slightly fewer than asked may be held out). Images added to the data later
+    are split by the same threshold.
 
     Args:
         data: the training data, from `load_images`.
-        holdout: how many images (a whole number), or which share of them (below 1); 0 for none. By default the data
-            set's own test or validation split, else a tenth, at most 5,000.
-        seed: of the choice.
-        hashes: (n,) of all training images, `PixelStore.hashes`; None for a stream, which meets the share on average.
+        holdout: a number of images (integer) or a share of them (below 1); 0 for none. By default the data set's own
+            test or validation split, else a tenth of the images, at most 5,000.
+        seed: for the choice.
+        hashes: (n,) of all training images, `PixelStore.hashes`; None for a stream, where the share holds on average.
 
     Raises:
-        ValueError: `holdout` is negative, leaves nothing, or is a number for a stream that does not tell its length.
+        ValueError: `holdout` is negative, leaves nothing to train on, or is a number for a stream of unknown length.
     """
     if holdout is None and data.holdout is not None:
         return Holdout(split=data.holdout_split, seed=seed)
@@ -72,16 +72,16 @@ def choose_holdout(
     if holdout is None:
         holdout = SHARE if total is None else min(SHARE, MOST / total)
     elif not (0 <= holdout < 1 or (holdout >= 1 and float(holdout).is_integer())):
-        raise ValueError(f"holdout is {holdout}; give a number of images, a share below 1, or 0")
+        raise ValueError(f"`holdout` must be a number of images, a share below 1, or 0, got {holdout}.")
     if holdout < 1 and hashes is None:
         return Holdout(seed=seed, threshold=int(holdout * 2**64))
     if total is None:
         raise ValueError(
-            f"holdout is {holdout}, but {data.name} does not tell how many rows it has; give a share below 1"
+            f"`holdout` must be a share below 1, because the length of {data.name} is unknown, got {holdout}."
         )
     count = round(holdout * total) if holdout < 1 else int(holdout)
     if count >= total:
-        raise ValueError(f"holdout is {holdout}, but {data.name} has {total} images; leave some to train on")
+        raise ValueError(f"`holdout` must be less than the {total} images of {data.name}, got {holdout}.")
     if hashes is None:
         return Holdout(seed=seed, threshold=int(count / total * 2**64))
     first_kept = np.sort(Holdout(seed=seed).scores(hashes))[count]
@@ -89,9 +89,9 @@ def choose_holdout(
 
 
 def rows_of_side(data: ImageData, holdout: Holdout, held_out: bool) -> Iterator[RawRow]:
-    """The training rows that are held out, or those that are not, in file order and not decoded.
+    """The training rows that are held out, or the others, undecoded and in file order.
 
-    A row whose file cannot be read has no content to go by; it is not held out.
+    Rows whose file cannot be read are never held out.
     """
     for rows in data.batches():
         if holdout.threshold == 0:
@@ -123,28 +123,28 @@ def held_out_batches(
     decoded: PixelStore | None = None,
     **store_arguments,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The held-out images in batches as training gets them, but centre-cropped, unflipped and in a fixed order.
+    """The held-out images in batches like training's, but centre-cropped, unflipped and in a fixed order.
 
-    Out of a store they come by rising score, so that the first k are a fair sample; out of a stream in file order.
+    Sorted by score, so that the first k are a random sample; a stream's in file order.
 
     Args:
         data: the training data, from `load_images`.
         holdout: from `choose_holdout`.
         batch_size: images; the last batch may be smaller.
         size, channels: of the model.
-        most: how many images at most; None for all.
-        decoded: the training images in any form, by whose hashes to choose; then no others are decoded.
+        most: the maximum number of images; None for all.
+        decoded: the decoded training images, whose hashes tell which are held out; only those are decoded anew.
         skip_unreadable, store_arguments: as for `PixelStore.build`.
 
     Raises:
-        ValueError: the data has no such split, or what `PixelStore.build` raises.
+        ValueError: the data has no such split, or as in `PixelStore.build`.
     """
     source = data if holdout.split is None else data.holdout
     if holdout.split is not None and data.holdout_split != holdout.split:
-        raise ValueError(f"holdout is the split {holdout.split!r}; that of {data.name} is {data.holdout_split!r}")
+        raise ValueError(f"`holdout` must be the split {data.holdout_split!r} of {data.name}, got {holdout.split!r}.")
     if source.streaming:
         decoder = Decoder(size=tuple(size), channels=channels)
-        rows = rows_of_side(source, holdout, held_out=holdout.split is None)  # of an own split, all
+        rows = rows_of_side(source, holdout, held_out=holdout.split is None)  # all rows of a split
         images = (decode_row(source, decoder, row, skip_unreadable) for row in rows)
         images = islice((image for image in images if image.pixels is not None), most)
         while chosen := list(islice(images, batch_size)):

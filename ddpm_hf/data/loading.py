@@ -1,4 +1,4 @@
-"""The loader: one batch for each micro-step, the same ones for any number of workers."""
+"""The data loader: one batch per micro-step, the same for any number of workers."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,20 +14,16 @@ from .streaming import StreamingData
 def make_loader(
     data: TrainingData | StreamingData, sampler: PositionSampler, *, num_workers: int = 0, pin_memory: bool = False
 ) -> Iterable[dict[str, torch.Tensor]]:
-    """What the training loop iterates over: a batch for each micro-step of `sampler`.
+    """An iterable of one batch per micro-step of `sampler`, in the format of `decoding.make_batch`, on the CPU.
 
-    Not for `accelerator.prepare`, which would split it again: the sampler has done that, and batches stay on the CPU.
-    A generator of its own sees to it that starting a loader takes nothing from torch's global one.
+    Do not pass it to `accelerator.prepare`: the sampler has already divided the batches among processes. It has its
+    own generator, so starting it leaves torch's global one unchanged.
 
     Args:
         data: the examples.
-        sampler: which of them this process reads.
+        sampler: the positions this process reads.
         num_workers: processes that read and, from a stream, decode; 0 for none.
-        pin_memory: for quicker copies to a GPU.
-
-    Returns:
-        Batches: "images": uint8 (B, C, H, W), for `transforms.normalize`; "rows": int64 (B,), of the data set;
-        "class_labels": int64 (B,), if labelled.
+        pin_memory: for faster copies to a GPU.
     """
     workers = {"num_workers": num_workers, "pin_memory": pin_memory, "generator": torch.Generator()}
     if isinstance(data, StreamingData):
@@ -40,7 +36,7 @@ def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class _Stream(IterableDataset):
-    """A stream as a DataLoader wants it. Each worker reads all rows and decodes every n-th batch, its own."""
+    """`StreamingData` for a DataLoader. Each of n workers reads all rows and decodes every n-th batch."""
 
     def __init__(self, data: StreamingData, sampler: PositionSampler):
         self.data = data
@@ -55,12 +51,12 @@ class _Stream(IterableDataset):
                 news = dict(islice(self.data.unreadable.items(), told, None))
                 told += len(news)
                 yield batch, news
-        except ValueError as problem:  # raised by the loader, without a worker's traceback around its one line
+        except ValueError as problem:  # raised in the main process, because DataLoader would add a traceback
             yield problem, {}
 
 
 class _StreamLoader:
-    """Batches of a stream; brings what its workers found unreadable to this process."""
+    """Batches of a stream; collects the unreadable rows that workers report."""
 
     def __init__(self, data: StreamingData, loader: DataLoader):
         self.data = data

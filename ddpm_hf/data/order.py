@@ -1,7 +1,7 @@
-"""The clock of the data: position p of an endless sequence -> which row, which crop, whether flipped.
+"""Shuffling: position p of an endless sequence -> row, crop and flip.
 
-Position p = step * global_batch + k. All of it is a pure function of (seed, p), so nothing is saved to resume, and the
-number of processes, of accumulation steps or of workers changes nothing.
+Position p = step * global_batch + k. Everything is a pure function of (seed, p), so resuming needs no saved state, and
+the order does not depend on the number of processes, accumulation steps or workers.
 """
 
 from collections.abc import Iterator
@@ -20,27 +20,24 @@ def mix(state: np.ndarray) -> np.ndarray:
 
 
 def stream_key(*words: int) -> np.uint64:
-    """A 64-bit key from whole numbers >= 0, such as (seed, purpose); unlike words give unrelated keys."""
+    """A 64-bit key from integers >= 0, such as (seed, purpose); different inputs give independent keys."""
     return np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
 
 
 def position_bits(key: np.uint64, positions: np.ndarray) -> np.ndarray:
-    """64 random bits for each position, uint64, the shape of `positions`: number p of the SplitMix64 stream of `key`.
-
-    A counter-based generator: any position, in any order, without those before it.
-    """
+    """uint64 random bits in the shape of `positions`: output p of the SplitMix64 generator seeded with `key`."""
     counts = np.asarray(positions).astype(np.uint64) + np.uint64(1)
     return mix(key + counts * GOLDEN_GAMMA)
 
 
 def below(bits: np.ndarray, bounds: np.ndarray | int) -> np.ndarray:
-    """Random bits -> whole numbers in [0, bounds), int64, uniform to within bounds / 2^32 (bounds < 2^31)."""
+    """Random bits -> int64 integers in [0, bounds), uniform to within bounds / 2^32 (bounds < 2^31)."""
     return ((bits >> np.uint64(32)) * np.asarray(bounds).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
 @lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of `count` rows in an epoch, read-only. The latest few are kept: a batch may touch two epochs."""
+    """The order of `count` rows in an epoch, read-only. Cached, because a batch may span two epochs."""
     rows = np.arange(count, dtype=np.uint32 if count <= 2**32 else np.uint64)
     np.random.Generator(np.random.Philox(key=[seed, epoch])).shuffle(rows)
     rows.flags.writeable = False
@@ -48,7 +45,7 @@ def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def shuffled_rows(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
-    """Positions -> rows, int64: epoch p // count, and in it the row at p % count of the epoch's permutation."""
+    """Positions -> int64 rows: entry p % count of the permutation of epoch p // count."""
     epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), count)
     rows = np.empty(len(places), dtype=np.int64)
     for epoch in np.unique(epochs):
@@ -58,16 +55,16 @@ def shuffled_rows(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
 
 
 class PositionSampler:
-    """Which positions this process reads, micro-step after micro-step.
+    """The positions this process reads in each micro-step.
 
-    Micro-step a of step s reads positions s*G + (a*R + r)*b up to, and without, s*G + (a*R + r + 1)*b, where b is the
-    batch of one process and micro-step, r of R the process, A the accumulation and G = A*R*b the global batch.
-    Starting at a step costs nothing, whatever the step.
+    Micro-step a of step s reads positions s*G + (a*R + r)*b to s*G + (a*R + r + 1)*b - 1, where b is the batch size
+    per process and micro-step, r of R the process, A the accumulation and G = A*R*b the global batch size. Starting
+    at a later step costs nothing.
 
     Args:
         batch_size: b, images.
         start_step: the first optimizer step, counted from 0.
-        num_steps: how many optimizer steps; None for no end.
+        num_steps: number of optimizer steps; None for no end.
         gradient_accumulation_steps: A.
         num_processes: R.
         process_index: r.
@@ -90,9 +87,9 @@ class PositionSampler:
         }
         for name, count in counts.items():
             if count < 1:
-                raise ValueError(f"{name} is {count}; it must be at least 1")
+                raise ValueError(f"`{name}` must be at least 1, got {count}.")
         if not 0 <= process_index < num_processes:
-            raise ValueError(f"process_index is {process_index}; choose from 0 to {num_processes - 1}")
+            raise ValueError(f"`process_index` must be between 0 and {num_processes - 1}, got {process_index}.")
         self.batch_size = batch_size
         self.start_step = start_step
         self.num_steps = num_steps
@@ -102,7 +99,7 @@ class PositionSampler:
 
     @property
     def global_batch_size(self) -> int:
-        """Images in one optimizer step, over all processes and micro-steps."""
+        """Images per optimizer step, over all processes and micro-steps."""
         return self.batch_size * self.accumulation * self.num_processes
 
     def positions(self, step: int, micro_step: int) -> range:

@@ -1,4 +1,4 @@
-"""From the user's words to one kind of data set: rows that are not decoded yet, and what their columns mean."""
+"""Load a data set from the Hub, a folder or the embedded digits as undecoded rows with known columns."""
 
 import glob
 import hashlib
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 DIGITS = Path(__file__).with_name("digits.parquet")
 
-# Few enough that a reader of large photographs holds little, enough that tiny images are read as fast as they can be.
+# Small enough to hold large photographs in memory, large enough to read tiny images at full speed.
 ROWS_AT_ONCE = 32
 
-# Where to look for a data set's own held-out images, the first that exists.
+# A data set's own held-out split is the first of these that exists.
 HOLDOUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
 class Split(NamedTuple):
-    """Rows, and how many they are (None: a stream that does not tell)."""
+    """Rows and their number (None for a stream of unknown length)."""
 
     rows: "datasets.Dataset | datasets.IterableDataset"
     count: int | None
 
 
 class RawRow(NamedTuple):
-    """One row as stored: its number, the cell of the image column, its class id (None without labels)."""
+    """One undecoded row: its index, the cell of the image column, and its class id (None without labels)."""
 
     index: int
     value: object
@@ -44,19 +44,19 @@ class RawRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """Rows that hold images, none of them decoded.
+    """A data set of undecoded images.
 
     Attributes:
-        name: what the user called it, for messages and records.
+        name: the user's name for it, for messages and records.
         rows: a `datasets.Dataset`, or a `datasets.IterableDataset` when streaming.
         features: column name -> type.
-        image_column: the column of images.
-        base_dir: where relative paths in that column start.
-        streaming: whether `rows` can only be read one after the other.
-        num_rows: how many rows there are; None for a stream that does not tell.
-        fingerprint: changes when rows change or the files that they name; None when streaming.
-        label_column: the column of classes; None for unconditional training.
-        classes: what stands in the label column -> the name of its class, in the order of class ids.
+        image_column: name of the image column.
+        base_dir: folder that relative paths in that column start from.
+        streaming: whether `rows` can only be read sequentially.
+        num_rows: number of rows; None for a stream of unknown length.
+        fingerprint: changes when the rows or the files they name change; None when streaming.
+        label_column: name of the class column; None for unconditional training.
+        classes: value in the label column -> class name, in the order of class ids.
         holdout_split, holdout: the data set's own test or validation split, if it has one.
     """
 
@@ -75,16 +75,14 @@ class ImageData:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Name of each class id; None without a label column."""
+        """Class names by id; None without a label column."""
         return None if self.classes is None else tuple(self.classes.values())
 
     def batches(self, start: int = 0, batch_size: int = ROWS_AT_ONCE) -> Iterator[list[RawRow]]:
-        """Rows from `start` in the data set's order, in lists of up to `batch_size`.
-
-        Never split over DataLoader workers: every reader sees the same rows at the same indices.
+        """Rows from `start` on in data set order, in lists of up to `batch_size`; the same in every DataLoader worker.
 
         Raises:
-            ValueError: a label is missing or no class.
+            ValueError: a label is missing or not a known class.
         """
         columns = [column for column in (self.image_column, self.label_column) if column]
         rows = self.rows.select_columns(columns)
@@ -105,7 +103,7 @@ class ImageData:
         return read_payload(row.value, self.base_dir)
 
     def describe(self, row: RawRow) -> str:
-        """Words that name a row: its number, and its file if it has one."""
+        """A row's index and file name, for messages."""
         path = row.value.get("path") if isinstance(row.value, dict) else row.value
         return f"row {row.index}" + (f" ({path})" if isinstance(path, (str, os.PathLike)) else "")
 
@@ -115,8 +113,8 @@ class ImageData:
         for i, value in enumerate(values):
             if value not in id_of:
                 raise ValueError(
-                    f"label_column {self.label_column!r}: row {start + i} of {self.name} has {value!r}, "
-                    f"which is no class; the classes are {listed(self.class_names)}"
+                    f"`label_column` {self.label_column!r} must hold one of {listed(self.class_names)}, "
+                    f"got {value!r} in row {start + i} of {self.name}."
                 )
         return [id_of[value] for value in values]
 
@@ -133,31 +131,32 @@ def load_images(
     streaming: bool = False,
     cache_dir: str | os.PathLike | None = None,
 ) -> ImageData:
-    """Find the images a user means. Without a name and a folder: the embedded digits.
+    """Open a data set without decoding it: the embedded digits, unless a name or a folder is given.
 
     Args:
-        dataset_name: on the Hub, or whatever else `datasets.load_dataset` takes as a path.
+        dataset_name: a data set on the Hub, or another path that `datasets.load_dataset` accepts.
         dataset_config_name: one of its configurations.
-        train_data_dir: a folder of images (in sub-folders or not, with `metadata.jsonl`, `.csv` or `.parquet` or not),
+        train_data_dir: a folder of images (optionally in sub-folders, with `metadata.jsonl`, `.csv` or `.parquet`),
             a parquet or arrow file or a folder of them, or a folder written by `Dataset.save_to_disk`.
-        dataset_split: which split to train on, slices such as `train[:10%]` included; "train" by default, or the only
-            one there is.
-        image_column: found by its type when not given.
-        label_column: its classes are read when it is named or when `class_conditional` asks for them.
-        streaming: read rows as they come instead of downloading and indexing all of them.
-        cache_dir: of `datasets`.
+        dataset_split: the split to train on, or a slice such as `train[:10%]`; by default "train" or the only one.
+        image_column: found by its type by default.
+        label_column: the class column, read only if given or if `class_conditional` is set.
+        streaming: read rows on the fly instead of downloading and indexing all of them.
+        cache_dir: cache folder of `datasets`.
 
     Raises:
-        ValueError: contradicting or unknown arguments, nothing found, an empty data set, an unknown column.
+        ValueError: arguments contradict each other or are unknown, or the data set is missing or empty.
     """
     if dataset_name is not None and train_data_dir is not None:
-        raise ValueError(f"dataset_name is {dataset_name!r} and train_data_dir is {str(train_data_dir)!r}; give one")
+        raise ValueError(
+            f"Give `dataset_name` or `train_data_dir`, not both, got {dataset_name!r} and {str(train_data_dir)!r}."
+        )
     if dataset_config_name is not None and dataset_name is None:
-        raise ValueError(f"dataset_config_name is {dataset_config_name!r}, but dataset_name is not given")
+        raise ValueError(f"`dataset_config_name` needs `dataset_name`, got {dataset_config_name!r} alone.")
     cache_dir = None if cache_dir is None else str(cache_dir)
     base_dir = None
     if dataset_name is not None:
-        argument = f"dataset_name {dataset_name!r} (dataset_config_name {dataset_config_name!r})"
+        argument = f"`dataset_name` {dataset_name!r} (`dataset_config_name` {dataset_config_name!r})"
         name, arguments = dataset_name, {"streaming": streaming, "cache_dir": cache_dir}
         splits = _load(argument, dataset_name, dataset_config_name, **arguments)
     else:
@@ -180,14 +179,14 @@ def load_images(
 
 @contextmanager
 def _in_one_line(argument: str) -> Iterator[None]:
-    """What `datasets` finds wrong, as one line that begins with the argument (IndexError: a saved set of no rows)."""
+    """Turn errors of `datasets` into one line that names the argument (IndexError: a saved data set without rows)."""
     import datasets
 
     try:
         yield
     except (OSError, ValueError, IndexError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
-        raise ValueError(f"{argument} cannot be loaded: {reason}") from error
+        raise ValueError(f"Cannot load {argument}: {reason}") from error
 
 
 def _load(argument: str, path: str, config: str | None = None, *, streaming: bool, **arguments) -> dict[str, Split]:
@@ -198,15 +197,15 @@ def _load(argument: str, path: str, config: str | None = None, *, streaming: boo
     with _in_one_line(argument):
         if streaming:
             builder = datasets.load_dataset_builder(path, config, **arguments)
-            _read_as_it_comes(builder)
+            _limit_read_ahead(builder)
             splits = builder.as_streaming_dataset()
         else:
             splits = datasets.load_dataset(path, config, **arguments)
     return {name: Split(rows, _count(rows, name)) for name, rows in splits.items()}
 
 
-def _read_as_it_comes(builder: "datasets.DatasetBuilder") -> None:
-    """Arrow would fetch what is ahead in a parquet file, keep it to the file's end, and unpack whole row groups."""
+def _limit_read_ahead(builder: "datasets.DatasetBuilder") -> None:
+    """Keep Arrow from buffering a whole parquet file and from decoding whole row groups."""
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     if hasattr(builder.config, "fragment_scan_options"):
@@ -229,45 +228,45 @@ def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> dict[s
     import datasets
 
     if not path.exists():
-        raise ValueError(f"train_data_dir {str(path)!r} does not exist")
+        raise ValueError(f"`train_data_dir` {str(path)!r} does not exist.")
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        with _in_one_line(f"train_data_dir {str(path)!r}"):
+        with _in_one_line(f"`train_data_dir` {str(path)!r}"):
             saved = datasets.load_from_disk(str(path))
         return _as_stream(saved if isinstance(saved, dict) else {"train": saved}, streaming)
     if path.is_file():
         listing = FolderListing(path.parent)
         if path.suffix.lower() not in TABLE_SUFFIXES:
-            raise ValueError(f"train_data_dir {str(path)!r} is a file; give a folder, or a .parquet or .arrow file")
+            raise ValueError(f"`train_data_dir` must be a folder or a .parquet or .arrow file, got {str(path)!r}.")
         listing.tables.append(Path(path.name))
     else:
         listing = list_folder(path)
     if listing.images and listing.tables:
         raise ValueError(
-            f"train_data_dir {str(path)!r} holds {len(listing.images)} images and {len(listing.tables)} tables "
-            f"(such as {listing.tables[0]}); give a folder with one kind"
+            f"`train_data_dir` must hold either images or tables, but {str(path)!r} has {len(listing.images)} images "
+            f"and {len(listing.tables)} tables (such as {listing.tables[0]})."
         )
     if listing.images:
         return _as_stream(image_splits(listing), streaming)
     if listing.tables:
-        return _load_tables(f"train_data_dir {str(path)!r}", listing, streaming=streaming, cache_dir=cache_dir)
-    raise ValueError(f"train_data_dir {str(path)!r} holds no images and no parquet or arrow files")
+        return _load_tables(f"`train_data_dir` {str(path)!r}", listing, streaming=streaming, cache_dir=cache_dir)
+    raise ValueError(f"`train_data_dir` {str(path)!r} has no images and no parquet or arrow files.")
 
 
 def _load_tables(argument: str, listing: FolderListing, **arguments) -> dict[str, Split]:
     kinds = {path.suffix.lower() for path in listing.tables}
     if len(kinds) > 1:
-        raise ValueError(f"{argument} holds parquet and arrow files; choose one kind")
+        raise ValueError(f"{argument} must hold either parquet or arrow files, not both.")
     kind = kinds.pop()[1:]
     files, counts = {}, {}
     for name, paths in table_splits(listing).items():
         lengths = [_parquet_rows(listing.root / path) if kind == "parquet" else None for path in paths]
-        # datasets cannot read a table of no rows, and takes names for patterns.
+        # `datasets` cannot read an empty table, and treats names as glob patterns.
         full = [path for path, length in zip(paths, lengths, strict=True) if length != 0]
         if full:
             files[name] = [glob.escape(str((listing.root / path).absolute())) for path in full]
             counts[name] = None if None in lengths else sum(lengths)
     if not files:
-        raise ValueError(f"{argument} has no rows")
+        raise ValueError(f"{argument} has no rows.")
     splits = _load(argument, kind, data_files=files, **arguments)
     return {name: Split(split.rows, split.count or counts[name]) for name, split in splits.items()}
 
@@ -279,33 +278,33 @@ def _parquet_rows(path: Path) -> int:
     try:
         return pq.read_metadata(path).num_rows
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"train_data_dir: {str(path)!r} cannot be read: {error}") from None
+        raise ValueError(f"Cannot read {str(path)!r} of `train_data_dir`: {error}") from None
 
 
 def _choose_split(splits: dict[str, Split], wanted: str | None, name: str) -> tuple[Split, set[str]]:
-    """The rows to train on, and the names of the splits that they come from."""
+    """The rows to train on, and the names of the splits they come from."""
     import datasets
 
-    choices = f"the splits of {name} are {', '.join(splits)}"
+    must_be = f"`dataset_split` must be one of the splits of {name}: {', '.join(splits)}"
     if wanted is None:
         wanted = "train" if "train" in splits else next(iter(splits))
         if wanted != "train" and len(splits) > 1:
-            raise ValueError(f"dataset_split is not given and there is no train split; {choices}")
+            raise ValueError(f"{must_be}. It has no default here, because there is no train split.")
     if wanted in splits:
         return splits[wanted], {wanted}
     try:
         lengths = {name: len(split.rows) for name, split in splits.items()}
         parts = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
     except (ValueError, TypeError, AssertionError):
-        hint = "" if hasattr(next(iter(splits.values())).rows, "__len__") else " (and a stream has no slices)"
-        raise ValueError(f"dataset_split is {wanted!r}; {choices}{hint}") from None
+        hint = "" if hasattr(next(iter(splits.values())).rows, "__len__") else " (a stream has no slices)"
+        raise ValueError(f"{must_be}{hint}, got {wanted!r}.") from None
     slices = [splits[part.splitname].rows.select(range(part.from_, part.to)) for part in parts]
     rows = datasets.concatenate_datasets(slices)
     return Split(rows, len(rows)), {part.splitname for part in parts}
 
 
 def _describe_rows(name: str, split: Split, image_column: str | None, base_dir: Path | None) -> ImageData:
-    """An `ImageData` without labels: the image column found and set not to decode."""
+    """An `ImageData` without labels, its image column set not to decode."""
     import datasets
 
     rows = split.rows
@@ -315,7 +314,7 @@ def _describe_rows(name: str, split: Split, image_column: str | None, base_dir: 
     with _in_one_line(name):
         first = next(iter(rows.with_format("arrow").iter(1)), None)
     if first is None or len(first) == 0:
-        raise ValueError(f"{name} has no rows")
+        raise ValueError(f"{name} has no rows.")
     features = rows.features or datasets.Features.from_arrow_schema(first.schema)
     column = find_image_column(features, first, image_column, base_dir)
     streaming = isinstance(rows, datasets.IterableDataset)
@@ -332,7 +331,7 @@ def _describe_rows(name: str, split: Split, image_column: str | None, base_dir: 
 
 
 def _fingerprint(rows: "datasets.Dataset", column: str, base_dir: Path | None) -> str:
-    """A hash that changes when the rows change, or the size or time of a file that they only name."""
+    """A hash that changes when the rows change, or the size or modification time of a file they name."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

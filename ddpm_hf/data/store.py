@@ -1,4 +1,4 @@
-"""Images decoded once: uint8 pixels in a memory-mapped file in the cache directory, read for every epoch after."""
+"""Images decoded once into a memory-mapped file of uint8 pixels in the cache folder, and read from it ever after."""
 
 import hashlib
 import json
@@ -15,21 +15,21 @@ from .order import below
 from .sources import ImageData
 from .transforms import Decoder
 
-# Part of the key: raise it when the same data would give other pixels or other files.
+# Part of the key: increase it when the same data would give different pixels or files.
 LAYOUT = 1
 
 
 class PixelStore:
-    """Decoded images of one data set. Make or open one with `PixelStore.build`; it can be sent to worker processes.
+    """Decoded images of one data set; create or open one with `PixelStore.build`. Can be pickled to workers.
 
     Attributes:
-        size: (height, width) of what `gather` gives, pixels.
+        size: (height, width) of the images from `gather`, pixels.
         channels: 1, 3 or 4.
-        class_names: name of each class id, or None.
-        rows: (n,) int64, the row of the data set that each image came from.
+        class_names: class names by id, or None.
+        rows: (n,) int64, the data set row of each image.
         labels: (n,) int64 class ids, or None.
-        hashes: (n,) uint64 hashes of the images as the data set stores them.
-        unreadable: what could not be decoded and was left out, as "row 17 (path): reason".
+        hashes: (n,) uint64 hashes of the undecoded images.
+        unreadable: the images that could not be decoded and were left out, as "row 17 (path): reason".
     """
 
     def __init__(self, folder: Path):
@@ -51,7 +51,7 @@ class PixelStore:
         return len(self.rows)
 
     def __getstate__(self) -> dict:
-        return {"folder": self.folder}  # a copy maps the file itself; pickled as it is, a map would be read whole
+        return {"folder": self.folder}  # pickling a memory map would copy the whole file
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["folder"])
@@ -70,14 +70,11 @@ class PixelStore:
         return np.load(self.folder / f"{name}.npy", allow_pickle=False)
 
     def gather(self, indices: np.ndarray, crop_bits: np.ndarray | None = None) -> np.ndarray:
-        """Images by index.
+        """Copies of the images at `indices`, uint8 (batch, channels, height, width).
 
         Args:
             indices: (batch,) of any integer type, below `len(self)`.
             crop_bits: (batch,) uint64 random bits that choose the crops; None for centre crops.
-
-        Returns:
-            uint8 (batch, channels, height, width), a copy.
         """
         if self._uniform:
             return self._pixels[indices]
@@ -93,7 +90,7 @@ class PixelStore:
         return images
 
     def batch(self, indices: np.ndarray, crop_bits: np.ndarray | None = None) -> dict[str, torch.Tensor]:
-        """As `gather`, but with rows and class ids, as the training loop takes it."""
+        """`gather` with rows and class ids, in the format of `make_batch`."""
         labels = None if self.labels is None else self.labels[indices]
         return make_batch(self.gather(indices, crop_bits), self.rows[indices], labels)
 
@@ -109,29 +106,29 @@ class PixelStore:
         cache_dir: str | os.PathLike | None = None,
         progress: bool = True,
     ) -> "PixelStore":
-        """Open the store of these images in this form, decoding them first if that was never done.
+        """Open the store of these images at this size, decoding them first if needed.
 
-        Several processes may call this at once: one decodes, the others wait. The folder appears under its name when
-        it is complete; what an interrupted call left is removed by the next.
+        Several processes may call this at once: one decodes, the others wait. The folder is renamed into place when
+        it is complete; the leftovers of an interrupted call are removed by the next.
 
         Args:
             data: from `load_images`, not streaming.
             size: (height, width) in pixels.
-            channels: 1, 3 or 4; deduced from the images when None, and then every image must agree.
-            random_crop: keep what lies beside the centre for crops that `gather` places.
-            skip_unreadable: leave images out that cannot be decoded, listed in `unreadable`.
+            channels: 1, 3 or 4; if None, deduced from the images, which must all agree.
+            random_crop: keep the full longer side for random crops.
+            skip_unreadable: leave out images that cannot be decoded and list them in `unreadable`.
             cache_dir: parent of the stores; the cache folder of `datasets` by default.
             progress: show a bar while decoding.
 
         Raises:
-            ValueError: an image cannot be decoded (its row and file are named), none can, or channels differ; or the
-                cache folder cannot be written.
+            ValueError: an image cannot be decoded (names its row and file), none can, channels differ, or the cache
+                folder is not writable.
         """
         import datasets
         from filelock import FileLock
 
         parent = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf"
-        # A store whose channels were deduced holds what a store of that many channels would hold.
+        # A store with deduced channels has the same pixels as one with that number of channels given.
         deduced = parent / store_key(data, size, None, random_crop)
         if deduced.exists() and channels in (None, cls(deduced).channels):
             channels = None
@@ -143,21 +140,21 @@ class PixelStore:
                     decoder = make_decoder(data, size, channels, random_crop)
                     _write(folder, data, decoder, skip_unreadable, progress)
         except OSError as error:
-            raise ValueError(f"cache_dir: decoded images cannot be kept in {str(parent)!r}: {error}") from error
+            raise ValueError(f"`cache_dir` must be writable, got {str(parent)!r}: {error}") from error
         store = cls(folder)
         if store.unreadable and not skip_unreadable:
-            raise ValueError(f"{data.name}: {store.unreadable[0]}; skip_unreadable leaves such images out")
+            raise ValueError(f"{data.name}: {store.unreadable[0]}; `skip_unreadable` leaves such images out.")
         return store
 
 
 def crop_starts(sides: np.ndarray, size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:
-    """Upper left corners of crops of `size`, int64 (batch, 2), in images of `sides`: at random by bits, or centred."""
-    rooms = np.asarray(sides, dtype=np.int64) - size  # one of the two is 0, so the same bits do for both
-    return rooms // 2 if crop_bits is None else below(crop_bits[:, None], rooms + 1)
+    """Top left corners of crops of `size`, int64 (batch, 2), in images of `sides`: random, or centred without bits."""
+    margins = np.asarray(sides, dtype=np.int64) - size  # one of the two is 0, so both can use the same bits
+    return margins // 2 if crop_bits is None else below(crop_bits[:, None], margins + 1)
 
 
 def store_key(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool) -> str:
-    """The name of a store's folder: a hash of the data's fingerprint and of everything that decides the pixels."""
+    """The name of a store's folder: a hash of the data's fingerprint and everything else that determines the pixels."""
     about = {
         "layout": LAYOUT,
         "fingerprint": data.fingerprint,
@@ -171,7 +168,7 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
 
 
 def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """Decode everything into a folder that gets its name when all is on the disk."""
+    """Decode everything into a partial folder, flush it to disk and rename it."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -187,7 +184,7 @@ def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: boo
 
 
 def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """The pixels one image after the other, and what is known of each in arrays."""
+    """Write the pixels of all images, and arrays of their rows, labels, hashes and sides."""
     rows, labels, hashes, sides, unreadable = [], [], [], [], []
     with open(folder / "pixels.u8", "wb") as file:
         for image in decode_rows(data, decoder, skip_unreadable, progress):
@@ -200,7 +197,7 @@ def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadabl
             hashes.append(image.content_hash)
             sides.append(image.pixels.shape[1:])
     if not rows:
-        raise ValueError(f"{data.name} has no readable image; {unreadable[0]}")
+        raise ValueError(f"{data.name} has no readable image; {unreadable[0]}.")
     arrays = {"rows": (rows, np.int64), "hashes": (hashes, np.uint64), "sides": (sides, np.int32)}
     if data.class_names:
         arrays["labels"] = (labels, np.int64)

@@ -1,7 +1,7 @@
-"""From an encoded image to uint8 pixels of one shape, and from uint8 to the model's range [-1, 1] and back.
+"""Convert encoded images to uint8 pixels of one shape, and uint8 to the model's range [-1, 1] and back.
 
-The order is fixed: read, orient by EXIF, bring to 8 bits, bring to the asked channels, resize, crop. Flips and random
-crops come later, from `examples`, because they differ from epoch to epoch and pixels are decoded once.
+The order: read, orient by EXIF, convert to 8 bits, convert channels, resize, crop. Flips and random crops differ from
+epoch to epoch and are applied later, in `examples`.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-# Raster formats that Pillow decodes itself. EPS is left out on purpose: Pillow hands it to Ghostscript, a program.
+# Raster formats that Pillow decodes itself. Not EPS, for which Pillow runs Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO", "QOI", "PCX", "DIB")
 
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
-# Lanczos keeps the most detail of Pillow's filters (all of them are antialiased when they shrink). It is what the data
-# tools of EDM and StyleGAN use; torchvision's default, which stock's example has, is the softer bilinear.
+# Lanczos keeps the most detail of Pillow's filters, all of which antialias. The data tools of EDM and StyleGAN use it;
+# diffusers' example uses torchvision's default, the softer bilinear.
 RESAMPLING = Image.Resampling.LANCZOS
 
-# A random crop moves within this many times the crop's own side, so a 10,000 x 3 strip does not grow to megabytes.
+# Images kept for random crops are cut to this multiple of the crop's side, so a 10,000 x 3 strip stays small.
 LONGEST_SIDE = 8
 
-# What Pillow raises for files that are damaged or no images at all (SyntaxError: a PNG with broken chunks).
+# What Pillow raises for damaged files and non-images (SyntaxError: a PNG with broken chunks).
 DECODING_ERRORS = (
     OSError,
     ValueError,
@@ -46,7 +46,7 @@ DECODING_ERRORS = (
 
 
 class UnreadableImage(ValueError):
-    """A value that cannot be decoded as an image. The message says why; the caller adds which row and file it was."""
+    """A value that cannot be decoded as an image. The message gives the reason; the caller adds the row and file."""
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ def parse_resolution(resolution: int | str | tuple[int, int]) -> tuple[int, int]
     """`64`, `"64"`, `"48x32"` (height x width) or `(48, 32)` -> (height, width) in pixels.
 
     Raises:
-        ValueError: it is none of these, or a side is smaller than 1.
+        ValueError: it has another form, or a side is smaller than 1.
     """
     sides = resolution
     if isinstance(resolution, str):
@@ -75,18 +75,16 @@ def parse_resolution(resolution: int | str | tuple[int, int]) -> tuple[int, int]
         sides = (sides,)
     sides = tuple(sides) * 2 if len(sides) == 1 else tuple(sides)
     if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(
-            f"resolution is {resolution!r}; give N for squares or HxW (height x width), such as 64 or 48x32"
-        )
+        raise ValueError(f"`resolution` must be N or HxW (height x width), such as 64 or 48x32, got {resolution!r}.")
     return sides
 
 
 def read_payload(value: object, base_dir: Path | None = None) -> bytes | np.ndarray:
-    """What a cell of an image column holds, brought into memory: encoded bytes, or an array of pixels.
+    """Read a cell of an image column into memory: encoded bytes, or an array of pixels.
 
     Args:
         value: `{"bytes": ..., "path": ...}`, bytes, a path, or nested lists / an array of pixels.
-        base_dir: the folder that relative paths start from; the current one by default.
+        base_dir: folder that relative paths start from; the current one by default.
 
     Raises:
         UnreadableImage: the cell is empty, or its file cannot be read.
@@ -102,12 +100,12 @@ def read_payload(value: object, base_dir: Path | None = None) -> bytes | np.ndar
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise UnreadableImage(f"nested lists of unequal length ({error})") from None
+        raise UnreadableImage(f"nested lists have unequal lengths ({error})") from None
 
 
 def _read_file(path: str, base_dir: Path | None) -> bytes:
     try:
-        if "://" in path:  # a streamed folder on the Hub names its files, which datasets' own opener reads
+        if "://" in path:  # a streamed folder on the Hub has URLs, which need the opener of `datasets`
             from datasets.utils.file_utils import xopen
 
             with xopen(path, "rb") as file:
@@ -118,7 +116,7 @@ def _read_file(path: str, base_dir: Path | None) -> bytes:
 
 
 def content_hash(payload: bytes | np.ndarray) -> int:
-    """64-bit hash of an image as it is stored (the encoded bytes, or an array's type, shape and values)."""
+    """64-bit hash of an undecoded image: its encoded bytes, or an array's dtype, shape and values."""
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(payload, np.ndarray):
         digest.update(f"{payload.dtype.str}{payload.shape}".encode())
@@ -128,19 +126,19 @@ def content_hash(payload: bytes | np.ndarray) -> int:
 
 
 def open_image(payload: bytes | np.ndarray, needed_side: int | None = None) -> Image.Image:
-    """Encoded bytes or an array of pixels -> a loaded image with 8 bits a channel, oriented by its EXIF tag.
+    """Encoded bytes or an array of pixels -> a loaded image with 8 bits per channel, oriented by its EXIF tag.
 
-    16-bit grey is divided by 257, so that the whole range is kept. Integers of 32 bits count as 16-bit grey; floats as
-    [0, 1] when none exceeds 1, as [0, 255] otherwise. Of an animation, the first frame. Arrays are (height, width),
+    16-bit grey is divided by 257 to keep the full range; 32-bit integers are treated as 16-bit grey. Floats are taken
+    as [0, 1] if none exceeds 1, else as [0, 255]. Animations give their first frame. Arrays are (height, width),
     (height, width, channels) or (channels, height, width).
 
     Args:
         payload: from `read_payload`.
-        needed_side: pixels. A JPEG may come out at 1/2, 1/4 or 1/8 of its size, as long as both sides keep twice this
-            (its decoder halves for free, and twice the need leaves the resampling its say); None for all pixels.
+        needed_side: pixels; lets the JPEG decoder downscale by 2, 4 or 8, which is free, while both sides stay at
+            least twice this long, which leaves the filtering to the final resize. None for full size.
 
     Raises:
-        UnreadableImage: damaged, no image, over Pillow's limit of pixels (a decompression bomb), or out of range.
+        UnreadableImage: damaged, not an image, over Pillow's pixel limit (a decompression bomb), or out of range.
     """
     if isinstance(payload, np.ndarray):
         return Image.fromarray(_array_to_uint8(payload))
@@ -153,7 +151,7 @@ def open_image(payload: bytes | np.ndarray, needed_side: int | None = None) -> I
         image.load()
         image = ImageOps.exif_transpose(image)
     except Image.UnidentifiedImageError:
-        raise UnreadableImage("not an image of a format known here") from None
+        raise UnreadableImage("not an image in a supported format") from None
     except DECODING_ERRORS as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from None
     if image.mode == "F" or image.mode[0] == "I":
@@ -164,13 +162,13 @@ def open_image(payload: bytes | np.ndarray, needed_side: int | None = None) -> I
 
 def _sixteen_bits_to_uint8(values: np.ndarray) -> np.ndarray:
     if values.min() < 0 or values.max() > 65535:
-        raise UnreadableImage(f"integers from {values.min()} to {values.max()}; 0 to 65535 is understood")
+        raise UnreadableImage(f"integers must be between 0 and 65535, got {values.min()} to {values.max()}")
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _floats_to_uint8(values: np.ndarray) -> np.ndarray:
     if not (values.min() >= 0 and values.max() <= 255):
-        raise UnreadableImage(f"floats from {values.min()} to {values.max()}; [0, 1] or [0, 255] is understood")
+        raise UnreadableImage(f"floats must be in [0, 1] or [0, 255], got {values.min()} to {values.max()}")
     return np.rint(values * 255 if values.max() <= 1 else values).astype(np.uint8)
 
 
@@ -182,21 +180,21 @@ def _array_to_uint8(array: np.ndarray) -> np.ndarray:
         array = array[..., 0]
     if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in CHANNEL_MODES):
         raise UnreadableImage(
-            f"an array of shape {array.shape}; (h, w), (h, w, c) or (c, h, w) with c 1, 3 or 4 is known"
+            f"an array must be (h, w), (h, w, c) or (c, h, w) with c 1, 3 or 4, got shape {array.shape}"
         )
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if np.issubdtype(array.dtype, np.floating):
         return np.ascontiguousarray(_floats_to_uint8(array))
     if not np.issubdtype(array.dtype, np.integer):
-        raise UnreadableImage(f"an array of {array.dtype}")
+        raise UnreadableImage(f"an array must be of numbers, got {array.dtype}")
     if array.min() < 0 or array.max() > 255:
         return np.ascontiguousarray(_sixteen_bits_to_uint8(array))
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 
 def native_channels(image: Image.Image) -> int:
-    """How many channels an image needs: 4 if some pixel is transparent, 1 for grey modes, 3 for all others."""
+    """The number of channels an image needs: 4 if any pixel is transparent, 1 for grey modes, else 3."""
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         return 4
     return 1 if image.mode in GREY_MODES else 3
@@ -205,8 +203,8 @@ def native_channels(image: Image.Image) -> int:
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Any 8-bit image -> mode L, RGB or RGBA (1, 3 or 4 channels).
 
-    Transparent pixels are laid on white where alpha is dropped: the usual page, and what scans and logos assume; to
-    drop alpha alone would show whatever colour the transparent pixels hide, mostly black. Colour -> grey is ITU-R 601.
+    Dropping alpha composites on white, which scans and logos assume; otherwise the colour hidden in transparent
+    pixels, mostly black, would show. Colour -> grey is ITU-R 601.
     """
     mode = CHANNEL_MODES[channels]
     if image.mode == mode and not (image.has_transparency_data and channels < 4):
@@ -220,7 +218,7 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize so that the image covers (height, width) and keep the centre, in one resampling with exact borders."""
+    """Resize to cover (height, width) and crop the centre, in one resampling with sub-pixel borders."""
     height, width = size
     if image.size == (width, height):
         return image
@@ -233,7 +231,7 @@ def resize_and_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize so that the image just covers (height, width); the longer side stays, up to 8 times its crop."""
+    """Resize to just cover (height, width), keeping the longer side up to `LONGEST_SIDE` times the crop."""
     height, width = size
     if image.width * height > image.height * width:
         width = min(max(width, round(image.width * height / image.height)), LONGEST_SIDE * width)
@@ -244,13 +242,13 @@ def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """How one image becomes pixels. Equal decoders make equal pixels of equal bytes.
+    """Decodes an image to pixels, deterministically.
 
     Attributes:
         size: (height, width) in pixels.
         channels: 1, 3 or 4.
-        keep_sides: keep what a random crop may show (the longer side) instead of the centre alone.
-        same_channels: refuse images that need another number of channels; set when `channels` was deduced, not given.
+        keep_sides: keep the longer side for random crops instead of cropping the centre.
+        same_channels: refuse images that need a different number of channels; set when `channels` was deduced.
     """
 
     size: tuple[int, int]
@@ -260,18 +258,18 @@ class Decoder:
 
     def __post_init__(self):
         if self.channels not in CHANNEL_MODES:
-            raise ValueError(f"channels is {self.channels!r}; choose from {', '.join(map(str, CHANNEL_MODES))}")
+            raise ValueError(f"`channels` must be one of 1, 3, 4, got {self.channels!r}.")
 
     def __call__(self, payload: bytes | np.ndarray) -> np.ndarray:
         """Encoded bytes or an array -> uint8 pixels (channels, height, width).
 
         Raises:
             UnreadableImage: it cannot be decoded.
-            ValueError: it needs another number of channels than `same_channels` demands.
+            ValueError: `same_channels` is set and it needs a different number of channels.
         """
         image = open_image(payload, needed_side=max(self.size))
         if self.same_channels and (found := native_channels(image)) != self.channels:
-            raise ValueError(f"it has {found} channels and others have {self.channels}; give channels (1, 3 or 4)")
+            raise ValueError(f"it has {found} channels, others have {self.channels}; give `channels` (1, 3 or 4).")
         image = to_channels(image, self.channels)
         image = (resize_to_cover if self.keep_sides else resize_and_crop)(image, self.size)
         pixels = np.asarray(image)
