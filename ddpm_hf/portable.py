@@ -1,28 +1,27 @@
-"""What saved configs and indexes say, so that stock diffusers can read them.
+"""Saved configs and indexes that stock diffusers can read.
 
-A saved pipeline names diffusers' own classes everywhere: `model_index.json`, `unet/config.json` and
-`scheduler/scheduler_config.json`. Whoever has diffusers alone loads it; `ddpm_hf.DDPMPipeline.from_pretrained` reads
-the same files and gives our classes.
+A saved pipeline names diffusers' own classes in `model_index.json`, `unet/config.json` and
+`scheduler/scheduler_config.json`, so stock diffusers loads it. `ddpm_hf.DDPMPipeline.from_pretrained` reads the same
+files and returns our classes.
 """
 
 import json
 
 PACKAGE = __name__.partition(".")[0]
 
-# Our class -> the class of diffusers that has the same configuration and the same weights.
+# Our class -> the diffusers class with the same configuration and weights.
 STOCK_CLASS_NAMES = {"DDPMUNet2D": "UNet2DModel", "LinearDDPMScheduler": "DDPMScheduler"}
 
 
 class PortableConfig:
     """Mixin for our subclasses of diffusers' models and schedulers: their saved config names the stock class.
 
-    It stands before the diffusers class in the list of bases. `save_pretrained` and `push_to_hub` both end in
-    `to_json_string`, so no path forgets. A user's subclass of one of our classes keeps its own name: what it adds, the
-    stock class may not have.
+    List it before the diffusers class in the bases. `save_pretrained` and `push_to_hub` both call `to_json_string`. A
+    user's subclass of one of our classes keeps its own name, because the stock class may lack what it adds.
     """
 
     def to_json_string(self) -> str:
-        """The configuration as JSON text, with `_class_name` as stock diffusers knows it."""
+        """The configuration as JSON, with the stock `_class_name`."""
         config = json.loads(super().to_json_string())
         if type(self).__module__.partition(".")[0] == PACKAGE:
             config["_class_name"] = STOCK_CLASS_NAMES[type(self).__name__]
@@ -30,10 +29,9 @@ class PortableConfig:
 
 
 def stock_component(library: str | None, class_name: str | None) -> list[str | None]:
-    """The `[library, class]` pair of an index entry, with a class of ours replaced by diffusers' own.
+    """The `[library, class]` pair of an index entry, with our class replaced by diffusers'.
 
-    Both spellings that diffusers writes for our classes are known: `ddpm_hf` (this package imported and registered)
-    and the full module path (not registered).
+    Accepts both names that diffusers writes for our library: `ddpm_hf` (if registered) and the full module path.
     """
     if library is not None and library.partition(".")[0] == PACKAGE and class_name in STOCK_CLASS_NAMES:
         return ["diffusers", STOCK_CLASS_NAMES[class_name]]
@@ -41,7 +39,7 @@ def stock_component(library: str | None, class_name: str | None) -> list[str | N
 
 
 def own_component(library: str | None, class_name: str | None) -> list[str | None]:
-    """The reverse of `stock_component`: diffusers' class of an index entry replaced by ours, if we have one."""
+    """The reverse of `stock_component`: diffusers' class replaced by ours, if there is one."""
     for own_name, stock_name in STOCK_CLASS_NAMES.items():
         if (library, class_name) == ("diffusers", stock_name):
             return [PACKAGE, own_name]
@@ -49,10 +47,9 @@ def own_component(library: str | None, class_name: str | None) -> list[str | Non
 
 
 class StrictWeights:
-    """Mixin for our subclasses of diffusers' models: a file fits the network entirely, or loading it is an error.
+    """Mixin for our subclasses of diffusers' models: weights that do not match the network exactly are an error.
 
-    diffusers fills what a file lacks with random numbers and says so in a warning, so a network half at random looks
-    like one that was loaded. It stands before the diffusers class in the list of bases.
+    diffusers only warns and leaves missing weights random. List it before the diffusers class in the bases.
     """
 
     @classmethod
@@ -60,12 +57,12 @@ class StrictWeights:
         """As in diffusers, which documents the arguments.
 
         Raises:
-            ValueError: if the config is that of another class, or keys or shapes of the weights do not fit, listing
-                them. Shapes may differ with `ignore_mismatched_sizes=True`.
+            ValueError: the config belongs to another class, or keys or shapes of the weights do not match (lists
+                them). With `ignore_mismatched_sizes=True` shapes may differ.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
-        # Tolerant here, so that all that does not fit comes together in one list.
+        # Tolerant here, to list missing, unknown and mismatched keys in one error.
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -78,18 +75,18 @@ class StrictWeights:
         if any(problems.values()):
             listed = "; ".join(f"{what}: {_first_of(keys)}" for what, keys in problems.items() if keys)
             raise ValueError(
-                f"the weights in {pretrained_model_name_or_path} do not fit their config for {cls.__name__}. {listed}"
+                f"The weights in {pretrained_model_name_or_path} do not match their config for {cls.__name__}: {listed}."
             )
         return (model, info) if wants_info else model
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in diffusers. ValueError for the config of a class that is none of this one's bases."""
+        """As in diffusers. ValueError if the config belongs to a class that is not a base of this one."""
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         saved = (config[0] if isinstance(config, tuple) else config).get("_class_name")
         if saved is not None and saved not in {base.__name__ for base in cls.__mro__}:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds the config of a {saved}; {cls.__name__} cannot be made of it"
+                f"{pretrained_model_name_or_path} must have a config that {cls.__name__} can load, got {saved}."
             )
         return config
 

@@ -1,8 +1,8 @@
-"""Where random numbers get their seeds: every draw has an address, and its seed is a hash of that address.
+"""Seeds for all random numbers: every draw has an address, and its seed is a hash of that address.
 
-Nothing depends on what was drawn before. Image 17 of seed 0, or the noise of position 4711 of a training run, is the
-same whatever the batch size, the number of processes or the step at which a run was resumed. The noise of a training
-run is drawn on its device, and another kind of device draws other numbers from the same seed.
+Draws do not depend on earlier ones. Image 17 of seed 0, or the noise at position 4711 of a training run, is the same
+for any batch size, number of processes or step at which the run was resumed. Training noise is drawn on the device, and
+another kind of device draws other numbers from the same seed.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ def derive_seed(*address: int | str) -> int:
 def image_seed(seed: int, index: int) -> int:
     """The seed of sampled image `index` of run `seed`: a hash of both, so that neighbouring seeds share no images.
 
-    torch's CPU generator uses only the low 32 bits of a seed. A plain hash would give two of 50,000 images the same
-    bits with a probability of a quarter; a Feistel network keyed by `seed` is a permutation of the 32-bit indices, so
-    no two images of one run can be equal for that reason. The upper bits serve generators that use all 64.
+    torch's CPU generator uses only the low 32 bits of a seed. With a plain hash, two of 50,000 images would collide
+    with a probability of a quarter; a Feistel network keyed by `seed` permutes the 32-bit indices, so the images of a
+    run cannot collide. The upper bits are for generators that use all 64.
     """
     left, right = (index >> 16) & 0xFFFF, index & 0xFFFF
     for round_number in range(4):
@@ -38,5 +38,5 @@ def generator_for(*address: int | str) -> torch.Generator:
 
 
 def image_generators(seed: int, indices: list[int]) -> list[torch.Generator]:
-    """One CPU generator for each image index, to be given to a pipeline call as `generator=`."""
+    """One CPU generator per image index, for the argument `generator` of a pipeline call."""
     return [torch.Generator().manual_seed(image_seed(seed, index)) for index in indices]

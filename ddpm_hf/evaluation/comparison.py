@@ -1,4 +1,4 @@
-"""Several pipelines, samplers or numbers of steps side by side: what a step more buys."""
+"""Compare pipelines, samplers or numbers of steps in one table and one plot."""
 
 import csv
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ _COLUMNS = ("contender", "sampler", "steps", "network_calls", "name", "value", "
 
 
 def write_comparison(rows: Sequence[dict[str, Any]], folder: Path) -> str:
-    """Write `comparison.csv` and `comparison.png`, and give the table as lines for a terminal.
+    """Write `comparison.csv` and `comparison.png` to a folder, and return the table as text.
 
     Args:
-        rows: entries of a report with a `contender` each.
-        folder: where the files go.
+        rows: report entries, each with a `contender`.
+        folder: created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as lines:
@@ -45,7 +45,7 @@ def _cell(value: float | None) -> str:
 
 
 def _plot(rows: Sequence[dict[str, Any]], names: Sequence[str], file: Path) -> None:
-    """A panel for each metric: its value by network calls, the floor as a line."""
+    """One panel per metric: value against network calls, with the floor as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")

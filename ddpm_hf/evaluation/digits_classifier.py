@@ -1,4 +1,4 @@
-"""A small classifier of handwritten digits, trained once on the embedded ones: features that need no download."""
+"""A small classifier trained on the embedded handwritten digits: features for evaluation without a download."""
 
 import hashlib
 import os
@@ -12,15 +12,16 @@ from ..data.sources import load_images
 from ..data.store import PixelStore
 from ..data.transforms import normalize
 from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.sample_formats import replacing
 from ..seeds import derive_seed, generator_for
 
 _EPOCHS, _BATCH, _PEAK_RATE = 4, 50, 3e-3
-# Raise it when the same images would give other weights.
+# Increase it when the same images would give different weights.
 _VERSION = 1
 
 
 class DigitsClassifier(nn.Module):
-    """Grey 16x16 images in [-1, 1] -> logits of ten classes, by way of 64 features."""
+    """Grey 16x16 images in [-1, 1] -> 64 features -> logits of ten classes."""
 
     side = 16
 
@@ -50,10 +51,10 @@ class DigitsClassifier(nn.Module):
 
 
 def digits_classifier(cache_dir: str | os.PathLike | None = None) -> tuple[DigitsClassifier, str]:
-    """The classifier, from the cache or trained now (seconds, on the CPU), and a hash of its weights.
+    """The classifier and a hash of its weights; loaded from the cache, or trained in seconds on the CPU.
 
-    Weights trained on another kind of machine differ in the last digits, so that figures are comparable only where the
-    hash is the same. Several processes may call this at once.
+    Weights trained on different hardware differ in the last digits, so compare scores only if the hash is the same.
+    Several processes may call this at once.
 
     Args:
         cache_dir: where it is kept; the cache of `datasets` by default.
@@ -72,15 +73,14 @@ def digits_classifier(cache_dir: str | os.PathLike | None = None) -> tuple[Digit
         if not file.is_file():
             every = store.batch(range(len(store)))
             train_classifier(network, normalize(every["images"]), every["class_labels"])
-            partial = file.with_suffix(".partial")
-            save_file(network.state_dict(), partial)
-            os.replace(partial, file)
+            with replacing(file) as partial:
+                save_file(network.state_dict(), partial)
     network.load_state_dict(load_file(file))
     return network.eval(), weights_fingerprint(network)[:8]
 
 
 def train_classifier(network: DigitsClassifier, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Train in place, from a start and in an order that are always the same.
+    """Train in place, with fixed initial weights and a fixed order of images.
 
     Args:
         images: float32 (n, 1, 16, 16) in [-1, 1].

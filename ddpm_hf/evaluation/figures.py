@@ -1,4 +1,4 @@
-"""Curves and pictures of what was measured."""
+"""Plots and image grids for the evaluation folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from .memorization import Neighbours
 
 
 def plot_terms(likelihood: Likelihood, file: Path) -> None:
-    """Bits/dim of each term against the timestep, both axes logarithmic; L_0 is the point at the left."""
+    """Plot the bits/dim of each term against the timestep, log-log; L_0 is the leftmost point."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="timestep (1 … T)", ylabel="bits/dim", xscale="log", yscale="log")
     known = likelihood.counts > 0
-    # A term of zero has no place on a logarithmic axis: near t = T, a float32 KL is at times exactly that.
+    # Near t = T a float32 KL can be exactly 0, which a log axis cannot show.
     axes.plot(likelihood.chain[known] + 1, np.maximum(likelihood.terms[known], 1e-9), ".", markersize=3)
     axes.set_title(f"{likelihood.value:.3f} bits/dim, {len(likelihood.bits):,} images", fontsize="medium")
     axes.grid(alpha=0.3, which="both")
@@ -25,7 +25,7 @@ def plot_terms(likelihood: Likelihood, file: Path) -> None:
 
 
 def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
-    """Progressive lossy compression, Fig. 5 of Ho et al. 2020: RMSE of the predicted x_0 by bits that were sent."""
+    """Plot rate-distortion as in Fig. 5 of Ho et al. 2020: RMSE of the predicted x_0 against the bits sent."""
     from matplotlib.figure import Figure
 
     rows = [row for row in likelihood.table() if row["n"]]
@@ -39,14 +39,14 @@ def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
 
 
 def save_grid(rows: Sequence[np.ndarray], file: Path, row_names: Sequence[str] | None = None) -> None:
-    """Images, uint8 (n, C, H, W): one set as a square, or several of equal n as rows with their names."""
+    """Save images, uint8 (n, C, H, W): one set as a square grid, or several of equal n as named rows."""
     images = np.concatenate(rows).transpose(0, 2, 3, 1)
     file.parent.mkdir(parents=True, exist_ok=True)
     image_grid(images, columns=None if row_names is None else len(rows[0]), row_names=row_names).save(file)
 
 
 def plot_distances(samples: Neighbours, unseen: Neighbours, space: str, file: Path) -> None:
-    """How near samples, and images that the model has never seen, are to their nearest training images."""
+    """Plot the cumulative distances of samples and of held-out images to their nearest training images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Which images a model is measured on: by default those that its own run held out of training."""
+"""The images to measure a model on: by default those its run held out of training."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -25,22 +25,21 @@ _SOURCE_SETTINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images as a pipeline of one size wants them, centre-cropped, unflipped and in a fixed order.
+    """Images of one size, centre-cropped, unflipped and in a fixed order.
 
-    Out of a store they come by a score of their content, so that the first k are a fair sample; a stream's in file
-    order.
+    Sorted by a hash of their content, so that the first k are a random sample; a stream's in file order.
 
     Attributes:
-        data: where they come from.
-        holdout: which of them are held out.
-        held_out: those that are held out, or those that are left.
-        split: the word for that choice in a report.
+        data: the data set.
+        holdout: which of its images are held out.
+        held_out: whether this set is the held-out images or the others.
+        split: name of that choice in reports.
         size, channels: of the decoded images; size is (height, width).
-        most: how many at most; None for all.
-        skip_unreadable: leave out what cannot be decoded.
+        most: the maximum number of images; None for all.
+        skip_unreadable: leave out images that cannot be decoded.
         cache_dir: where decoded images are kept.
-        decoded: the training images of `data` in any form. Those that are held out among them are then chosen by its
-            hashes, and decoded one by one instead of all at once.
+        decoded: the decoded training images of `data`, whose hashes tell which are held out; only those are decoded
+            anew.
     """
 
     data: ImageData
@@ -56,12 +55,12 @@ class ImageSet:
 
     @property
     def name(self) -> str:
-        """What the user calls the data set."""
+        """The user's name for the data set."""
         return self.data.name
 
     @property
     def count(self) -> int | None:
-        """How many images there are; None for a stream that does not tell. Decodes them if that was never done."""
+        """The number of images, decoding them if needed; None for a stream of unknown length."""
         if self._source.streaming:
             return self.most
         store = self._store()
@@ -69,17 +68,17 @@ class ImageSet:
         return total if self.most is None else min(total, self.most)
 
     def training(self, most: int | None = None) -> "ImageSet | None":
-        """The training images that these were held out from; None if these are not held out."""
+        """The training images these were held out from; None if these are not held out."""
         return replace(self, held_out=False, split=TRAIN, most=most, decoded=None) if self.held_out else None
 
     def decode_split(self) -> None:
-        """Decode the data set's own split that is held out, if it has one that is no stream and never was decoded."""
+        """Decode the held-out split now, if the data set has one and it is no stream."""
         if self.holdout.split is not None and not self._source.streaming:
             self._store()
 
     @property
     def fingerprint(self) -> str | None:
-        """A hash of everything that decides the images and their order; None for a stream."""
+        """A hash of everything that determines the images and their order; None for a stream."""
         if self._source.streaming:
             return None
         store = store_key(self._source, self.size, self.channels, random_crop=False)
@@ -87,10 +86,10 @@ class ImageSet:
         return hashlib.sha256(repr(choice).encode()).hexdigest()
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
-        """The images: "images" uint8 (B, C, H, W), "rows" int64 (B,), and "class_labels" int64 (B,) if labelled.
+        """Batches in the format of `decoding.make_batch`.
 
         Raises:
-            ValueError: if one cannot be decoded, naming its row and file.
+            ValueError: an image cannot be decoded; names its row and file.
         """
         if self.held_out:
             yield from held_out_batches(
@@ -144,25 +143,26 @@ def find_images(
     most: int | None = None,
     **source: Any,
 ) -> ImageSet:
-    """The images to measure on.
+    """Choose the images to measure on.
 
     Args:
         size, channels: of the model; size is (height, width).
-        run: settings of the run that made it (`training_config.yaml`), for its data and for what it held out.
-        split: "held_out" (the default where a run is known) for what the run held out, "train" for what it was trained
-            on, or a split of the data set. Of another data set: by default its own test or validation split, else all.
+        run: settings of its run (`training_config.yaml`), for the data set and the images it held out.
+        split: "held_out" (the default if a run is given) for the images the run held out, "train" for those it was
+            trained on, or a split of the data set. The default for another data set is its own test or validation
+            split, else all images.
         labelled: read class labels.
-        most: how many images at most.
+        most: the maximum number of images.
         **source: arguments of `load_images` for another data set than the run's; None means not given. With
-            `split="held_out"` it is the run's data set in another place.
+            `split="held_out"` it must be a copy of the run's data set.
 
     Raises:
-        ValueError: if no data set is known, it cannot be read, or nothing was held out.
+        ValueError: no data set is known, it cannot be read, or nothing was held out.
     """
     source = {name: value for name, value in source.items() if value is not None}
     others = bool(source.keys() & {"dataset_name", "train_data_dir"})
     if not others and run is None:
-        raise ValueError("no run tells of a data set; give --run with its folder, --dataset_name or --train_data_dir")
+        raise ValueError("no data set is known; give --run with the model's run, --dataset_name or --train_data_dir")
     given = dict(source) if others else {name: run[name] for name in _SOURCE_SETTINGS if name in run} | source
     if not labelled:
         given.pop("label_column", None)
@@ -182,7 +182,7 @@ def find_images(
     if split is None and data.holdout is not None:
         own = Holdout(split=data.holdout_split)
         return ImageSet(data=data, holdout=own, held_out=True, split=data.holdout_split, **common)
-    # Nothing is held out, so that all are left.
+    # An empty holdout leaves all images.
     return ImageSet(
         data=replace(data, holdout=None, holdout_split=None),
         holdout=Holdout(),
@@ -195,11 +195,11 @@ def find_images(
 def _recorded_holdout(run: Mapping[str, Any] | None) -> Holdout:
     recorded = (run or {}).get("recorded", {}).get("holdout")
     if recorded is None:
-        raise ValueError("the model's folder does not record what was held out; give --split with a split of the data")
+        raise ValueError("the model's folder does not record what was held out; give --split")
     holdout = Holdout(**recorded)
     if not holdout.holds_out:
         raise ValueError(
-            "the run held nothing out of training; give --split train to measure on its training images, or other "
-            "images with --dataset_name or --train_data_dir"
+            "the run held nothing out of training; give --split train to measure on its training images, or "
+            "--dataset_name or --train_data_dir for other images"
         )
     return holdout

@@ -1,6 +1,6 @@
 """Bits per dimension of a set of images under a pipeline, on any number of processes.
 
-The bound is Eq. 5 of Ho et al. 2020 (arXiv 2006.11239), worked out by `diffusion.bound`.
+The bound is Eq. 5 of Ho et al. 2020 (arXiv 2006.11239), computed by `diffusion.bound`.
 """
 
 import csv
@@ -22,24 +22,24 @@ from ..progress import progress_bar
 from ..seeds import generator_for
 
 TERM_COLUMNS = ("timestep", "bits_per_dim", "standard_error", "n", "rate", "distortion_rmse")
-_PIXEL_VARIANCE = 0.25  # of pixels in [-1, 1]; a guess for `term_chances`
+_PIXEL_VARIANCE = 0.25  # of pixels in [-1, 1], roughly; for `term_chances`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """The bound of n images, and what each step of the chain adds to it. All in bits/dim, float64.
+    """The bound of n images and its terms, in bits/dim, float64.
 
     Attributes:
-        rows: (n,) int64, rows of the data set in rising order.
-        bits: (n,) the bound of each image, or an unbiased estimate of it.
+        rows: (n,) int64, data set rows, ascending.
+        bits: (n,) the bound of each image, or an unbiased estimate.
         distortion, prior: (n,) its parts L_0 and L_T.
         chain: (T,) the timesteps of the chain, decreasing.
-        num_terms: how many terms were worked out for each image.
-        counts: (T,) how often each term was worked out.
-        terms: (T,) mean of each term over these; NaN where there are none.
-        term_errors: (T,) standard error of that mean; NaN for fewer than two.
-        sent: (T,) what each term adds to the bound; `terms` if all were worked out, else an unbiased estimate of them.
-        x_0_mse: (T,) mean square error of the predicted x_0, pixels in [-1, 1].
+        num_terms: number of terms evaluated per image.
+        counts: (T,) how many images each term was evaluated on.
+        terms: (T,) mean of each term over these images; NaN without any.
+        term_errors: (T,) standard error of that mean; NaN for fewer than two images.
+        sent: (T,) contribution of each term to the mean bound: `terms`, or an unbiased estimate of them.
+        x_0_mse: (T,) mean squared error of the predicted x_0, pixels in [-1, 1].
     """
 
     rows: np.ndarray
@@ -56,16 +56,16 @@ class Likelihood:
 
     @property
     def value(self) -> float:
-        """Mean over the images."""
+        """Mean bound of the images."""
         return float(self.bits.mean())
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean, from the scatter of the images: that of drawn terms is part of it. None for one image."""
+        """Standard error of the mean over images, including the sampling of terms. None for one image."""
         return float(self.bits.std(ddof=1) / np.sqrt(len(self.bits))) if len(self.bits) > 1 else None
 
     def record(self) -> dict[str, Any]:
-        """What a report says of it, beside the data."""
+        """Its entry in a report, without the data set."""
         distortion = float(self.distortion.mean())
         return {
             "name": "bits_per_dim",
@@ -80,10 +80,10 @@ class Likelihood:
         }
 
     def table(self) -> list[dict[str, int | float | None]]:
-        """A row for each timestep of the chain, `TERM_COLUMNS`.
+        """One row of `TERM_COLUMNS` per timestep of the chain.
 
-        `rate` is what was sent before the step, L_T and all terms above, and `distortion_rmse` the root mean square
-        error, on the scale 0 … 255, of the x_0 that is predicted from it: the axes of the paper's Fig. 5.
+        `rate` is the number of bits sent before the step: L_T and the terms of all larger timesteps.
+        `distortion_rmse` is the RMSE, on the scale 0 … 255, of the x_0 predicted at the step. Both as in Fig. 5.
         """
         rate = self.prior.mean() + np.concatenate([[0.0], np.cumsum(self.sent[:-1])])
         columns = (self.chain, self.terms, self.term_errors, self.counts, rate, np.sqrt(self.x_0_mse) * 127.5)
@@ -91,25 +91,25 @@ class Likelihood:
 
 
 def bound_of(pipeline: DDPMPipeline, *, clip: bool = True, cdf: str = "erf") -> VariationalBound:
-    """The bound of a pipeline's process, whatever sampler it was saved with; arguments as in `VariationalBound`.
+    """The bound of a pipeline's process, for any sampler it was saved with; arguments as in `VariationalBound`.
 
     Raises:
-        ValueError: if the process has learned variances and the network does not output them, or the reverse.
+        ValueError: the network's output channels do not match the variance type.
     """
     process = make_sampler("ddpm", pipeline.scheduler)
     config = pipeline.unet.config
     needed = config.in_channels * (2 if takes_variance(process) else 1)
     if config.out_channels != needed:
         raise ValueError(
-            f"the network has {config.out_channels} output channels, but the scheduler's variance_type "
-            f"{process.config.variance_type!r} needs {needed}; set variance_type in scheduler/scheduler_config.json "
-            "to what the network was trained with"
+            f"The network must have {needed} output channels for the scheduler's `variance_type` "
+            f"{process.config.variance_type!r}, got {config.out_channels}. Set `variance_type` in "
+            "scheduler/scheduler_config.json to the one the network was trained with."
         )
     return VariationalBound(process, clip=clip, cdf=cdf)
 
 
 def network_of(pipeline: DDPMPipeline) -> Network:
-    """The pipeline's network as the bound calls it, without dropout."""
+    """The pipeline's network in evaluation mode, with the signature that the bound calls."""
     unet = pipeline.unet.eval()
 
     def network(x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
@@ -128,29 +128,28 @@ def measure_likelihood(
     batch_size: int = 256,
     count: int | None = None,
 ) -> Likelihood:
-    """Bits/dim of images. Every process calls this with the same batches, works on its share, and gets all results.
+    """Bits/dim of images. All processes call this with the same batches; each evaluates a share and gets all results.
 
-    An image's value depends on the seed and on its row alone: neither on its batch nor on the number of processes.
+    An image's value depends only on the seed and its row, not on the batch or the number of processes.
 
     Args:
         bound: of the process.
         network: on the device of `PartialState`.
-        batches: "images" uint8 (B, C, H, W), "rows" int64 (B,), and "class_labels" int64 (B,) for a conditional model.
-            Best as large as all processes work on at once.
-        seed: of the noise, and of the choice of terms.
-        num_terms: how many terms for each image, drawn by `term_chances`; each once by default.
-        batch_size: pairs of an image and a timestep that go through the network together.
-        count: how many images are expected, for the bar's estimate of the time left.
+        batches: in the format of `decoding.make_batch`, divided among the processes.
+        seed: for the noise and the choice of terms.
+        num_terms: terms per image, sampled by `term_chances`; all T by default.
+        batch_size: (image, timestep) pairs per network call.
+        count: expected number of images, for the progress bar.
 
     Raises:
-        ValueError: if there are no images, `num_terms` is outside 1 … T, or an image's bound is not finite.
+        ValueError: there are no images, `num_terms` is outside 1 … T, or an image's bound is not finite.
     """
     state = PartialState()
     rank, processes, device = state.process_index, state.num_processes, state.device
     length = len(bound.chain)
     terms_of_one = length if num_terms is None else num_terms
     if not 1 <= terms_of_one <= length:
-        raise ValueError(f"`num_terms` is {num_terms}; the chain has {length} terms")
+        raise ValueError(f"`num_terms` must be between 1 and {length}, got {num_terms}.")
     sums, results = _TermSums(bound.chain), []
     total = None if count is None else len(range(rank, count, processes)) * terms_of_one
     words = {"desc": "bits/dim of held-out images", "unit": " terms", "unit_scale": True, "leave": None}
@@ -184,12 +183,13 @@ def measure_likelihood(
 
 
 def term_chances(bound: VariationalBound) -> np.ndarray:
-    """With which chance a term should be drawn, (T,) by the order of the chain, float64, sum 1.
+    """The probability of sampling each term, (T,) in chain order, float64, sum 1.
 
-    An estimate scatters least when they are proportional to the terms; none may be 0. L_0 is commonly half of the
-    bound. The others are taken as those of white noise with the variance of pixels, in closed form: L_{t-1} =
-    ½ (SNR(t-1) - SNR(t)) E‖x_0 - E[x_0 | x_t]‖² (Kingma et al. 2021, arXiv 2107.00630, §4). A tenth is spread evenly,
-    for what this guess does not foresee. Measured on digits, a draw scatters by 1/50 of what a uniform one does.
+    The variance of the estimate is lowest if they are proportional to the terms, and none may be 0. L_0 is typically
+    half the bound. The other terms are approximated by those of white noise with the variance of pixels, in closed
+    form: L_{t-1} = ½ (SNR(t-1) - SNR(t)) E‖x_0 - E[x_0 | x_t]‖² (Kingma et al. 2021, arXiv 2107.00630, §4). A tenth
+    of the probability is uniform, in case the approximation is poor. Measured on digits, the standard deviation is
+    1/50 of that of uniform sampling.
     """
     alpha_bar = bound.scheduler.coefficients.alpha_bar.numpy()[list(bound.chain)]
     snr = alpha_bar / (1 - alpha_bar)
@@ -201,10 +201,10 @@ def term_chances(bound: VariationalBound) -> np.ndarray:
 def draw_terms(
     chances: np.ndarray, count: int, generators: Sequence[torch.Generator]
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Places in the chain, int64 (B, count), and the weights (B, count) that make weighted sums of terms unbiased.
+    """Indices into the chain, int64 (B, count), and weights (B, count) that make the weighted sum of terms unbiased.
 
-    The draws of one image lie evenly on the scale of the chances, from a random start (systematic sampling): every
-    term has its chance, and the estimate scatters less than with independent draws.
+    Systematic sampling: one random offset per image, then equal steps along the cumulative probabilities. Its
+    variance is lower than with independent draws.
     """
     starts = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     points = (starts.numpy() + np.arange(count)) / count
@@ -222,10 +222,10 @@ def _evaluate_terms(
     batch_size: int,
     conditions: Mapping[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bits and square errors of x_0 of chosen terms, both (B, K), for timesteps (B, K)."""
+    """Bits and squared errors of x_0 at timesteps (B, K), both (B, K)."""
     images, terms = len(x_0), timesteps.shape[1]
     bits, error = x_0.new_empty(2, terms * images)
-    # Term by term, so that every generator is used in the order of its own image's terms.
+    # Term by term, so that each image's generator is used in the order of its terms, whatever the batch size.
     for part in torch.arange(terms * images).split(batch_size):
         chosen = part % images
         t, clean = timesteps.T.reshape(-1)[part].to(x_0.device), x_0[chosen.to(x_0.device)]
@@ -237,7 +237,7 @@ def _evaluate_terms(
 
 
 class _TermSums:
-    """Sums for each timestep of a chain, float64: how many, bits, bits², square error, and weighted bits."""
+    """Sums per timestep of a chain, float64: count, bits, bits², squared error, weighted bits."""
 
     def __init__(self, chain: tuple[int, ...]):
         self.place = np.zeros(max(chain) + 1, dtype=np.int64)
@@ -245,7 +245,7 @@ class _TermSums:
         self.values = np.zeros((5, len(chain)))
 
     def add(self, timesteps: torch.Tensor, sent: np.ndarray, *bits_and_error: torch.Tensor) -> None:
-        """All of shape (B, K)."""
+        """All arguments have shape (B, K)."""
         places = self.place[timesteps.numpy().ravel()]
         bits, error = (value.double().cpu().numpy().ravel() for value in bits_and_error)
         for row, weights in zip(self.values, (np.ones_like(bits), bits, bits**2, error, sent.ravel()), strict=True):
@@ -253,17 +253,17 @@ class _TermSums:
 
 
 def _together(parts: list[tuple[list[np.ndarray], np.ndarray]], bound: VariationalBound, num_terms: int) -> Likelihood:
-    """The results of all processes as one."""
+    """Combine the results of all processes."""
     arrays = [array for results, _ in parts for array in results]
     if not arrays:
-        raise ValueError("there are no images to measure bits/dim on")
+        raise ValueError("There are no images to measure bits/dim on.")
     results = np.concatenate(arrays, axis=1)
     rows, bits, distortion, prior = results[:, np.argsort(results[0], kind="stable")]
     broken = np.flatnonzero(~np.isfinite(bits))
     if len(broken):
         raise ValueError(
-            f"the bound of {len(broken)} of {len(bits)} images is not a finite number, first that of row "
-            f"{rows[broken[0]]:.0f}; the network's weights or outputs are not finite"
+            f"The bound of {len(broken)} of {len(bits)} images is NaN or infinite, first in row "
+            f"{rows[broken[0]]:.0f}; the network's weights or outputs are not finite."
         )
     counts, bits_sum, squares, errors, sent = sum(values for _, values in parts)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -285,12 +285,12 @@ def _together(parts: list[tuple[list[np.ndarray], np.ndarray]], bound: Variation
 
 
 def write_terms(likelihood: Likelihood, file: Path) -> None:
-    """The table of terms as CSV, an empty cell where there is no number."""
+    """Write the table of terms as CSV, with empty cells for NaN."""
     _write_csv(file, TERM_COLUMNS, ([row[name] for name in TERM_COLUMNS] for row in likelihood.table()))
 
 
 def write_images(likelihood: Likelihood, file: Path) -> None:
-    """Bits/dim of each image as CSV: row of the data set, bits_per_dim."""
+    """Write the bits/dim of each image as CSV: row of the data set, bits_per_dim."""
     _write_csv(file, ("row", "bits_per_dim"), zip(likelihood.rows.tolist(), likelihood.bits.tolist(), strict=True))
 
 

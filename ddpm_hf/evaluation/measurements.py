@@ -1,4 +1,4 @@
-"""Whole measurements, from a model or its samples to entries of the report, with their tables and pictures."""
+"""Complete measurements of a model or its samples: report entries, tables and pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, pairwise, takewhile
@@ -35,27 +35,24 @@ def measure_nll(
     per_image: bool = False,
     go_on: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
-    """Bits/dim of images under a pipeline, as an entry of the report.
+    """Bits/dim of images under a pipeline, as a report entry.
 
     Args:
         pipeline: on the device of `PartialState`.
         images: with labels for a class-conditional model.
-        details: folder for the table of terms, two curves and, `per_image`, the value of every image; None for none.
+        details: folder for the table of terms, two plots and, with `per_image`, the value of every image; None for
+            no files.
         seed, num_terms, batch_size: as for `measure_likelihood`.
         clip, cdf: as for `VariationalBound`.
         go_on: asked before every batch, by all processes; the same False in all of them ends the measurement with the
             images that there are.
 
     Raises:
-        ValueError: for more terms than the bound has, a class that the model does not know, or a variance that the
-            network does not predict.
+        ValueError: there are fewer terms than asked for, the model lacks a class, or as in `bound_of`.
     """
     bound = bound_of(pipeline, clip=clip, cdf=cdf)
     if num_terms is not None and not 1 <= num_terms <= len(bound.chain):
-        raise ValueError(
-            f"--nll_timesteps is {num_terms}; this pipeline's bound has {len(bound.chain)} terms: give 1 to that many,"
-            " or leave it out for all of them"
-        )
+        raise ValueError(f"--nll_timesteps must be between 1 and {len(bound.chain)}, got {num_terms}")
     numbers = _class_numbers(pipeline, images)
     batches = images.batches(batch_size * PartialState().num_processes)
     found = measure_likelihood(
@@ -79,17 +76,17 @@ def measure_nll(
 
 
 def _class_numbers(pipeline: DDPMPipeline, images: ImageSet) -> torch.Tensor | None:
-    """The pipeline's number of each class of the data set; None for an unconditional model."""
+    """The pipeline's class number for each class of the data set; None for an unconditional model."""
     if pipeline.num_classes == 0:
         return None
     names = images.data.class_names
-    # Without names of its own, a model's numbers are those of the data.
+    # A model without class names uses the data set's class numbers.
     labels = range(len(names)) if pipeline.id2label is None else names
     return torch.tensor([pipeline.class_number(label) for label in labels])
 
 
 def _with_classes(batch: dict[str, torch.Tensor], numbers: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """A batch with the pipeline's class numbers in place of the data set's."""
+    """Replace the data set's class numbers by the pipeline's."""
     return batch if numbers is None else batch | {"class_labels": numbers[batch["class_labels"]]}
 
 
@@ -104,16 +101,17 @@ def measure_quality(
     batch_size: int = 64,
     resamples: int = 50,
 ) -> list[dict[str, Any]]:
-    """Distances of samples from real images, as entries of the report; every process works, all get the result.
+    """Distances between samples and real images, as report entries; computed by all processes together.
 
     Args:
         samples: all of them on every process.
-        reference: the images they should resemble, of the same size and channels.
-        training: of which as many as there are samples give the floor; None for no floor.
+        reference: the real images to compare with, of the same size and channels.
+        training: real training images; as many of them as there are samples are scored for the floor. None for no
+            floor.
         extractor: on the device of `PartialState`.
         metrics, resamples: as for `quality.score`.
-        seed: of the halves.
-        batch_size: images at once.
+        seed: for the random halves.
+        batch_size: images per network call.
     """
     _check_form(samples, reference)
     floor = None
@@ -138,15 +136,15 @@ def measure_memorization(
     *,
     batch_size: int = 64,
 ) -> list[dict[str, Any]]:
-    """Whether samples copy the training images or each other, as entries of the report.
+    """Measure whether samples copy the training images or each other, as report entries.
 
     Args:
         samples: all of them on every process.
-        unseen: images held out of training: what distances are to be expected.
+        unseen: held-out images, which give the expected distances.
         training: all training images.
-        extractor: for distances of features beside those of pixels; None for pixels alone.
-        details: folder for pictures of the closest pairs and curves of the distances.
-        batch_size: images at once.
+        extractor: for distances between features in addition to pixels; None for pixels only.
+        details: folder for pictures of the closest pairs and plots of the distances.
+        batch_size: images per network call.
     """
     _check_form(samples, training)
     spaces = {
@@ -181,7 +179,7 @@ def measure_memorization(
 def _nearest(
     queries: np.ndarray, candidates: Callable[[], Iterable[np.ndarray]], among_themselves: bool = False
 ) -> Neighbours:
-    """`nearest`, with a share of the queries for each process."""
+    """`nearest`, with the queries divided among the processes."""
     world = PartialState().num_processes
 
     def search(ends: tuple[int, int]) -> Neighbours:
@@ -201,7 +199,9 @@ def _nearest_others(images: np.ndarray) -> Neighbours:
 def _check_form(samples: Samples, images: ImageSet) -> None:
     form, expected = samples.images.shape[1:], (images.channels, *images.size)
     if form != expected:
-        raise ValueError(f"samples are (channels, height, width) = {form}, images of {images.name} are {expected}")
+        raise ValueError(
+            f"`samples` must have the (channels, height, width) {expected} of {images.name}, got {form}."
+        )
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ def _pixels(images: ImageSet, batch_size: int) -> Iterator[np.ndarray]:
 
 
 def _save_closest(samples: Samples, training: ImageSet, found: Neighbours, file: Path) -> None:
-    """The samples that are nearest to a training image, and that image under each."""
+    """Save the samples closest to a training image, with that image below each."""
     order = np.argsort(found.distances, kind="stable")[:PAIRS_SHOWN]
     wanted, partners, offset = found.positions[order], {}, 0
     for batch in training.batches(256):

@@ -1,4 +1,4 @@
-"""Does it copy? Nearest training images of samples, beside those of images that the model has never seen."""
+"""Detect memorization: compare samples' distances to the training images with those of held-out images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from .metrics import squared_distances
 
-# A sample counts as a copy if it is as near to the training images as the nearest hundredth of unseen images.
+# A sample counts as a copy if it is closer to a training image than all but this share of the held-out images.
 QUANTILE = 0.01
 _BLOCK = 1000
 
@@ -19,7 +19,7 @@ class Neighbours:
 
     Attributes:
         distances: (n,) Euclidean.
-        positions: (n,) int64, of the candidate in its order.
+        positions: (n,) int64, indices of the candidates.
     """
 
     distances: np.ndarray
@@ -30,9 +30,9 @@ def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, own: int |
     """Find the nearest candidate of each query.
 
     Args:
-        queries: (n, D), any type of number.
+        queries: (n, D), any numeric type.
         candidates: batches of (m, D), in order.
-        own: the position of the first query if the queries are candidates too; nobody is its own neighbour.
+        own: if the queries are candidates too, the position of the first; an image is not its own neighbour.
     """
     best = np.full(len(queries), np.inf)
     positions = np.zeros(len(queries), dtype=np.int64)
@@ -54,7 +54,7 @@ def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, own: int |
 
 
 def copies(samples: Neighbours, unseen: Neighbours, space: str) -> dict[str, Any]:
-    """The share of samples that lie as near to the training images as hardly any unseen image, as a report's entry.
+    """The share of samples that are closer to a training image than 99 % of held-out images, as a report entry.
 
     Args:
         samples: nearest training images of samples.
@@ -65,11 +65,13 @@ def copies(samples: Neighbours, unseen: Neighbours, space: str) -> dict[str, Any
 
 
 def duplicates(samples: Neighbours, real: Neighbours, space: str) -> dict[str, Any]:
-    """The share of samples that have another one as near as hardly any two real images lie: collapse, if it is large.
+    """The share of samples that are closer to another sample than 99 % of real images are to another real image.
+
+    A large share means mode collapse.
 
     Args:
         samples: nearest other samples.
-        real: nearest others among equally many real images.
+        real: nearest others among the same number of real images.
         space: "pixels" or "features", part of the name.
     """
     return _share(f"duplicate_share_{space}", samples, real)
@@ -96,9 +98,9 @@ def _share(name: str, samples: Neighbours, real: Neighbours) -> dict[str, Any]:
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Where the true share lies, with 95 % confidence, when it is `share` among `count` (Wilson 1927).
+    """The 95 % confidence interval of a share observed among `count` (Wilson 1927).
 
-    Unlike value ± error it says something for none among few.
+    Unlike value ± error it is not empty for a share of 0.
     """
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)

@@ -1,17 +1,14 @@
-"""Distances between two sets of images by their features: pure functions of arrays, float64.
-
-Features are (n, D) arrays; which network made them is the business of `features.py`.
-"""
+"""Distances between two sets of image features, (n, D) arrays: pure functions, float64."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-_BLOCK = 1000  # rows of a matrix of pairs that are in memory at once
+_BLOCK = 1000  # rows of a pairwise matrix in memory at once
 
 
 class GaussianStatistics:
-    """Mean and covariance of features, batch by batch and over several processes, in float64.
+    """Mean and covariance of features in float64, accumulated over batches and processes.
 
     Args:
         dimension: D.
@@ -23,22 +20,22 @@ class GaussianStatistics:
         self._scatter = np.zeros((dimension, dimension))  # Σ (x - mean)(x - mean)ᵀ
 
     def add(self, features: np.ndarray) -> "GaussianStatistics":
-        """Take in features (n, D); n may be 0."""
+        """Add features (n, D); n may be 0."""
         for block in _blocks(features):
             block = np.asarray(block, dtype=np.float64)
             mean = block.mean(0)
             centred = block - mean
-            self._take_in(len(block), mean, centred.T @ centred)
+            self._update(len(block), mean, centred.T @ centred)
         return self
 
     def merge(self, other: "GaussianStatistics") -> "GaussianStatistics":
-        """Take in what another one has seen."""
+        """Add the features of another instance."""
         if other.count:
-            self._take_in(other.count, other.mean, other._scatter)
+            self._update(other.count, other.mean, other._scatter)
         return self
 
-    def _take_in(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        """Chan, Golub and LeVeque 1979: sums about the mean, which lose no digits when the mean is large."""
+    def _update(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        """Chan, Golub and LeVeque 1979: sums about the mean, accurate even if the mean is large."""
         total = self.count + count
         shift = mean - self.mean
         self._scatter += scatter + np.outer(shift, shift) * (self.count * count / total)
@@ -49,15 +46,15 @@ class GaussianStatistics:
     def covariance(self) -> np.ndarray:
         """The unbiased covariance, (D, D). ValueError for fewer than two images."""
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, there are {self.count}")
+            raise ValueError(f"A covariance needs at least 2 images, got {self.count}.")
         return self._scatter / (self.count - 1)
 
 
 def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> float:
     """The squared Fréchet distance of two Gaussians, Heusel et al. 2017 (arXiv 1706.08500), Eq. 6.
 
-    |m_1 - m_2|² + tr(C_1 + C_2 - 2 (C_1 C_2)^½), where the last trace is that of the square root of the symmetric
-    C_1^½ C_2 C_1^½: real, and as exact for singular covariances.
+    |m_1 - m_2|² + tr(C_1 + C_2 - 2 (C_1 C_2)^½). The last trace is computed from the symmetric C_1^½ C_2 C_1^½, which
+    keeps it real, and accurate for singular covariances.
     """
     values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
@@ -69,10 +66,10 @@ def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> f
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     """The unbiased squared MMD with the kernel (xᵀy/D + 1)³, "KID" of Bińkowski et al. 2018 (arXiv 1801.01401), §4.
 
-    Over all pairs instead of subsets of 1,000: the same expectation, with less scatter. May be negative.
+    Over all pairs instead of subsets of 1,000: the same expectation, lower variance. May be negative.
     """
     if min(len(first), len(second)) < 2:
-        raise ValueError(f"a kernel distance needs at least 2 images of both kinds: {len(first)} and {len(second)}")
+        raise ValueError(f"A kernel distance needs at least 2 images per set, got {len(first)} and {len(second)}.")
 
     first, second = (np.asarray(x, dtype=np.float64) for x in (first, second))
     between = _kernel_sum(first, second) / (len(first) * len(second))
@@ -80,7 +77,7 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _mean_of_pairs(features: np.ndarray) -> float:
-    """Mean of the kernel over all pairs of two different images."""
+    """Mean of the kernel over all pairs of different images."""
     own = float(((np.square(features).sum(1) / features.shape[1] + 1) ** 3).sum())
     return (_kernel_sum(features, features) - own) / (len(features) * (len(features) - 1))
 
@@ -92,10 +89,11 @@ def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
 def manifold_scores(samples: np.ndarray, reference: np.ndarray, neighbours: int = 5) -> dict[str, float]:
     """Precision, recall, density and coverage.
 
-    Precision is the share of samples that lie nearer to some reference image than its k-th neighbour, recall the
-    reverse (Kynkäänniemi et al. 2019, arXiv 1904.06991). Density is how many such balls a sample lies in, over k;
-    coverage the share of reference images in whose ball there is a sample (Naeem et al. 2020, arXiv 2002.09797). An
-    image is not its own neighbour.
+    Each image has a ball with the distance to its k-th neighbour as radius; an image is not its own neighbour.
+    Precision is the share of samples inside the ball of some reference image, recall the share of reference images
+    inside the ball of some sample (Kynkäänniemi et al. 2019, arXiv 1904.06991). Density is the mean number of
+    reference balls a sample lies in, divided by k; coverage is the share of reference balls that contain a sample
+    (Naeem et al. 2020, arXiv 2002.09797).
 
     Args:
         samples, reference: features, (n, D) and (m, D), each more than `neighbours`.
@@ -106,7 +104,7 @@ def manifold_scores(samples: np.ndarray, reference: np.ndarray, neighbours: int 
     """
     for name, features in (("samples", samples), ("reference images", reference)):
         if len(features) <= neighbours:
-            raise ValueError(f"{len(features)} {name} are too few: precision and recall need more than {neighbours}")
+            raise ValueError(f"Precision and recall need more than {neighbours} {name}, got {len(features)}.")
     radii, own_radii = (_neighbour_distances(features, neighbours) for features in (reference, samples))
     inside, recalled, nearest = [], np.zeros(len(reference), dtype=bool), np.full(len(reference), np.inf)
     start = 0
@@ -134,7 +132,7 @@ def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each image to its k-th neighbour among the others, (n,)."""
-    # Of the k + 1 nearest one is the image itself.
+    # k, not k - 1: the nearest is the image itself.
     return np.concatenate([np.partition(squared_distances(b, features), k, axis=1)[:, k] for b in _blocks(features)])
 
 
@@ -142,10 +140,10 @@ def class_score(probabilities: np.ndarray) -> float:
     """exp E KL(p(class | image) ‖ p(class)), the Inception score of Salimans et al. 2016 (arXiv 1606.03498), unsplit.
 
     Args:
-        probabilities: (n, classes), each row with sum 1.
+        probabilities: (n, classes), rows sum to 1.
 
     Returns:
-        From 1 (all alike or all undecided) to the number of classes.
+        1 (all images get the same probabilities) to the number of classes.
     """
     mean = probabilities.mean(0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -163,19 +161,19 @@ def resampled_error(
     most: int = 5000,
     mapper: Callable[[Callable, Iterable], Iterable] = map,
 ) -> dict[str, float]:
-    """Standard errors of what `measure` finds, by measuring random halves again and again.
+    """Standard errors of what `measure` returns, from its spread over random halves (delete-half jackknife).
 
-    The bootstrap draws with repeats, and repeats make distances of covariances and of neighbours another quantity.
-    Halves have none, and scatter about the whole as the whole does about the truth, by 1/(n/2) - 1/n = 1/n (the
-    delete-half jackknife, Shao and Wu 1989). Of large sets smaller parts are taken, and the scatter is scaled.
+    A bootstrap would draw images repeatedly, which biases distances based on covariances and neighbours. Halves have
+    no repeats, and their variance about the full set, 1/(n/2) - 1/n = 1/n, is that of the full set about the truth
+    (Shao and Wu 1989). Large sets use smaller parts, with the spread scaled accordingly.
 
     Args:
-        measure: called with indices of samples and of reference images, sorted.
-        samples, reference: how many there are.
-        resamples: how many times.
-        seed: of the choice.
-        most: images of a kind in a part.
-        mapper: calls a function on each of several things, as `map` does, perhaps with many hands.
+        measure: called with sorted indices of samples and of reference images.
+        samples, reference: their numbers.
+        resamples: number of random halves.
+        seed: for choosing them.
+        most: the maximum number of images of either set in a part.
+        mapper: `map`, or a parallel version of it.
 
     Returns:
         The standard error of each number that `measure` returns.

@@ -1,4 +1,4 @@
-"""How good samples are: their distances from real images, each beside what other real images would get."""
+"""Sample quality: distances from real images, each with the floor that real training images get."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,19 +19,18 @@ from .metrics import (
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
 HIGHER_IS_BETTER = frozenset("precision recall density coverage class_score inception_score".split())
 NEIGHBOURS = 5
-# Metric -> the figures that it gives.
+# Metric -> the scores it gives.
 _FIGURES = {
     "frechet": ("frechet_distance",),
     "kid": ("kernel_distance",),
     "prdc": ("precision", "recall", "density", "coverage"),
     "is": ("class_score",),
 }
-# Of a normal distribution within ±1.96 standard deviations lie 95 %.
-_Z = 1.96
+_Z = 1.96  # standard errors on either side of a 95 % interval
 
 
 class FeatureSets(NamedTuple):
-    """Features of samples, of the images they should resemble, and of training images in the place of samples."""
+    """Features of samples, of the reference images, and of training images scored like samples for the floor."""
 
     samples: np.ndarray
     reference: np.ndarray
@@ -41,22 +40,21 @@ class FeatureSets(NamedTuple):
 def score(
     sets: FeatureSets, extractor: Extractor, metrics: Sequence[str], *, resamples: int = 50, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Measure samples, as entries of a report; all processes work, and all get the result.
+    """Score samples, as report entries; computed by all processes together.
 
-    Each has a `value`; its `standard_error` and the ends of an interval that holds the truth for this number of images
-    in 95 of 100 cases; and its `floor`, the same measurement on training images instead of samples. A distance of few
-    images is too large, for samples and floor alike: what tells is how far apart the two are.
+    Each entry has a `value`, its `standard_error` with a 95 % confidence interval, and a `floor`: the score that the
+    same number of real training images gets, the best one can expect. With few images a distance is biased upwards,
+    for samples and floor alike, so compare the two.
 
     Args:
-        sets: features by `extractor`; `floor` best has as many as `samples`.
-        extractor: names the metrics: only the distance by the genuine Inception is called "fid", and only if there are
-            more images than features.
-        metrics: of `QUALITY_METRICS`.
-        resamples: random halves behind the standard errors; 0 for no errors.
-        seed: of their choice.
+        sets: features from `extractor`; `floor` should be as large as `samples`.
+        extractor: a distance is called "fid" only with the published Inception and more images than features.
+        metrics: among `QUALITY_METRICS`.
+        resamples: number of random halves for the standard errors; 0 for no errors.
+        seed: for the random halves.
 
     Raises:
-        ValueError: as `check_quality`.
+        ValueError: as in `check_quality`.
     """
     samples, reference, floor = sets
     check_quality(extractor, metrics, min(len(samples), len(reference)), resamples)
@@ -84,7 +82,7 @@ def score(
         entry = {"name": names.get(name, name), "value": value, **interval(value, errors.get(name))}
         entry |= {"floor": floors.get(name), **common}
         if name == "frechet_distance" and few_images(extractor, min(len(samples), len(reference))):
-            entry["note"] = "fewer images than features: too large by about its floor"
+            entry["note"] = "fewer images than features: biased upwards by about its floor"
         if name in _FIGURES["prdc"]:
             entry["neighbours"] = NEIGHBOURS
         entries.append(entry)
@@ -92,31 +90,28 @@ def score(
 
 
 def check_quality(extractor: Extractor, metrics: Sequence[str], fewest: int, resamples: int) -> None:
-    """Find out before any image is drawn whether it can be scored.
+    """Check, before sampling, whether samples can be scored.
 
     Args:
         extractor, metrics, resamples: as for `score`.
-        fewest: samples or reference images, whichever are fewer.
+        fewest: the number of samples or reference images, whichever is smaller.
 
     Raises:
-        ValueError: for an unknown metric, "is" without classes, or too few images.
+        ValueError: a metric is unknown, "is" is asked of an extractor without classes, or there are too few images.
     """
     unknown = sorted(set(metrics) - set(QUALITY_METRICS))
     if unknown:
-        raise ValueError(f"metrics has {', '.join(unknown)}; choose from {', '.join(QUALITY_METRICS)}")
+        raise ValueError(f"`metrics` must be among {', '.join(QUALITY_METRICS)}, got {', '.join(unknown)}.")
     if "is" in metrics and extractor.head is None:
-        raise ValueError(f"metric 'is' needs an extractor with classes, which {extractor.name} has not; leave it out")
-    needed = NEIGHBOURS + 1 if "prdc" in metrics else 2
-    halves = " in each of the random halves behind the errors" if resamples else ""
-    if fewest < needed * (2 if resamples else 1):
-        raise ValueError(
-            f"{fewest} images are too few for {', '.join(metrics)}, which need {needed}{halves}; take more"
-            + (", or --resamples 0" if resamples else "")
-        )
+        raise ValueError(f"`metrics` must not contain 'is', because {extractor.name} has no classes.")
+    needed = (NEIGHBOURS + 1 if "prdc" in metrics else 2) * (2 if resamples else 1)
+    if fewest < needed:
+        without = ", or half as many without standard errors (`resamples` 0)" if resamples else ""
+        raise ValueError(f"{', '.join(metrics)} need at least {needed} images{without}, got {fewest}.")
 
 
 def metric_names(extractor: Extractor, count: int) -> dict[str, str]:
-    """The names that only the genuine Inception gives; FID needs more images than features, too."""
+    """Names reserved for the published Inception; FID also needs more images than features."""
     if not extractor.is_inception:
         return {}
     names = {"kernel_distance": "kid", "class_score": "inception_score"}
@@ -124,19 +119,19 @@ def metric_names(extractor: Extractor, count: int) -> dict[str, str]:
 
 
 def figure_names(extractor: Extractor, metrics: Sequence[str], count: int) -> list[str]:
-    """What `score` calls the figures of these metrics, with this many images."""
+    """The names that `score` gives the scores of these metrics, with this many images."""
     special = metric_names(extractor, count)
     return [special.get(name, name) for metric in QUALITY_METRICS if metric in metrics for name in _FIGURES[metric]]
 
 
 def few_images(extractor: Extractor, count: int) -> str | None:
-    """A sentence on a Fréchet distance of too few images; None if there are enough."""
+    """A warning about a Fréchet distance of too few images; None if there are enough."""
     if count > extractor.dimension:
         return None
     return (
-        f"{count} images are fewer than the {extractor.dimension} features of {extractor.name} and one: the Fréchet "
-        "distance is far too large, as its floor shows, and may only be compared at the same number of images"
-        + ("; it is not called FID" if extractor.is_inception else "")
+        f"{count} images are no more than the {extractor.dimension} features of {extractor.name}, so the Fréchet "
+        "distance is biased upwards, as its floor shows; compare it only at the same number of images"
+        + (" (not called FID for this reason)" if extractor.is_inception else "")
     )
 
 
@@ -164,6 +159,6 @@ def _measure(
 
 
 def interval(value: float, error: float | None) -> dict[str, float | None]:
-    """A standard error and the ends of the interval that it makes, as part of a report's entry."""
+    """The standard error and 95 % interval of a report entry."""
     ends = (None, None) if error is None else (value - _Z * error, value + _Z * error)
     return {"standard_error": error, "interval_low": ends[0], "interval_high": ends[1]}

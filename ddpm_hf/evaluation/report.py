@@ -1,15 +1,16 @@
-"""`evaluation.json`: what was measured on a model, in one file that every metric joins."""
+"""`evaluation.json`: all measurements of a model in one file."""
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..pipelines.sample_formats import replacing
+
 SCHEMA = 1
 REPORT_FILE = "evaluation.json"
-# Two measurements that agree in these are the same one, made anew.
+# A measurement replaces an earlier one that agrees in all of these.
 _IDENTITY = (
     *("name", "dataset", "split", "sampler", "steps", "guidance_scale", "samples"),
     *("terms_per_image", "clip", "cdf", "extractor"),
@@ -17,46 +18,46 @@ _IDENTITY = (
 
 
 def read_report(file: Path, weights: str | None) -> list[dict[str, Any]]:
-    """The metrics that a report holds of these weights; none if there is no file or it is of other weights.
+    """The metrics of a report; empty if there is no file or it describes other weights.
 
     Raises:
-        ValueError: if the file cannot be read or has another schema.
+        ValueError: the file cannot be read or has another schema.
     """
     if not file.is_file():
         return []
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as problem:
-        raise ValueError(f"{file} cannot be read as JSON: {problem}; remove it to begin a new report") from None
+        raise ValueError(f"cannot read {file} as JSON: {problem}; delete it to start a new report") from None
     found = report.get("schema") if isinstance(report, dict) else None
     if found != SCHEMA:
-        raise ValueError(f"{file} has schema {found!r}, this version writes {SCHEMA}; name another --output_dir")
+        raise ValueError(f"{file} must have schema {SCHEMA}, got {found!r}; choose another --output_dir")
     return report["metrics"] if report.get("weights") == weights else []
 
 
 def update_report(file: Path, weights: str | None, metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add metrics to a report; one that is there already under the same conditions is replaced.
+    """Add metrics to a report, replacing those measured before under the same conditions.
 
     Args:
         file: of the report.
-        weights: `fingerprint.weights_fingerprint` of the network, None for samples of unknown origin; figures of other
-            weights are dropped.
-        metrics: each with at least "name" and a finite number as its "value".
+        weights: `fingerprint.weights_fingerprint` of the network, None for samples of unknown origin; metrics of
+            other weights are dropped.
+        metrics: each with at least a "name" and a finite "value".
 
     Returns:
-        All metrics that the file now holds.
+        All metrics now in the file.
 
     Raises:
-        ValueError: as `read_report`.
+        ValueError: as in `read_report`.
     """
     assert all(math.isfinite(metric["value"]) for metric in metrics)
     new = {_identity(metric) for metric in metrics}
     kept = [metric for metric in read_report(file, weights) if _identity(metric) not in new]
     together = [*kept, *metrics]
-    beside = file.with_name(f".{file.name}.partial")
     content = {"schema": SCHEMA, "weights": weights, "metrics": together}
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
     return together
 
 
@@ -65,7 +66,7 @@ def _identity(metric: dict[str, Any]) -> tuple:
 
 
 def summary_table(metrics: Sequence[dict[str, Any]]) -> str:
-    """Metrics as lines for a terminal."""
+    """Metrics as a text table."""
     rows = [("metric", "value", "floor", "n", "sampler", "data")]
     for metric in metrics:
         error = metric.get("standard_error")

@@ -1,4 +1,4 @@
-"""The images to judge: drawn from a pipeline, or made before and read from a folder or a file."""
+"""The samples to evaluate: drawn from a pipeline, or read from a folder or a file."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -26,11 +26,11 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Images to judge.
+    """Samples to evaluate.
 
     Attributes:
         images: uint8 (n, C, H, W).
-        about: how they were made, for the report.
+        about: how they were drawn, for the report.
     """
 
     images: np.ndarray
@@ -52,21 +52,21 @@ def draw_samples(
     num_inference_steps: int | None = None,
     guidance_scale: float = 1.0,
 ) -> Samples:
-    """Draw images with a pipeline on all processes; each of them gets all images.
+    """Draw samples from a pipeline on all processes; each process gets all of them.
 
-    Image k is a function of (seed, k), as in `generate`. A class-conditional model draws its classes in turn.
+    Image k is a function of (seed, k), as in `generate`. A class-conditional model cycles through its classes.
 
     Args:
-        pipeline: on the device of `PartialState`; its scheduler stays as it is.
-        count: how many images.
-        seed: of all images.
-        batch_size: images of one process at once.
-        sampler: a name of `SAMPLER_NAMES`; by default what the pipeline was saved with.
+        pipeline: on the device of `PartialState`; its scheduler is not changed.
+        count: number of images.
+        seed: for all images.
+        batch_size: images per network call of one process.
+        sampler: one of `SAMPLER_NAMES`; by default the one the pipeline was saved with.
         num_inference_steps: all trained timesteps by default.
         guidance_scale: see the pipeline.
 
     Raises:
-        ValueError: if the sampler cannot make so many steps, or the model no guided images.
+        ValueError: the sampler does not support this number of steps, or the model does not support guidance.
     """
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
     calls = len(pipeline.scheduler.timesteps)
@@ -107,7 +107,7 @@ def draw_samples(
 def prepared(
     pipeline: DDPMPipeline, sampler: str | None, num_inference_steps: int | None, guidance_scale: float
 ) -> tuple[DDPMPipeline, int]:
-    """A pipeline of the same network with a sampler of its own, set to its steps, and how many these are.
+    """A pipeline with the same network and a new sampler set to its steps, and the number of steps.
 
     Arguments and errors as for `draw_samples`.
     """
@@ -121,17 +121,17 @@ def prepared(
 
 
 def read_samples(path: str | Path, most: int | None = None) -> Samples:
-    """Read images made before.
+    """Read samples from disk.
 
     Args:
-        path: what scripts/sample.py left, a folder of images (of those in it, or if there are none, whatever
-            `load_images` finds in sub-folders and tables), or an .npz as OpenAI's evaluators take it: `arr_0`, uint8
-            (n, H, W, C).
-        most: how many at most, the first by name.
+        path: output of scripts/sample.py, a folder of images (the files in it, or if there are none, whatever
+            `load_images` finds in sub-folders and tables), or an .npz in the format of OpenAI's evaluators: `arr_0`,
+            uint8 (n, H, W, C).
+        most: the maximum number of images, the first by name.
 
     Raises:
-        ValueError: if there are none or not yet all, the .npz holds something else, or the images differ in size or
-            channels.
+        ValueError: there are none, sample.py has not finished, the .npz has another format, or the images differ in
+            size or channels.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -144,17 +144,17 @@ def read_samples(path: str | Path, most: int | None = None) -> Samples:
         tables = path / "data" if (path / "data").is_dir() else path
         images = _stacked(_open_files(files[:most]) if files else _open_rows(tables, most))
     else:
-        raise ValueError(f"samples {str(path)!r} are neither a folder nor an {ARRAY_SUFFIX} file")
+        raise ValueError(f"samples must be a folder or an {ARRAY_SUFFIX} file, got {str(path)!r}")
     images = images[:most]
     wanted = min(record.get("num_images", 0), most or record.get("num_images", 0))
     if len(images) < wanted:
-        raise ValueError(f"samples {str(path)!r}: {len(images)} of {wanted} are drawn; run the same sample.py again")
+        raise ValueError(f"samples {str(path)!r} are incomplete, {len(images)} of {wanted}; run sample.py again")
     about = {"samples": path.name, **_drawn_with(record)}
     return Samples(images=np.ascontiguousarray(images.transpose(0, 3, 1, 2)), about=about)
 
 
 def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How the images were drawn, by the record of scripts/sample.py."""
+    """How the images were drawn, according to the record of scripts/sample.py."""
     if not record:
         return {}
     settings = record["settings"]
@@ -164,16 +164,16 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_array(file: Path) -> np.ndarray:
-    expected = "OpenAI's evaluators write arr_0, uint8 of shape (n, height, width, channels)"
+    expected = "it must have arr_0, uint8 of shape (n, height, width, channels), as for OpenAI's evaluators"
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if "arr_0" not in arrays:
-                raise ValueError(f"it holds {', '.join(arrays) or 'nothing'}; {expected}")
+                raise ValueError(f"{expected}, got {', '.join(arrays) or 'nothing'}")
             images = arrays["arr_0"]
     except (OSError, ValueError, EOFError) as problem:
-        raise ValueError(f"samples {str(file)!r} cannot be read: {problem}") from None
+        raise ValueError(f"cannot read samples {str(file)!r}: {problem}") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or len(images) == 0:
-        raise ValueError(f"samples {str(file)!r}: arr_0 is {images.dtype} of shape {images.shape}; {expected}")
+        raise ValueError(f"samples {str(file)!r}: {expected}, got {images.dtype} of shape {images.shape}")
     return images
 
 
@@ -182,7 +182,7 @@ def _open_files(files: list[Path]) -> Iterable[tuple[str, Image.Image]]:
         try:
             yield str(file), open_image(file.read_bytes())
         except UnreadableImage as problem:
-            raise ValueError(f"samples: {file} is no readable image: {problem}") from None
+            raise ValueError(f"cannot read samples: {file}: {problem}") from None
 
 
 def _open_rows(folder: Path, most: int | None) -> Iterable[tuple[str, Image.Image]]:
@@ -194,7 +194,7 @@ def _open_rows(folder: Path, most: int | None) -> Iterable[tuple[str, Image.Imag
             try:
                 yield data.describe(row), open_image(data.payload(row))
             except UnreadableImage as problem:
-                raise ValueError(f"samples {str(folder)!r}: {data.describe(row)}: {problem}") from None
+                raise ValueError(f"cannot read samples: {folder}: {data.describe(row)}: {problem}") from None
 
 
 def _stacked(images: Iterable[tuple[str, Image.Image]]) -> np.ndarray:
@@ -206,7 +206,7 @@ def _stacked(images: Iterable[tuple[str, Image.Image]]) -> np.ndarray:
             first = (name, form)
         elif form != first[1]:
             one, other = ("{}x{} with {} channels".format(*found) for found in (first[1], form))
-            raise ValueError(f"samples differ: {first[0]} is {one}, {name} is {other}")
+            raise ValueError(f"samples must have one size and number of channels: {first[0]} is {one}, {name} is {other}")
         array = np.asarray(to_channels(image, form[2]))
         arrays.append(array[..., None] if array.ndim == 2 else array)
     return np.stack(arrays)

@@ -1,4 +1,4 @@
-"""Pipelines that stock diffusers alone can load: made so after the fact."""
+"""Convert pipelines so that stock diffusers can load them."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import diffusers
 
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import check_index
+from ..pipelines.sample_formats import replacing
 from ..portable import STOCK_CLASS_NAMES, stock_component
 from .folder import INDEX_FILE, component_folder
 
@@ -18,19 +19,19 @@ def make_portable(folder_or_pipeline: diffusers.DDPMPipeline) -> DDPMPipeline: .
 @overload
 def make_portable(folder_or_pipeline: str | os.PathLike) -> Path: ...
 def make_portable(folder_or_pipeline):
-    """Let a pipeline with our components be loaded by people who have diffusers alone.
+    """Make a pipeline with our components loadable with stock diffusers.
 
-    A `ddpm_hf.DDPMPipeline` is saved and pushed in that form anyway. This is for pipelines of diffusers' own class
-    that were built with our components, and for the folders they were saved to.
+    Needed only for a `diffusers.DDPMPipeline` built with our components, or a folder it was saved to: a
+    `ddpm_hf.DDPMPipeline` is always saved and pushed in stock form.
 
     Args:
-        folder_or_pipeline: a pipeline in memory, or a folder with a `model_index.json`, which is rewritten in place.
+        folder_or_pipeline: a pipeline, or a folder with a `model_index.json`, which is rewritten in place.
 
     Returns:
-        A pipeline of ours with the same components, for a pipeline; the folder, for a folder.
+        A `ddpm_hf.DDPMPipeline` with the same components, or the folder.
 
     Raises:
-        ValueError: if it is no DDPM pipeline, or has components that are neither diffusers' nor ours.
+        ValueError: it is not a DDPM pipeline, or a component is from neither diffusers nor this package.
     """
     if isinstance(folder_or_pipeline, DDPMPipeline):
         return folder_or_pipeline
@@ -39,10 +40,11 @@ def make_portable(folder_or_pipeline):
         check_index(json.loads(pipeline.to_json_string()), type(folder_or_pipeline).__name__)
         return pipeline
     if not isinstance(folder_or_pipeline, str | os.PathLike):
-        raise ValueError(f"folder_or_pipeline is a {type(folder_or_pipeline).__name__}; give a folder or DDPMPipeline")
+        kind = type(folder_or_pipeline).__name__
+        raise ValueError(f"`folder_or_pipeline` must be a folder or a DDPMPipeline, got {kind}.")
     folder = Path(folder_or_pipeline)
     if not (folder / INDEX_FILE).is_file():
-        raise ValueError(f"{folder} is no pipeline folder: it has no {INDEX_FILE}")
+        raise ValueError(f"`folder_or_pipeline` {folder} has no {INDEX_FILE}.")
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     check_index(index, str(folder))
     for component, config_name in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
@@ -56,6 +58,5 @@ def make_portable(folder_or_pipeline):
 
 
 def _replace(file: Path, content: dict[str, Any]) -> None:
-    beside = file.with_name(f".{file.name}.partial")
-    beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

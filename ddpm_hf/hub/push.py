@@ -1,4 +1,4 @@
-"""One commit with all that belongs on a model page, and a look at what arrived."""
+"""Push a model page in one commit and verify what arrived."""
 
 import hashlib
 import json
@@ -31,24 +31,24 @@ _READ_BACK = (INDEX_FILE, CARD_FILE)
 
 
 class PushFailed(Exception):
-    """The page is not what it should be; the folder is untouched."""
+    """The push failed or arrived incomplete; the local folder is unchanged."""
 
 
 def push(folder: str | Path, page: Page, message: str, report: Callable[[str], None] = print) -> str:
-    """Put a model folder on its page, in one commit, and check what arrived.
+    """Push a model folder to its page in one commit and verify it.
 
     Args:
         folder: a pipeline with its card, see `write_card`.
         page: from `open_page`.
         message: of the commit.
-        report: told of failed attempts.
+        report: called with a line for each failed attempt.
 
     Returns:
         The address of the page.
 
     Raises:
-        ValueError: if the folder is no DDPM pipeline.
-        PushFailed: if the Hub refuses, stays away, or holds something else than the folder in the end.
+        ValueError: the folder is not a DDPM pipeline.
+        PushFailed: the Hub refuses, cannot be reached, or does not have the folder's content afterwards.
     """
     files = page_files(ModelFolder.read(folder))
     api = HfApi(token=page.token)
@@ -61,12 +61,12 @@ def push(folder: str | Path, page: Page, message: str, report: Callable[[str], N
 
 
 def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
-    """What belongs on the page of a model: path there -> file or content.
+    """The files of a model page: path on the Hub -> local file or content.
 
-    Settings and metrics go out without the paths of this machine.
+    Local paths are removed from settings and metrics.
 
     Raises:
-        ValueError: if the folder has no card, or no weights in the safetensors format.
+        ValueError: the folder has no card or no safetensors weights.
     """
     if not model.has(CARD_FILE):
         raise ValueError(f"{model.path} has no card ({CARD_FILE})")
@@ -86,38 +86,38 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
         for pattern in ("*config.json", "*.safetensors", "*.safetensors.index*.json"):
             files |= {path.relative_to(model.path).as_posix(): path for path in sorted(place.glob(pattern))}
     if not any(name.endswith(".safetensors") for name in files):
-        raise ValueError(f"{model.path} has no weights in the safetensors format; load the pipeline and save it again")
+        raise ValueError(f"{model.path} has no safetensors weights; load the pipeline and save it again")
     return files
 
 
 def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str):
-    """The files as the page's only model: what an earlier one left behind is deleted in the same commit."""
+    """Commit the files, deleting those an earlier model left on the page."""
     patterns = [file.pattern for file in RUN_FILES if file.on_page or file.writer == OLDER_VERSION]
     ours = re.compile(rf"({'|'.join(patterns)})(/.*)?|" + "|".join(map(re.escape, EVALUATION_PICTURES)))
     left_over = [path for path in api.list_repo_files(repo_id) if ours.fullmatch(path) and path not in files]
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(path, is_folder=False) for path in left_over]
-    # Not upload_folder, which may split a folder into several commits.
+    # upload_folder may split a folder into several commits.
     return api.create_commit(repo_id, operations, commit_message=message)
 
 
 def _check(api: HfApi, repo_id: str, revision: str, files: dict[str, Path | bytes]) -> None:
-    """Read the page back; ValueError if a file, the index, the card or the shapes of the weights are not as sent."""
+    """Read the page back; ValueError if a file, the index, the card or the shapes of the weights differ."""
     there = {entry.path: entry for entry in api.get_paths_info(repo_id, list(files), revision=revision)}
     differing = [name for name, content in files.items() if name not in there or not _same(there[name], content)]
     if differing:
-        raise ValueError(f"{repo_id} holds something else than was sent: {', '.join(differing)}")
+        raise ValueError(f"{repo_id} has files that differ from those sent: {', '.join(differing)}")
     with tempfile.TemporaryDirectory() as download:
         read = {name: api.hf_hub_download(repo_id, name, revision=revision, cache_dir=download) for name in _READ_BACK}
         for name, path in read.items():
             if Path(path).read_bytes() != files[name].read_bytes():
-                raise ValueError(f"{repo_id} gives out another {name} than was sent")
-        ModelCard.load(read[CARD_FILE])  # raises for metadata that cannot be read
+                raise ValueError(f"{repo_id} serves a {name} that differs from the one sent")
+        ModelCard.load(read[CARD_FILE])  # raises if the metadata is invalid
     for name, content in files.items():
         if name.endswith(".safetensors"):
             shapes = api.parse_safetensors_file_metadata(repo_id, name, revision=revision).tensors
             if {key: tuple(tensor.shape) for key, tensor in shapes.items()} != _shapes(content):
-                raise ValueError(f"{repo_id} gives out other shapes in {name} than were sent")
+                raise ValueError(f"{repo_id} serves a {name} with different tensor shapes from those sent")
 
 
 def _same(entry, content: Path | bytes) -> bool:

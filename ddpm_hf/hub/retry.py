@@ -1,4 +1,4 @@
-"""Calls to the Hub that outlive its bad moments."""
+"""Retry calls to the Hub."""
 
 import json
 import sys
@@ -11,25 +11,24 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 Result = TypeVar("Result")
 
-# Seconds between attempts; one attempt more than there are waits.
+# Seconds between attempts; there is one attempt more than waits.
 WAITS = (2, 5, 10, 20, 40)
-# Seconds without a byte after which a connection is given up; huggingface_hub itself would wait for ever.
+# Read timeout in seconds; huggingface_hub has none.
 PATIENCE = 60.0
 _TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 def persistently(action: Callable[[], Result], report: Callable[[str], None]) -> Result:
-    """The result of `action`, tried again with growing pauses while the Hub is out of reach or overloaded.
+    """Call `action`, retrying with growing pauses while the Hub is unreachable or overloaded.
 
-    huggingface_hub repeats single requests, but not the commit, the creation of a repository and the question who one
-    is. `action` must be repeatable as a whole.
+    Needed because huggingface_hub does not retry commits, repository creation and `whoami`.
 
     Args:
-        action: makes requests through huggingface_hub.
-        report: told of every failed attempt, in one line.
+        action: makes requests through huggingface_hub; must be safe to repeat.
+        report: called with a line for each failed attempt.
 
     Raises:
-        Exception: what `action` raised, if that is final or was so in the last attempt too.
+        Exception: what `action` raised, if it is permanent or the last attempt failed.
     """
     for wait in (*WAITS, None):
         get_session().timeout = PATIENCE
@@ -40,13 +39,13 @@ def persistently(action: Callable[[], Result], report: Callable[[str], None]) ->
                 raise
             wait = max(wait, _asked_pause(error))
             report(f"the Hub: {one_line(error)}; next attempt in {wait:g} s")
-            sys.stdout.flush()  # into a pipe or a log file too: somebody may be waiting with it
+            sys.stdout.flush()  # so that it shows in a pipe or log file during the pause
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: no connection, no answer, a broken answer, an overloaded server."""
+    """Whether a retry may succeed: no connection, a timeout, a broken response, an overloaded server."""
     errors = list(_with_causes(error))
     if any(isinstance(e, OfflineModeIsEnabled) for e in errors):
         return False
@@ -59,8 +58,8 @@ def is_transient(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, without line breaks; the kind of error where it has no words of its own."""
-    advice = " For more information check:"  # of the HTTP client: an article on status codes
+    """An error's message in one line, with its root cause; the type if there is no message."""
+    advice = " For more information check:"  # the HTTP client appends a link about status codes
     texts = [" ".join(str(cause).split()).partition(advice)[0] for cause in _with_causes(error)]
     root = texts[-1] or type(error).__name__
     if not texts[0] or root in texts[0]:
@@ -75,7 +74,7 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _asked_pause(error: BaseException) -> float:
-    """Seconds that an overloaded server asks to be left alone, at most five minutes."""
+    """Seconds in the server's Retry-After header, at most 300."""
     for cause in _with_causes(error):
         asked = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
         if asked.isdigit():

@@ -1,7 +1,7 @@
-"""A DDPM pipeline in one file, for models that diffusers' own DDPMPipeline cannot draw with.
+"""A DDPM pipeline in one file, for models that diffusers' own DDPMPipeline cannot sample.
 
-It needs torch and diffusers and nothing else. To the stock classes it adds class labels and classifier-free guidance,
-images of any size, and learned variances with every sampler.
+It needs only torch and diffusers, and adds class labels, classifier-free guidance, images of any size, and learned
+variances with every sampler.
 
     from diffusers import DiffusionPipeline
 
@@ -21,10 +21,10 @@ class StandaloneDDPMPipeline(DiffusionPipeline):
     """Image generation with a DDPM (Ho et al. 2020, arXiv 2006.11239, Algorithm 2).
 
     Args:
-        unet: the network; predicts from (x_t, timestep), images in [-1, 1].
-        scheduler: the process the network was trained on, or another sampler of diffusers made from its config.
-        id2label: class number to class name, for class-conditional models only. A network with one embedding more than
-            there are names was trained for guidance: its last embedding stands for "no class".
+        unet: the network, for images in [-1, 1].
+        scheduler: the process the network was trained on, or another diffusers scheduler made from its config.
+        id2label: class number -> class name, for class-conditional models only. If the network has one embedding more
+            than there are names, it was trained for guidance, and the last embedding means "no class".
     """
 
     model_cpu_offload_seq = "unet"
@@ -49,20 +49,20 @@ class StandaloneDDPMPipeline(DiffusionPipeline):
         """Sample images.
 
         Args:
-            batch_size: number of images; with a list of class labels it may be left out.
+            batch_size: number of images; ignored if `class_labels` is a list.
             generator: one for all images, or a list with one per image.
-            num_inference_steps: network calls; by default all timesteps the model was trained on.
+            num_inference_steps: number of steps; by default all timesteps the model was trained on.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W); the last two in [0, 1].
-            return_dict: False gives a tuple with the images.
-            class_labels: a class number or name, or one for each image; class-conditional models need it.
+            return_dict: whether to return an `ImagePipelineOutput` rather than a tuple.
+            class_labels: a class number or name, or a list with one per image; required by class-conditional models.
             guidance_scale: w in eps(none) + w (eps(class) - eps(none)), arXiv 2207.12598; 1 is plain conditional
-                sampling, more favours what is typical of the class.
+                sampling, larger values give more typical images of the class.
 
         Raises:
-            ValueError: for a class, scale or output type that does not fit.
+            ValueError: an argument is out of range, or the model does not support it.
         """
         if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {output_type!r}; choose pil, np or pt")
+            raise ValueError(f"`output_type` must be one of pil, np, pt, got {output_type!r}.")
         classes = self._classes(class_labels, guidance_scale, batch_size)
         batch_size = batch_size if classes is None else len(classes)
         scheduler = self._sampler()
@@ -90,20 +90,22 @@ class StandaloneDDPMPipeline(DiffusionPipeline):
         embeddings = self.unet.config.num_class_embeds
         if not embeddings:
             if labels is not None or guidance_scale != 1.0:
-                raise ValueError("this model is unconditional: leave class_labels and guidance_scale out")
+                raise ValueError("This model is unconditional: leave out `class_labels` and `guidance_scale`.")
             return None
         count = len(self.names) or embeddings
         if guidance_scale != 1.0 and embeddings != count + 1:
-            raise ValueError(f"guidance_scale is {guidance_scale}, but this model has no class for 'none': use 1")
+            raise ValueError(
+                f"`guidance_scale` must be 1, because this model was not trained for guidance, got {guidance_scale}."
+            )
+        names = f" or one of {', '.join(self.names)}" if self.names else ""
+        must_be = f"`class_labels` must be 0 to {count - 1}{names}"
         if labels is None:
-            raise ValueError(f"class_labels is needed; choose from 0 to {count - 1} or {', '.join(self.names)}")
+            raise ValueError(f"{must_be}, got None.")
         labels = [labels] * batch_size if isinstance(labels, int | str) else list(labels)
         numbers = [self.names.index(label) if label in self.names else label for label in labels]
         for number in numbers:
             if not isinstance(number, int) or not 0 <= number < count:
-                raise ValueError(
-                    f"class_labels contains {number!r}; choose from 0 to {count - 1} or {', '.join(self.names)}"
-                )
+                raise ValueError(f"{must_be}, got {number!r}.")
         return torch.tensor(numbers, device=self._execution_device)
 
     def _predict(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None, w: float) -> torch.Tensor:
@@ -112,12 +114,12 @@ class StandaloneDDPMPipeline(DiffusionPipeline):
         none = torch.full_like(classes, self.unet.config.num_class_embeds - 1)
         conditional, unconditional = self._network(torch.cat([x_t, x_t]), t, torch.cat([classes, none])).chunk(2)
         channels = x_t.shape[1]
-        # The mean is guided; a learned variance stays that of the class asked for.
+        # Guidance applies to the mean; a learned variance stays that of the class.
         guided = torch.lerp(unconditional, conditional, w)[:, :channels]
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
     def _network(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-        """The network on a frame that it can halve, mirrored at the borders, and the output cropped back."""
+        """Run the network on the input padded by reflection to a size it supports, and crop the output."""
         height, width = x_t.shape[-2:]
         multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         for dim, side in ((-2, height), (-1, width)):
@@ -129,17 +131,17 @@ class StandaloneDDPMPipeline(DiffusionPipeline):
         return output[..., top : top + height, left : left + width]
 
     def _sampler(self) -> SchedulerMixin:
-        """The scheduler, without settings that diffusers' class of it misreads."""
+        """The scheduler, with settings replaced that its diffusers class handles differently."""
         config, changes = self.scheduler.config, {}
         variance_type = config.get("variance_type")
         if not isinstance(self.scheduler, DDPMScheduler) and variance_type in ("learned", "learned_range"):
-            changes = {"variance_type": None}  # multistep solvers would cut the output at three channels
+            changes = {"variance_type": None}  # multistep solvers would cut the output to three channels
         elif type(self.scheduler) is DDPMScheduler and variance_type == "fixed_large_log":
-            changes = {"variance_type": "fixed_large"}  # the same variance; diffusers takes the root of its logarithm
+            changes = {"variance_type": "fixed_large"}  # the same variance; diffusers takes the root of the log
         return type(self.scheduler).from_config({**config, **changes}) if changes else self.scheduler
 
     def _for_step(self, output: torch.Tensor, scheduler: SchedulerMixin) -> torch.Tensor:
-        """As many channels as the sampler takes, and the variance in the unit that it takes."""
+        """The output with the channels and the unit of variance that the scheduler's step expects."""
         channels = self.unet.config.in_channels
         if not isinstance(scheduler, DDPMScheduler) or scheduler.config.variance_type not in (
             "learned",
@@ -147,6 +149,6 @@ class StandaloneDDPMPipeline(DiffusionPipeline):
         ):
             return output[:, :channels]
         if type(scheduler) is DDPMScheduler and scheduler.config.variance_type == "learned":
-            # Trained as a log-variance; diffusers wants the variance.
+            # The network predicts the log-variance; diffusers expects the variance.
             return torch.cat([output[:, :channels], output[:, channels:].exp()], dim=1)
         return output

@@ -1,8 +1,8 @@
-"""Complete settings by name: the published networks of Ho et al. 2020 (arXiv 2006.11239), and small ones of our own.
+"""Presets: the networks of Ho et al. 2020 (arXiv 2006.11239), and small ones of our own.
 
-The paper's numbers are those of its appendix B and of the authors' code (github.com/hojonathanho/diffusion,
-`scripts/run_cifar.py`, `run_lsun.py`, `run_celebahq.py`). Every preset is unconditional with T = 1000, so a network
-trained with it runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)()`.
+The paper's numbers are from its appendix B and the authors' code (github.com/hojonathanho/diffusion,
+`scripts/run_cifar.py`, `run_lsun.py`, `run_celebahq.py`). All presets are unconditional with T = 1000, so a trained
+network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)()`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings for a network, its diffusion process and its training. Override one with `{**preset.model, ...}`.
+    """Settings of a network, its diffusion process and its training.
 
     Attributes:
         description: one line for a list of choices.
@@ -27,8 +27,8 @@ class Preset:
     training: dict[str, Any]
 
 
-# Spacing is written out in every preset: diffusers' default, "leading", starts a short chain below T - 1, where no
-# network was trained to start from pure noise.
+# Spacing is explicit, because diffusers' default, "leading", starts short chains below T - 1, where x_t is not pure
+# noise.
 _PAPER_PROCESS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -40,8 +40,7 @@ _PAPER_PROCESS = {
     "timestep_spacing": "linspace",
 }
 
-# Plain Adam with a warm-up. The authors clip the gradient on each replica, before the gradients are joined; here the
-# joined gradient is clipped.
+# Plain Adam with a warm-up. The authors clip gradients on each replica before averaging; here the average is clipped.
 _PAPER_TRAINING = {
     "lr_scheduler": "constant_with_warmup",
     "lr_warmup_steps": 5000,
@@ -57,11 +56,11 @@ _PAPER_TRAINING = {
     "random_flip": True,
 }
 
-# For own images, at 32 or 64 pixels:
-# - The cosine schedule, because the linear one spends many of its last steps in noise at these sizes (Nichol &
+# For a user's own images at 32 or 64 pixels:
+# - The cosine schedule, because at these sizes the linear one spends many of its last steps near pure noise (Nichol &
 #   Dhariwal 2021, arXiv 2102.09672, §3.2).
-# - v-prediction (Salimans & Ho 2022, arXiv 2202.00512), because at the noisy end an error of an epsilon network is
-#   multiplied by 1/√ᾱ in x_0 and shows as a colour cast, worst on narrow data; v has no such factor.
+# - v-prediction (Salimans & Ho 2022, arXiv 2202.00512), because at large t an epsilon network's error is multiplied by
+#   1/√ᾱ in x_0 and shows as a colour cast, worst on data of low variance; v has no such factor.
 # - The small variance, because few-step ancestral sampling fails with the large one (Song et al. 2021,
 #   arXiv 2010.02502, table 1: FID 41 against 367 at 10 steps on CIFAR-10).
 _SMALL_PROCESS = {
@@ -77,9 +76,9 @@ _SMALL_PROCESS = {
 }
 
 # - Learning rate: 1e-3 at batch 512 (Karras et al. 2022, arXiv 2206.00364), scaled by the square root of the batch.
-# - Cosine decay, because the run is short and its last steps should average the noise out.
-# - EMA over about the last 2,000 steps; the paper's 0.9999 remembers 10,000, a third of such a run.
-# - No flips: own images may hold text, digits or logos.
+# - Cosine decay, because the run is short and a low final rate averages out gradient noise.
+# - EMA over about the last 2,000 steps; the paper's 0.9999 averages 10,000, a third of such a run.
+# - No flips: images may contain text, digits or logos.
 _SMALL_TRAINING = {
     "learning_rate": 3.5e-4,
     "lr_scheduler": "cosine",
@@ -129,7 +128,7 @@ PRESETS: dict[str, Preset] = {
             "dropout": 0.0,
         },
         process={**_PAPER_PROCESS, "variance_type": "fixed_small"},
-        # CelebA-HQ's steps. For LSUN the paper has 2.4 M (bedroom), 1.8 M (cat, without flips) and 1.2 M (church).
+        # CelebA-HQ's steps. The paper's LSUN runs: 2.4 M (bedroom), 1.8 M (cat, without flips) and 1.2 M (church).
         training={
             **_PAPER_TRAINING,
             "learning_rate": 2e-5,
@@ -137,10 +136,10 @@ PRESETS: dict[str, Preset] = {
             "max_train_steps": 500_000,
         },
     ),
-    # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free. The process
-    # of the small presets, because in so short a run it draws better digits than the paper's; and Adam with a memory
-    # of 20 squared gradients, because 1,000 are half the run: at 638 steps the Fréchet distance was 62 instead of 69,
-    # at 1,276 it was 36 instead of 37.
+    # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free. The small
+    # presets' process gives better digits than the paper's in such a short run. adam_beta2 averages 20 squared
+    # gradients, because 1,000 are half the run: the Fréchet distance was 62 instead of 69 at 638 steps, and 36
+    # instead of 37 at 1,276.
     "digits": Preset(
         description="the demo: handwritten digits, 16x16 grey, 1.1 M parameters, minutes on two CPU cores",
         model={
@@ -163,10 +162,10 @@ PRESETS: dict[str, Preset] = {
             "ema_decay": 0.995,
         },
     ),
-    # Half the paper's width and one level less, which leaves 8x8 at the bottom: a fifth of its parameters, for data
-    # sets of thousands of images. The paper's dropout, because such sets are soon learnt by heart.
+    # Half the paper's width and one level less, down to 8x8: a fifth of its parameters, for data sets of thousands of
+    # images. The paper's dropout, because small sets are soon memorized.
     "small-32": Preset(
-        description="own images at 32x32: 6.5 M parameters, 30,000 steps of batch 64",
+        description="your own images at 32x32: 6.5 M parameters, 30,000 steps of batch 64",
         model={
             "resolution": 32,
             "channels": 3,
@@ -179,10 +178,10 @@ PRESETS: dict[str, Preset] = {
         process=_SMALL_PROCESS,
         training={**_SMALL_TRAINING, "max_train_steps": 30_000},
     ),
-    # One level more for the doubled side, wider towards the bottom where width is cheap, and one block a level,
-    # because the 64x64 level costs most of the time.
+    # One level more for the doubled side, wider at the lower levels where width is cheap, and one block per level,
+    # because the 64x64 level takes most of the time.
     "small-64": Preset(
-        description="own images at 64x64: 15.1 M parameters, 50,000 steps of batch 64",
+        description="your own images at 64x64: 15.1 M parameters, 50,000 steps of batch 64",
         model={
             "resolution": 64,
             "channels": 3,
@@ -199,7 +198,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of this name. ValueError with the choices if there is none."""
+    """The preset of this name; ValueError with the choices if there is none."""
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}.")
+        raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, got {name!r}.")
     return PRESETS[name]

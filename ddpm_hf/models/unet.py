@@ -1,7 +1,7 @@
 """The U-Net of Ho et al. 2020 (arXiv 2006.11239, appendix B), built from diffusers' own blocks.
 
-`DDPMUNet2D` has the weights, the configuration and the constructor of diffusers' `UNet2DModel`. It adds the paper's
-vocabulary and initialisation, images of any size, and the hooks that `UNet2DModel` lacks.
+`DDPMUNet2D` has the weights, configuration and constructor of diffusers' `UNet2DModel`. It adds the paper's
+parametrisation and initialisation, images of any size, and hooks that `UNet2DModel` lacks.
 """
 
 import functools
@@ -24,19 +24,18 @@ from torch import nn
 
 from ddpm_hf.portable import PortableConfig, StrictWeights
 
-# The paper's code asks for a scale of 0 in closing layers and puts this number in its place.
+# The paper's code replaces a scale of 0 by this.
 NEAR_ZERO_SCALE = 1e-10
 
 
 class SelfAttnProcessor:
-    """Self-attention over the pixels of a feature map, by the backend that `set_attention_backend` names.
+    """Self-attention over the pixels of a feature map with the backend chosen by `set_attention_backend`.
 
-    The numbers are those of diffusers' `AttnProcessor2_0`, which always calls PyTorch's own kernel and so ignores a
-    chosen backend without a word.
+    Equals diffusers' `AttnProcessor2_0`, which silently ignores the chosen backend.
     """
 
     def __init__(self) -> None:
-        self._attention_backend = None  # the name diffusers looks for; None follows its process-wide setting
+        self._attention_backend = None  # set by diffusers; None follows its process-wide setting
 
     def __call__(
         self,
@@ -46,7 +45,7 @@ class SelfAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`attn` applied to `hidden_states`; both it and the result have shape (batch, channels, height, width)."""
+        """Apply `attn` to `hidden_states`, (batch, channels, height, width) -> the same shape."""
         assert encoder_hidden_states is None and attention_mask is None, "UNet2DModel has self-attention only"
         x = hidden_states.flatten(2).transpose(1, 2)  # (batch, pixels, channels)
         if attn.group_norm is not None:
@@ -66,17 +65,17 @@ class SelfAttnProcessor:
 class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, PeftAdapterMixin):
     """diffusers' `UNet2DModel` with the paper's construction and initialisation, for images of any size.
 
-    State-dict keys, configuration and constructor arguments are those of `UNet2DModel`; the bare constructor draws the
-    same random weights. A saved network names `UNet2DModel`, and stock diffusers loads it.
+    State-dict keys, configuration and constructor arguments are those of `UNet2DModel`, and so are the random weights
+    that the constructor draws. A saved network names `UNet2DModel`, and stock diffusers loads it.
 
     Added here:
-    - `from_paper` and `init_paper_weights`: the network in the terms of Ho et al. 2020, and as they initialise it.
-    - Images of any size: the input is padded to the next size that the network can halve, the output is cropped back.
-      `UNet2DModel` itself runs only sizes divisible by `2 ** (levels - 1)`; on these the two are equal bit for bit.
-    - `attn_processors`, a `set_attention_backend` that acts, LoRA adapters, `device_map`, `compile_repeated_blocks`.
+    - `from_paper` and `init_paper_weights`: the architecture and initialisation of Ho et al. 2020.
+    - Images of any size: the input is padded to the next size divisible by `2 ** (levels - 1)`, the only sizes that
+      `UNet2DModel` runs, and the output is cropped. On those sizes the two are equal bit for bit.
+    - `attn_processors`, a working `set_attention_backend`, LoRA adapters, `device_map`, `compile_repeated_blocks`.
     """
 
-    # An up block joins its input with feature maps of the way down. Kept whole, it finds both on its own device.
+    # An up block concatenates skip connections to its input, so it must not be split across devices.
     _no_split_modules = [
         "ResnetBlock2D",
         "Attention",
@@ -88,7 +87,7 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
     ]
     _repeated_blocks = ["ResnetBlock2D", "Attention"]
 
-    # The signature seen from outside is UNet2DModel's: diffusers reads the configuration's keys from it.
+    # diffusers reads the configuration's keys from the constructor's signature.
     @functools.wraps(UNet2DModel.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -97,14 +96,14 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
                 module.set_processor(SelfAttnProcessor())
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile` every residual and attention block; the arguments are its own.
+        """`torch.compile` every residual and attention block, with the same arguments.
 
-        PyTorch gives up after 8 compiled forms of a function, and nearly every block of a U-Net needs a form of its
-        own. So this raises `torch._dynamo.config.recompile_limit`, which holds for the process.
+        Nearly every block of a U-Net compiles separately, but PyTorch stops after 8 compilations of one function. So
+        this raises `torch._dynamo.config.recompile_limit` for the whole process.
         """
         blocks = sum(type(module).__name__ in self._repeated_blocks for module in self.modules())
         dynamo = torch._dynamo.config
-        # In training and in evaluation, for one size of images and for any.
+        # 4: training and evaluation mode, static and dynamic image size.
         dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * blocks)
         super().compile_repeated_blocks(*args, **kwargs)
 
@@ -112,11 +111,11 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
     def from_paper(
         cls, resolution: int | Sequence[int], *, generator: torch.Generator | None = None, **architecture: Any
     ) -> "DDPMUNet2D":
-        """A new network in the terms of Ho et al. 2020, with the paper's initial weights.
+        """A new network with the architecture and initial weights of Ho et al. 2020.
 
         Args:
             resolution: side of the square images, or (height, width), in pixels.
-            generator: the source of the initial weights; the global one if None.
+            generator: for the initial weights; the global one if None.
             architecture: the other arguments of `paper_config`.
 
         Raises:
@@ -128,15 +127,15 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
 
     @torch.no_grad()
     def init_paper_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights anew as the authors' code does (github.com/hojonathanho/diffusion, `nn.py`).
+        """Reinitialise the weights as the authors' code does (github.com/hojonathanho/diffusion, `nn.py`).
 
-        Kernels are uniform with variance `scale / fan_avg`, fan_avg = (fan_in + fan_out)/2, and biases zero. The scale
-        is 1, but 1e-10 in the layers that close a residual branch (second convolution, attention output) and the
-        network, so at the start every residual block passes its input on and the prediction is zero. Norms become
-        the identity. The paper has no classes; their embedding is standard normal, as in Dhariwal & Nichol 2021.
+        Kernels are uniform with variance `scale / fan_avg`, fan_avg = (fan_in + fan_out)/2; biases are zero. The
+        scale is 1, but 1e-10 in the last layer of each residual branch (second convolution, attention output) and of
+        the network, so that residual blocks start as the identity and the prediction as zero. Norms start as the
+        identity. The paper has no classes; their embedding is standard normal, as in Dhariwal & Nichol 2021.
 
         Args:
-            generator: on the device of the weights; equal generators give equal weights. The global one if None.
+            generator: on the device of the weights; the global one if None.
         """
         closing = {self.conv_out}
         for module in self.modules():
@@ -146,7 +145,7 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
                 closing.add(module.to_out[0])
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                # Xavier's uniform law has variance gain² / fan_avg.
+                # Xavier's uniform distribution has variance gain² / fan_avg.
                 gain = math.sqrt(NEAR_ZERO_SCALE) if module in closing else 1.0
                 nn.init.xavier_uniform_(module.weight, gain=gain, generator=generator)
                 if module.bias is not None:
@@ -158,10 +157,10 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
 
     @property
     def null_class(self) -> int | None:
-        """The label that stands for "no class" in guidance: the last embedding row. None for unconditional networks.
+        """The label for "no class" in guidance, the last embedding row; None for unconditional networks.
 
-        This is the convention of `paper_config(num_classes=...)`; a class-conditional network trained elsewhere may
-        have a real class in its last row.
+        This is the convention of `paper_config(num_classes=...)`; in a class-conditional network trained elsewhere
+        the last row may be a real class.
         """
         rows = self.config.num_class_embeds
         return None if rows is None else rows - 1
@@ -178,14 +177,14 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
         Args:
             sample: noisy images, shape (batch, in_channels, height, width), any height and width.
             timestep: 0 to T - 1, one for all images or shape (batch,).
-            class_labels: shape (batch,), int64; needed by class-conditional networks, refused by others.
+            class_labels: shape (batch,), int64; only for class-conditional networks, and required by them.
             return_dict: whether to return a `UNet2DOutput` rather than a tuple.
 
         Returns:
-            The prediction as `.sample`, or as the only element of a tuple, shape (batch, out_channels, height, width).
+            The prediction as `.sample` or the only element of a tuple, shape (batch, out_channels, height, width).
 
         Raises:
-            ValueError: `class_labels` are missing, or given to an unconditional network.
+            ValueError: `class_labels` is missing, or given to an unconditional network.
         """
         height, width = sample.shape[-2:]
         padded = pad_to_multiple(sample, 2 ** (len(self.config.block_out_channels) - 1))
@@ -195,7 +194,7 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def set_attention_backend(self, backend: str) -> None:
-        """diffusers' method of this name. ValueError where it would pass over a layer's processor without a word."""
+        """As in diffusers, but ValueError if a layer's processor would silently ignore the backend."""
         for name, processor in self.attn_processors.items():
             if not hasattr(processor, "_attention_backend"):
                 raise ValueError(
@@ -207,28 +206,28 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
     def load_lora_adapter(
         self, pretrained_model_name_or_path_or_dict: str | dict, prefix: str | None = None, **kwargs: Any
     ) -> None:
-        """diffusers' method of this name, with defaults that read what `save_lora_adapter` writes.
+        """As in diffusers, but with defaults that read what `save_lora_adapter` writes.
 
-        diffusers' own look for a pickle, which could run code, and for the keys of a transformer, and then load
-        nothing without an error.
+        diffusers' defaults expect a pickle, which could run code, and keys of a transformer, and silently load
+        nothing.
         """
         kwargs.setdefault("use_safetensors", True)
         super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix=prefix, **kwargs)
 
 
 def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Images extended by reflection on all four sides, until height and width are multiples of `multiple`.
+    """Pad images by reflection on all four sides until height and width are multiples of `multiple`.
 
-    Reflection, because the input is mostly noise: mirrored white noise is white next to the border, so the network
-    sees there what it sees everywhere. Replication would draw streaks of equal pixels, and zeros a flat frame, and
-    neither is ever seen inside an image. An image smaller than its frame is reflected several times.
+    Reflection, because the input is mostly noise, and mirrored white noise looks like white noise at the border.
+    Replication would give streaks and zeros a flat frame, which the network never sees inside an image. An image
+    smaller than its padding is reflected several times.
     """
     for dim in (-2, -1):
         size = images.shape[dim]
         extra = -size % multiple
         if extra:
             position = torch.arange(size + extra, device=images.device) - extra // 2
-            period = max(2 * (size - 1), 1)  # there and back, the border pixels once; a single pixel repeats itself
+            period = max(2 * (size - 1), 1)  # border pixels are not repeated; a single pixel is
             position = position % period
             images = images.index_select(dim, torch.minimum(position, period - position))
     return images
@@ -245,24 +244,23 @@ def paper_config(
     num_classes: int | None = None,
     learned_variance: bool = False,
 ) -> dict[str, Any]:
-    """The configuration of a network that is described as Ho et al. 2020 describe theirs (appendix B).
+    """The configuration of a network described in the terms of Ho et al. 2020 (appendix B).
 
     Args:
         resolution: side of the square images, or (height, width), in pixels.
         channels: of the images.
-        base_channels: feature maps at multiplier 1.
-        channel_multipliers: one for each level; every further level halves the feature map. By default
-            (1, 2, 2, 2), cut to the depth that `default_depth` gives.
-        attention_resolutions: sides of the feature maps with self-attention after each residual block. Each stands
-            for the level whose shorter side is nearest to it, which is the level itself wherever there is one.
-            The middle block has attention always.
-        blocks_per_level: residual blocks of a level on the way down; the way up has one more.
+        base_channels: feature channels at multiplier 1.
+        channel_multipliers: one per level; each level halves the feature map of the one before. By default
+            (1, 2, 2, 2), cut to the depth from `default_depth`.
+        attention_resolutions: sides of the feature maps with self-attention after each residual block. Each selects
+            the level whose shorter side is closest to it. The middle block always has attention.
+        blocks_per_level: residual blocks per level of the encoder; the decoder has one more.
         dropout: probability, in [0, 1).
-        num_classes: for a class-conditional network. It gets one embedding row more, the null class of guidance.
-        learned_variance: twice the output channels, as `variance_type` "learned" and "learned_range" need.
+        num_classes: for a class-conditional network, which gets one more embedding row, the null class of guidance.
+        learned_variance: double the output channels, as `variance_type` "learned" and "learned_range" require.
 
     Returns:
-        Keyword arguments for `DDPMUNet2D` and `UNet2DModel`; lists and numbers, as they come back from a saved config.
+        Keyword arguments for `DDPMUNet2D` and `UNet2DModel`, in the types of a saved config (lists, not tuples).
 
     Raises:
         ValueError: an argument is out of range.
@@ -279,9 +277,9 @@ def paper_config(
         num_classes=() if num_classes is None else num_classes,
     )
     if not channel_multipliers:
-        raise ValueError("channel_multipliers is empty; give one whole number for each level.")
+        raise ValueError("`channel_multipliers` must have one integer per level, got none.")
     if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout is {dropout}; choose a probability of at least 0 and less than 1.")
+        raise ValueError(f"`dropout` must be at least 0 and less than 1, got {dropout}.")
     depth = len(channel_multipliers)
     attends = _attention_levels(min(height, width), depth, attention_resolutions)
     return {
@@ -294,10 +292,10 @@ def paper_config(
         "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "dropout": dropout,
         "num_class_embeds": None if num_classes is None else num_classes + 1,
-        "norm_num_groups": math.gcd(32, base_channels),  # the paper's 32, or fewer where channels are few
-        # Where UNet2DModel's defaults are not the paper's: the time embedding is sin ‖ cos with frequencies up to
-        # 1/10000 inclusive, norms have TensorFlow's epsilon, strided convolutions pad below and to the right only,
-        # and attention has a single head.
+        "norm_num_groups": math.gcd(32, base_channels),  # the paper's 32, or fewer for narrow networks
+        # UNet2DModel's defaults differ from the paper, where the time embedding is sin ‖ cos with frequencies down to
+        # 1/10000 inclusive, norms have TensorFlow's epsilon, strided convolutions pad bottom and right only, and
+        # attention has a single head.
         "flip_sin_to_cos": False,
         "freq_shift": 1,
         "norm_eps": 1e-6,
@@ -307,10 +305,10 @@ def paper_config(
 
 
 def default_depth(height: int, width: int) -> int:
-    """Levels of a network for images of this size when the user names none: 2 to 4.
+    """The default number of levels for images of this size, 2 to 4.
 
-    The largest depth whose halvings the size bears, so that stock diffusers can run the network too. Odd sizes bear
-    none and are padded whatever the depth; they get the largest that keeps 4 pixels at the lowest level, or 2.
+    The largest depth at which the size is divisible, so that stock diffusers can run the network. Odd sizes are never
+    divisible and always padded; they get the largest depth with at least 4 pixels at the lowest level, or 2.
     """
     for depth in (4, 3, 2):
         if height % 2 ** (depth - 1) == 0 and width % 2 ** (depth - 1) == 0:
@@ -319,7 +317,7 @@ def default_depth(height: int, width: int) -> int:
 
 
 def _attention_levels(side: int, depth: int, attention_resolutions: Sequence[int]) -> list[bool]:
-    """For each level of a network of this depth on images of this shorter side: does it attend?"""
+    """Whether each level has attention, for images whose shorter side is `side`."""
     multiple = 2 ** (depth - 1)
     lowest = math.ceil(side / multiple)
     sides = [lowest * multiple // 2**level for level in range(depth)]
@@ -333,11 +331,11 @@ def _height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
             return side, side
         case [int(height), int(width)] if height >= 1 and width >= 1:
             return height, width
-    raise ValueError(f"resolution is {resolution!r}; give a side or (height, width), in whole pixels.")
+    raise ValueError(f"`resolution` must be a side or (height, width), in whole pixels, got {resolution!r}.")
 
 
 def _require_positive(**arguments: int | Sequence[int]) -> None:
     for name, given in arguments.items():
         values = given if isinstance(given, Sequence) else [given]
         if any(not isinstance(value, int) or value < 1 for value in values):
-            raise ValueError(f"{name} is {given!r}; whole numbers of at least 1 are needed.")
+            raise ValueError(f"`{name}` must be integers of at least 1, got {given!r}.")

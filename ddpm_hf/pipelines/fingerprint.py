@@ -1,4 +1,4 @@
-"""Weights by which a measurement and the model it was made on are known to belong together."""
+"""A hash of a network's weights, which ties a measurement to the model it was made on."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import torch
 
 
 def weights_fingerprint(network: torch.nn.Module) -> str:
-    """A hash of a network's parameters and buffers, so that no figure outlives the weights that it was measured on."""
+    """A hash of a network's parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Many images, each one a function of (seed, index) alone: the batch it was drawn in leaves no trace."""
+"""Draw many images, each a function of (seed, index) only, whatever the batch size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ def generate(
     """Draw the images with the given indices, batch by batch.
 
     Args:
-        pipeline: what draws them; its progress bar shows the steps of each batch.
-        indices: numbers of the images; image k of seed s is the same in every call, within 1 of 255 in float32.
-        seed: of all images.
+        pipeline: its progress bar shows the steps of each batch.
+        indices: image k of seed s is the same in every call, to within 1 of 255 in float32.
+        seed: for all images.
         batch_size: images per pipeline call.
         class_labels: one per index, for class-conditional models.
-        call_arguments: passed on to the pipeline call (`num_inference_steps`, `guidance_scale`, …).
+        call_arguments: for the pipeline call (`num_inference_steps`, `guidance_scale`, …).
 
     Yields:
         (indices of the batch, uint8 images of shape (B, H, W, C)).
@@ -47,17 +47,17 @@ def generate(
 
 @contextmanager
 def sampling_bar(total: int, missing: int, mine: int, calls: int, shown: bool = True) -> Iterator[Callable]:
-    """A bar with images per second and the time left, of all processes, that moves with every network call.
+    """A progress bar over all processes with images per second and the time left, updated at every network call.
 
     Args:
-        total: images in the end.
-        missing: how many of them are to be drawn by all processes.
-        mine: how many of those by this one, which stands for the others.
+        total: total number of images.
+        missing: images that all processes still have to draw.
+        mine: this process's share of those; the progress of the others is taken to be the same.
         calls: network calls per image.
         shown: False in all but one process.
 
     Yields:
-        The `callback_on_step_end` of a pipeline.
+        A `callback_on_step_end` for the pipeline.
     """
     drawn, done = total - missing, 0
     meter = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_noinv_fmt}]"

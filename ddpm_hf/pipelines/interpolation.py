@@ -1,4 +1,4 @@
-"""Between two images, in the space of x_t: Ho et al. 2020 (arXiv 2006.11239), section 4.3, Fig. 8 and 9."""
+"""Interpolate two images in the space of x_t: Ho et al. 2020 (arXiv 2006.11239), section 4.3, Fig. 8 and 9."""
 
 from collections.abc import Sequence
 
@@ -25,26 +25,26 @@ def interpolate(
     class_label: int | str | None = None,
     guidance_scale: float = 1.0,
 ) -> tuple[np.ndarray, list[int]]:
-    """Bring both images to x_t with the same noise, mix the two linearly, and let the chain run back to x_0.
+    """Diffuse both images to x_t with the same noise, mix them linearly, and denoise to x_0.
 
-    The noise on the way back is the same for all mixtures too, so that the images of a depth differ by nothing else.
+    All mixtures share the noise of the reverse process too, so the images of one depth differ only in their mixture.
 
     Args:
-        pipeline: with any sampler that can start in the middle of its chain, which is all but PNDM.
+        pipeline: with any sampler except PNDM, which cannot start in the middle of its chain.
         first, second: images in [-1, 1], (C, H, W), of the model's size.
-        depths: diffusion steps before the mixing, 0 (no diffusion: the mixtures themselves) to T (all: samples that
-            owe nothing to the two images). The nearest that the sampler's chain visits is taken.
+        depths: diffusion steps before mixing, from 0 (the mixtures themselves) to T (samples independent of the two
+            images). Each is rounded to the nearest one in the sampler's chain.
         mixtures: lambda in (1 - lambda) x_t + lambda x'_t; 0 gives the reconstruction of `first`, 1 of `second`.
-        seed: of the noise.
-        num_inference_steps: network calls of the whole chain, of which a depth makes its share; T by default.
+        seed: for the noise.
+        num_inference_steps: steps of the whole chain, of which a depth takes its share; T by default.
         batch_size: images per network call.
-        class_label, guidance_scale: of all images, for class-conditional models.
+        class_label, guidance_scale: for all images, with class-conditional models.
 
     Returns:
-        uint8 images of shape (depths, mixtures, H, W, C), and the depths that were taken.
+        uint8 images of shape (depths, mixtures, H, W, C), and the rounded depths.
 
     Raises:
-        ValueError: as `check_interpolation`.
+        ValueError: as in `check_interpolation`.
     """
     check_interpolation(pipeline, first, second, depths)
     scheduler = pipeline.scheduler
@@ -52,7 +52,7 @@ def interpolate(
     noise = torch.randn(first.shape, generator=generator_for(seed, "interpolation", "way there"))
     rows, taken = [], []
     for depth in depths:
-        scheduler.set_timesteps(steps)  # `add_noise` of some samplers asks how far the chain has come
+        scheduler.set_timesteps(steps)  # `add_noise` of some samplers depends on the position in the chain
         call = _nearest_call(scheduler, depth)
         t = scheduler.timesteps[call : call + 1].cpu()
         if depth == 0:
@@ -81,21 +81,21 @@ def interpolate(
 def check_interpolation(
     pipeline: DDPMPipeline, first: torch.Tensor, second: torch.Tensor, depths: Sequence[int]
 ) -> None:
-    """Raises ValueError for images of another shape than the model's, a depth outside 0 to T, or PNDM as sampler."""
+    """Raises ValueError if an image's shape is not the model's, a depth is outside 0 to T, or the sampler is PNDM."""
     size, total = pipeline.unet.config.sample_size, pipeline.scheduler.config.num_train_timesteps
     height, width = (size, size) if isinstance(size, int) else size
     shape = (pipeline.unet.config.in_channels, height, width)
     for name, image in (("first", first), ("second", second)):
         if tuple(image.shape) != shape:
-            raise ValueError(f"the {name} image has shape {tuple(image.shape)}; this model has {shape}")
+            raise ValueError(f"`{name}` must have the model's shape {shape}, got {tuple(image.shape)}.")
     for depth in depths:
         if not 0 <= depth <= total:
-            raise ValueError(f"depth {depth} is outside 0 to {total}, the diffusion steps of this model")
+            raise ValueError(f"`depths` must be between 0 and {total}, got {depth}.")
     check_starts_midway(pipeline.scheduler)
 
 
 def _nearest_call(scheduler: SchedulerMixin, depth: int) -> int:
-    """The network call that starts nearest to x_depth, among those that begin a step of a sampler of higher order."""
+    """The network call that starts nearest to x_depth, among those that begin a step of a higher-order sampler."""
     timesteps = scheduler.timesteps.tolist()
     return min(range(0, len(timesteps), scheduler.order), key=lambda call: abs(timesteps[call] + 1 - depth))
 

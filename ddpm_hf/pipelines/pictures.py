@@ -1,4 +1,4 @@
-"""Grids of small images that can be looked at: enlarged by whole factors, with names at the rows."""
+"""Arrange small images in grids, enlarged by integer factors, with row names."""
 
 import math
 from collections.abc import Sequence
@@ -7,32 +7,30 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+
 _SHORTEST_CELL = 64
 _MARGIN = 2
 
 
 def to_uint8(samples: torch.Tensor) -> np.ndarray:
-    """Images in [-1, 1], (B, C, H, W), on any device -> uint8 (B, H, W, C); what lies outside is clipped."""
+    """Images in [-1, 1], clipped, (B, C, H, W), on any device -> uint8 (B, H, W, C)."""
     images = (samples / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
     return (images * 255).round().to(torch.uint8).numpy()
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
-    """A uint8 array (H, W, C) as a PIL image; channels beyond the fourth are not shown."""
+    """A uint8 array (H, W, C) as a PIL image of its first four channels."""
     channels = image.shape[-1]
     return Image.fromarray(image[..., 0] if channels == 1 else image[..., : min(channels, 4)])
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, row_names: Sequence[str] | None = None) -> Image.Image:
-    """Arrange images row by row on white.
+    """An RGB image of a grid of images on white.
 
     Args:
-        images: uint8, (N, H, W, C). Small ones are enlarged by a whole factor, so that a pixel stays a square.
-        columns: images in a row; by default the grid is about as wide as high.
-        row_names: written left of the rows.
-
-    Returns:
-        An RGB image.
+        images: uint8, (N, H, W, C). Small ones are enlarged by an integer factor.
+        columns: images per row; by default the grid is about square.
+        row_names: written to the left of the rows.
     """
     count, height, width, _ = images.shape
     columns = columns or min(count, max(1, round(math.sqrt(count * height / width))))

@@ -1,5 +1,5 @@
-"""The folder of one sampling command: every image a file of its own as soon as it is drawn, so that a killed command
-goes on where it was, and in the end the form that was asked for."""
+"""The output folder of a sampling command. Every image is saved as soon as it is drawn, so that the same command can
+resume; the chosen output format is written at the end."""
 
 import json
 import shutil
@@ -22,17 +22,17 @@ _PRODUCTS = {"png": "metadata.csv", "npz": "samples.npz", "dataset": "data"}
 
 @dataclass(kw_only=True)
 class SampleFolder:
-    """Images by number.
+    """An output folder of samples.
 
-    With the format "png" they stay as 00000.png, … beside `metadata.csv`. Otherwise they lie in `drawn/` until all of
-    them are there, become `samples.npz` or `data/*.parquet`, and are removed.
+    With the format "png", images stay as 00000.png, … next to `metadata.csv`. Otherwise they are collected in `drawn/`
+    until all are there, converted to `samples.npz` or `data/*.parquet`, and removed.
 
     Attributes:
-        path: the folder; may not exist yet. All processes must see the same one.
+        path: the folder, which may not exist yet; shared by all processes.
         output_format: one of `FORMATS`.
-        num_images: how many there are to be.
-        labels: the class of each, if they have one.
-        class_names: class number to name.
+        num_images: total number of images.
+        labels: the class of each image, if any.
+        class_names: class number -> name.
     """
 
     path: Path
@@ -43,17 +43,17 @@ class SampleFolder:
 
     @property
     def product(self) -> Path:
-        """What is there only when everything is done."""
+        """The file or folder that is written last."""
         return self.path / _PRODUCTS[self.output_format]
 
     @property
     def result(self) -> Path:
-        """What a user is told to look at: the file, or the folder that holds the images."""
+        """The path to report to the user: the .npz file, or the folder with the images."""
         return self.product if self.output_format == "npz" else self.path
 
     @property
     def files(self) -> list[Path]:
-        """The file of each image."""
+        """The PNG file of each image."""
         return [self._file(index) for index in range(self.num_images)]
 
     def _file(self, index: int) -> Path:
@@ -64,44 +64,44 @@ class SampleFolder:
         return self.path if self.output_format == "png" else self.path / "drawn"
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Writes nothing.
+        """Check, without writing, that the folder is new, empty or can be resumed.
 
         Args:
-            settings: all that decides what the images are; values as JSON knows them.
+            settings: everything that determines the images, as JSON values.
 
         Raises:
-            ValueError: if the place is a file, holds something else, or images of other settings.
+            ValueError: the path is a file, or the folder has other files or images drawn with other settings.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self._place} is a file; name a folder")
+            raise ValueError(f"{self._place} must be a folder, but is a file")
         record = self._record()
         if record is None:
             visible = (entry.name for entry in self.path.glob("*") if not entry.name.startswith("."))
             names = sorted(set(visible) - {OVERVIEW})
             if names:
                 some = ", ".join(names[:3]) + ", …" * (len(names) > 3)
-                raise ValueError(f"{self._place} holds something else ({some}); name a new or empty folder")
+                raise ValueError(f"{self._place} must be new, empty or a folder of sample.py, but has {some}")
             return
         differences = list(_differences(record["settings"], self._settings(settings)))
         there = record["num_images"]
         if self.num_images < there or (self.num_images > there and self.output_format != "png" and self.finished):
-            differences.append(f"num_images: {there} there, {self.num_images} now")
+            differences.append(f"num_images was {there}, is {self.num_images}")
         if differences:
             listed = "; ".join(differences)
-            raise ValueError(f"{self._place} holds images of other settings ({listed}); name another folder")
+            raise ValueError(f"{self._place} has images drawn with other settings ({listed}); choose another folder")
 
     def open(self, settings: Mapping[str, Any], **about: Any) -> list[int]:
-        """Make the folder this command's own, until `close` or the end of this process. For the main process alone.
+        """Lock the folder until `close` or the end of this process. Only for the main process.
 
         Args:
             settings: as in `check`.
-            about: what else to record.
+            about: further facts to record.
 
         Returns:
-            The numbers of the images that are still to be drawn; of those that are there, nothing is half-written.
+            The indices of the images still to be drawn.
 
         Raises:
-            ValueError: as `check`, or if another process is at work here.
+            ValueError: as in `check`, or another process is using the folder.
         """
         self.check(settings)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -123,16 +123,16 @@ class SampleFolder:
         return [index for index, file in enumerate(self.files) if file.name not in present]
 
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
-        """Save uint8 images (B, H, W, C) under their numbers. Any process may."""
+        """Save uint8 images (B, H, W, C) under their indices. Any process may call this."""
         for index, image in zip(indices, images, strict=True):
             with replacing(self._file(index)) as beside:
                 to_pil(image).save(beside, format="PNG")
 
     def finish(self) -> Path:
-        """Make the picture of the first images and the form that was asked for, once all images are there.
+        """Write a grid of the first images and the output format, once all images are there.
 
         Returns:
-            The picture.
+            The grid's file.
         """
         grid, files = self.path / OVERVIEW / GRID_FILE, self.files
         if self.output_format == "png" or not self.finished:
@@ -149,12 +149,12 @@ class SampleFolder:
         return grid
 
     def close(self) -> None:
-        """Let other commands in."""
+        """Release the lock."""
         self._lock.release()
 
     @property
     def finished(self) -> bool:
-        """Whether the images were handed over in the form that was asked for."""
+        """Whether the output format has been written."""
         return self.product.exists()
 
     @property
@@ -162,7 +162,7 @@ class SampleFolder:
         return f"--output_dir {self.path}"
 
     def _settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """As they are once read from JSON, which knows no tuples."""
+        """The settings as JSON returns them, with lists for tuples."""
         return json.loads(json.dumps({"output_format": self.output_format, **settings}))
 
     def _record(self) -> dict[str, Any] | None:
@@ -171,10 +171,10 @@ class SampleFolder:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """ "name: value there, value now" for each value that is not the same, looking into mappings."""
+    """ "name was old, is new" for each value that differs, including those in nested mappings."""
     for name in sorted(there.keys() | now.keys()):
         old, new = there.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new)
         elif old != new:
-            yield f"{name}: {old} there, {new} now"
+            yield f"{name} was {old}, is {new}"

@@ -1,6 +1,6 @@
-"""What drawn images are handed over as: a table beside PNG files, the .npz of OpenAI's evaluators, or parquet files.
+"""Output formats of samples: PNG files with a table, the .npz of OpenAI's evaluators, or parquet files.
 
-All of them are written from PNG files, one image or a block of them in memory at a time.
+All are written from PNG files, with one image or block of images in memory at a time.
 """
 
 import csv
@@ -18,14 +18,14 @@ _ROWS_PER_FILE, _ROWS_PER_GROUP = 10_000, 100
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to, moved to `path` at the end: a killed process leaves nothing half-written."""
+    """A temporary path next to `path`, renamed to it at the end, so that `path` is never half-written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     yield beside
     os.replace(beside, path)
 
 
 def read_pixels(file: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, C), with the channels that it has: 1 for grey."""
+    """An image file as uint8 (H, W, C), C = 1 for grey."""
     with Image.open(file) as image:
         pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -34,7 +34,7 @@ def read_pixels(file: Path) -> np.ndarray:
 def write_table(
     table: Path, files: Sequence[Path], labels: Sequence[int] | None, names: Mapping[int, str] | None
 ) -> None:
-    """`metadata.csv` as the image folders of HF datasets have it: file_name, and label and class_name where known."""
+    """Write `metadata.csv` for an image folder of HF datasets: file_name, and label and class_name if known."""
     columns = {"file_name": [file.name for file in files]}
     if labels is not None:
         columns["label"] = labels
@@ -47,9 +47,9 @@ def write_table(
 
 
 def write_npz(archive: Path, files: Sequence[Path], labels: Sequence[int] | None) -> None:
-    """The file that OpenAI's evaluators read: `arr_0` uint8 (N, H, W, C), and `arr_1` int64 (N,) if there are labels.
+    """Write the .npz of OpenAI's evaluators: `arr_0` uint8 (N, H, W, C), and `arr_1` int64 (N,) if there are labels.
 
-    Grey images keep their one channel; those evaluators want three.
+    Grey images keep their single channel, although those evaluators expect three.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *read_pixels(files[0]).shape)}
     with replacing(archive) as beside, zipfile.ZipFile(beside, "w") as arrays:
@@ -65,12 +65,12 @@ def write_npz(archive: Path, files: Sequence[Path], labels: Sequence[int] | None
 def write_dataset(
     folder: Path, files: Sequence[Path], labels: Sequence[int] | None, names: Mapping[int, str] | None
 ) -> None:
-    """Parquet files that `datasets.load_dataset` reads, here or on the Hub: the PNG files as they are, and labels.
+    """Write the PNG files and labels to parquet files for `datasets.load_dataset`.
 
     Args:
-        folder: to be made; the folder above it is the data set.
+        folder: created here; its parent is the data set.
         files, labels: one per image.
-        names: class number to name, for 0, 1, …; without them, or if two are the same, labels are plain numbers.
+        names: class number -> name, for 0, 1, …; without names, or with duplicates, labels are plain integers.
     """
     import datasets
     import pyarrow as pa
