@@ -1,10 +1,10 @@
-"""Memory of the data path while it reads a data set, and one four times as large: it must not follow.
+"""Peak memory of the data path for a data set and for one four times as large: it must not grow with the data.
 
     python benchmarks/data_memory.py
 
-Counted is what the system cannot take back: anonymous resident memory of the process and its workers, at most while
-the images are decoded (for a store) and read once, less what there was when the data set had been found. Pages of the
-mapped file are not in it; the system drops them when memory is short. Linux only.
+Measures the peak anonymous resident memory of the process and its workers while the images are decoded (for a store)
+and read once, minus the memory before. Pages of the mapped file are not counted, because the system can reclaim them.
+Linux only.
 """
 
 import json
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(kind: str, workers: int, count: int, small: Path, large: Path) -> dict[str, Any]:
-    """A row: growth for the small and for the large set, each in a process of its own."""
+    """A row: memory growth for the small and the large set, each in a separate process."""
     growth = []
     for images in (small, large):
         command = [sys.executable, __file__, "--worker", kind, str(workers), str(images)]

@@ -1,10 +1,10 @@
-"""From stored images to training batches: decoded once and mapped, against decoded and transformed in every epoch.
+"""Data loading throughput: images decoded once and memory-mapped, against decoded and transformed in every epoch.
 
     OMP_NUM_THREADS=1 python benchmarks/data_path.py
 
-The other side is the data path of train_unconditional.py: datasets, its transforms, torch's DataLoader. Both end with
-float32 batches in [-1, 1], flipped at random. A turn of stock is an epoch, a turn of ours twenty (the first pass, in
-which images are decoded, is not among them: it stands in a column of its own). Workers are started in every turn.
+The baseline is the data path of train_unconditional.py: datasets, its transforms, torch's DataLoader. Both give
+float32 batches in [-1, 1] with random flips. A turn is one epoch for stock and twenty for ours, and starts new
+workers. Our decoding pass is not included; it has its own column.
 """
 
 import sys
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def throughput(images: Path, side: int, kind: str, turns: int) -> Iterator[dict[str, Any]]:
-    """A row without workers and one with two."""
+    """One row without workers and one with two."""
     cache = images.with_name("store")
     source = load_images(train_data_dir=images, cache_dir=cache)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Made-up photographs for benchmarks: smooth colours under some noise, which PNG compresses much as it does photos."""
+"""Synthetic photographs for benchmarks: smooth colours with some noise, which PNG compresses about like photos."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def write_png_folder(folder: Path, count: int, side: int) -> Path:
 
 
 def write_parquet(folder: Path, count: int, side: int) -> Path:
-    """The same as PNG in parquet files of some thousand rows, as data sets on the Hub have them."""
+    """The same images as PNG in parquet files of a thousand rows, as on the Hub."""
     features = datasets.Features({"image": datasets.Image()})
     folder.mkdir(parents=True)
     data = datasets.Dataset.from_generator(

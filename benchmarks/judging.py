@@ -1,4 +1,4 @@
-"""The judge of generated digits: Fréchet distance in the features of the digits' classifier."""
+"""Score generated digits by the Fréchet distance in the features of the digits classifier."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ddpm_hf.hub.folder import ModelFolder
 
 
 class Judge:
-    """Fréchet distances to the training images of a run of ours."""
+    """Fréchet distances to the training images of one of our runs."""
 
     def __init__(self, folder: Path):
         model = ModelFolder.read(folder)
@@ -22,17 +22,17 @@ class Judge:
         self.reference = shared_statistics(features_of_images(self.extractor, self.training))
 
     def floor(self, count: int) -> float:
-        """The distance of held-out images, as many as there are up to `count`."""
+        """The distance of up to `count` held-out images."""
         return self._distance(features_of_images(self.extractor, self.held_out)[:count])
 
     def distance(self, images: np.ndarray) -> float:
-        """Of images, uint8 (N, C, H, W)."""
+        """The distance of images, uint8 (N, C, H, W)."""
         return self._distance(features_of_samples(self.extractor, images))
 
     def distance_and_error(self, images: np.ndarray) -> tuple[float, float]:
-        """With the standard error that the choice of samples leaves."""
+        """The distance, and its standard error over the choice of samples."""
         features = features_of_samples(self.extractor, images)
-        # The reference is the same for all that is compared, so it stays whole.
+        # Only samples are halved, because all compared models share the reference.
         errors = resampled_error(lambda rows, _: {"distance": self._distance(features[rows])}, len(features), 2)
         return self._distance(features), errors["distance"]
 

@@ -1,12 +1,12 @@
-"""Does a run that is killed again and again end where an unbroken one does, to the last bit?
+"""Does a run that is killed many times end with the same bits as an uninterrupted one?
 
     python benchmarks/kills.py --kills 30
 
-The same command is run in two folders: once in peace, and once ended by SIGKILL, started again, ended again, until
-after the last kill it may finish. A kill strikes at a random moment since the start of its process, or while a
-checkpoint is being written, or while the finished network draws its pictures. Each process is forked from this one,
-which has imported everything and computed nothing. Prints one table and writes it as JSON (`kills.json`); the exit
-status is 1 if a bit differs, if an attempt did not go on from the newest checkpoint, or if a kill came too late.
+Runs the same command in two folders: once without interruption, and once killed by SIGKILL and restarted until the
+last kill. Kills come at a random moment after the process starts, while a checkpoint is being written, or while the
+final pictures are drawn. Each process is forked from this one, which has imported everything and computed nothing.
+Prints one table and writes it as JSON (`kills.json`). The exit status is 1 if a bit differs, if an attempt did not
+resume from the newest checkpoint, or if a kill came too late.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.start import prepare
 
-# Everything random that a step has; and small steps with many saves, so that kills fall into all parts of the run.
+# All sources of randomness in a step; small steps and many saves, so that kills hit all parts of the run.
 SETTINGS = (
     "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 4 --resolution 8 "
     "--dropout 0.1 --class_conditional --random_flip --train_batch_size 5 --gradient_accumulation_steps 2 "
@@ -43,14 +43,14 @@ SETTINGS = (
     "--mixed_precision no --eval_num_images 20"
 ).split()
 MOMENT, SAVE, END = "at a random moment", "while it wrote a checkpoint", "after the last step"
-STEPS_A_KILL = 12  # more than an attempt gets done: at most 8 until its random moment, then 3 until the next save
+STEPS_A_KILL = 12  # an attempt takes fewer: at most 8 until its random moment, then 3 until the next save
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process: whether it was killed, and how; the newest checkpoint it found, where it began and stopped.
+    """One process: whether and how it was killed, the newest checkpoint it found, and where it started and stopped.
 
-    `resumed_at` and `last_step` are None if it was killed before it began to train.
+    `resumed_at` and `last_step` are None if it was killed before training started.
     """
 
     kind: str | None
@@ -62,7 +62,7 @@ class Attempt:
 
 
 class Run:
-    """A command that is run in a folder until it is finished."""
+    """A training command that is run in a folder until it finishes."""
 
     def __init__(self, folder: Path, flags: list[str], steps: int):
         self.folder, self.steps = folder, steps
@@ -70,10 +70,10 @@ class Run:
         self.command += ["--cache_dir", str(folder) + "-cache"]
 
     def attempt(self, kind: str | None = None, wait: Callable[[], bool] = lambda: False) -> Attempt:
-        """Start the command; kill it when `wait` is true.
+        """Start the command and kill it when `wait` returns True.
 
         Raises:
-            RuntimeError: if it ends by itself and not well.
+            RuntimeError: it fails before it is killed.
         """
         found = self.newest_checkpoint()
         log = self.folder.with_name(f"{self.folder.name}.log")
@@ -82,7 +82,7 @@ class Run:
             self._be_the_process(log)
         status = None
         while status is None and not wait():
-            time.sleep(0.002)  # fine enough for a save, and leaves the processor to the run
+            time.sleep(0.002)  # shorter than a save, yet leaves the CPU to the run
             ended, code = os.waitpid(process, os.WNOHANG)
             status = code if ended else None
         if status is None:
@@ -99,7 +99,7 @@ class Run:
         return Attempt(kind, status != 0, found, resumed_at, max(self.last_step(), resumed_at), half_written)
 
     def _be_the_process(self, log: Path) -> None:
-        """The forked side: what scripts/train.py does. Never returns."""
+        """In the forked process, do what scripts/train.py does. Never returns."""
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
@@ -118,30 +118,30 @@ class Run:
         os._exit(status)
 
     def newest_checkpoint(self) -> int:
-        """Its step; 0 for none."""
+        """The step of the newest checkpoint; 0 without any."""
         present = list_checkpoints(self.folder)
         return int(present[-1].name.partition("-")[2]) if present else 0
 
     def last_step(self) -> int:
-        """The last one in the loss table."""
+        """The last step in the loss table."""
         table = self.folder / "loss.csv"
         lines = table.read_text().splitlines() if table.is_file() else []
         return int(lines[-1].partition(",")[0]) if len(lines) > 1 else 0
 
 
 class Killer:
-    """Chooses the moments."""
+    """Chooses when to kill."""
 
     def __init__(self, run: Run, seed: int, seconds_to_begin: float, step_seconds: float):
         self.run, self.random = run, random.Random(seed)
         self.seconds_to_begin, self.step_seconds = seconds_to_begin, step_seconds
 
     def kill(self, kind: str) -> Attempt:
-        """One attempt that is ended in this way."""
+        """One attempt with a kill of this kind."""
         return self.run.attempt(kind, {MOMENT: self._moment, SAVE: self._save, END: self._end}[kind]())
 
     def _moment(self) -> Callable[[], bool]:
-        """After up to 8 steps and a part of one; after none, before the process has come to its first."""
+        """At a random moment within one of the next 8 steps, or before the first step."""
         table, wanted = self.run.folder / "loss.csv", max(0, self.random.randrange(-2, 9))
         first = self.run.newest_checkpoint() + wanted
         before, begun = _changed_at(table), [time.monotonic()] if wanted == 0 else []
@@ -155,14 +155,14 @@ class Killer:
         return wait
 
     def _save(self) -> Callable[[], bool]:
-        """Somewhere in the save of a step that is up to 4 steps away."""
+        """While saving the checkpoint of one of the next 4 steps."""
         first = self.run.newest_checkpoint() + self.random.randrange(4)
         delay, cleared, begun = self.random.uniform(0, 0.03), [], []
 
         def wait() -> bool:
             present = [int(path.stem.partition("-")[2]) for path in self.run.folder.glob("checkpoint-*.partial")]
             if not present:
-                cleared.append(True)  # what the kill before has left is gone
+                cleared.append(True)  # the leftovers of the last kill are removed
             if cleared and not begun and any(step > first for step in present):
                 begun.append(time.monotonic())
             return bool(begun) and time.monotonic() > begun[0] + delay
@@ -170,7 +170,7 @@ class Killer:
         return wait
 
     def _end(self) -> Callable[[], bool]:
-        """When one of the last pictures has been written anew."""
+        """After one of the final pictures is rewritten."""
         picture = self.run.folder / self.random.choice(("samples.png", "denoising.png"))
         before = _changed_at(picture)
         return lambda: _changed_at(picture) != before
@@ -181,13 +181,13 @@ def _changed_at(file: Path) -> int | None:
 
 
 def compare(first: Path, second: Path) -> dict[str, bool]:
-    """Whatever two finished runs leave -> whether it is the same to the last bit."""
+    """Result of two finished runs -> whether it is equal bit for bit."""
     contents_there = contents(second)
     return {name: _same(content, contents_there.get(name)) for name, content in contents(first).items()}
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights, their average, the optimizer's and the sampler's state, pictures, and the columns of the loss table."""
+    """Weights, EMA, optimizer and sampler state, pictures, and the columns of the loss table."""
     checkpoint = list_checkpoints(folder)[-1]
     found = {}
     for file in [*folder.glob("unet/*.safetensors"), *checkpoint.glob("*.safetensors")]:
@@ -208,9 +208,9 @@ def _same(first: torch.Tensor, second: torch.Tensor | None) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0, help="Of the moments.")
-    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/out/kills"), help="Made anew.")
-    parser.add_argument("flags", nargs="*", help="After --: further flags of the run, e.g. -- --streaming")
+    parser.add_argument("--seed", type=int, default=0, help="Seed for the moments of the kills.")
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/out/kills"), help="Replaced.")
+    parser.add_argument("flags", nargs="*", help="Further flags of train.py, after --, e.g. -- --streaming")
     options = parser.parse_args()
     shutil.rmtree(options.output_dir, ignore_errors=True)
     options.output_dir.mkdir(parents=True)
@@ -225,7 +225,7 @@ def main() -> int:
 
 
 def time_of(run: Run) -> tuple[float, float]:
-    """Run in peace; seconds until the first step, and of a step."""
+    """Run without interruption; seconds until the first step, and per step."""
     started, begun = time.monotonic(), []
 
     def look() -> bool:
@@ -238,7 +238,7 @@ def time_of(run: Run) -> tuple[float, float]:
 
 
 def report(output_dir: Path, steps: int, attempts: list[Attempt], same: dict[str, bool]) -> int:
-    """Print and write the table; 1 if anything in it is not as it should be."""
+    """Print and write the table; 1 if anything in it is wrong."""
     killed = [each for each in attempts if each.was_killed]
     wanted = [each for each in attempts if each.kind is not None]
     newest = [each.found for each in attempts]

@@ -1,10 +1,10 @@
-"""Does a learned variance pay in bits/dim? Three runs on the embedded digits, alike but for the variance.
+"""Does a learned variance improve bits/dim? Three runs on the embedded digits that differ only in the variance.
 
     python benchmarks/learned_variance.py --steps 1300 --output_dir benchmarks/out/learned_variance
 
-Each is trained by scripts/train.py from the same seed and evaluated by scripts/evaluate.py on the same held-out
-images, with the bound over all timesteps or the same sample of them. Prints one table and writes it as JSON. A
-finished part is not done again.
+Each is trained by scripts/train.py with the same seed and evaluated by scripts/evaluate.py on the same held-out
+images, with all terms of the bound or the same sample of them. Prints one table and writes it as JSON. Finished parts
+are not repeated.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def compare(name: str, bits: np.ndarray, baseline: np.ndarray) -> dict[str, float | str]:
-    """Image by image, because the spread between images is far larger than that between models."""
+    """Compare image by image, because images differ far more than models."""
     gain = baseline - bits
     return {
         "variance": name,

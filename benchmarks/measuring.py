@@ -1,7 +1,7 @@
-"""What all benchmarks share: paired timing, the record of the machine, one table and one JSON file.
+"""Shared by all benchmarks: paired timing, facts about the machine, a table and a JSON file.
 
-Ours and its stock counterpart take turns in one process (A B A B …), so that a machine which slows down for a while
-slows both. A ratio is the median over the pairs, with the lowest and the highest of them.
+Ours and stock take turns in one process (A B A B …), so that a temporary slowdown of the machine affects both. A ratio
+is the median over the pairs, with its minimum and maximum.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _VERSIONS = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pillow")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of one call on either side (medians), and how many times faster ours is: median and range of pairs."""
+    """Median seconds per call of both sides, and how many times faster ours is: median and range over the pairs."""
 
     name: str
     stock_seconds: float
@@ -53,15 +53,15 @@ class Comparison:
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], repetitions: int, calls: int = 1) -> dict[str, list[float]]:
-    """Time several ways of doing one thing in turns, after one call of each that does not count.
+    """Time several functions in turns, after one warm-up call of each.
 
     Args:
         sides: name -> function without arguments.
-        repetitions: turns of each side.
-        calls: calls in a turn; the seconds of a turn are divided by it.
+        repetitions: turns per function.
+        calls: calls per turn.
 
     Returns:
-        name -> seconds of one call in each turn.
+        name -> seconds per call in each turn.
     """
     for function in sides.values():
         function()
@@ -76,7 +76,7 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], repetitions: int, calls:
 
 
 def compare(name: str, stock: Sequence[float], ours: Sequence[float], goal: float | None = None) -> Comparison:
-    """What the seconds of turn k on either side say of each other."""
+    """Compare the seconds of both sides turn by turn."""
     ratios = [a / b for a, b in zip(stock, ours, strict=True)]
     return Comparison(
         name=name,
@@ -98,7 +98,7 @@ def paired(
     calls: int | None = None,
     goal: float | None = None,
 ) -> Comparison:
-    """Time both sides in turns. Without `calls`, a turn has as many calls as stock does in a fifth of a second."""
+    """Time both sides in turns; by default a turn has as many calls as stock makes in 0.2 seconds."""
     if calls is None:
         stock()
         start = time.perf_counter()
@@ -109,7 +109,7 @@ def paired(
 
 
 def readable_seconds(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Seconds with three digits and a unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -117,7 +117,7 @@ def readable_seconds(seconds: float) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on beside the code: processor, threads, load at this moment, versions, day."""
+    """What results depend on besides the code: processor, threads, current load, versions, date."""
     return {
         "processor": processor_name(),
         "cpus": os.cpu_count(),
@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
 
 
 def describe_machine(facts: Mapping[str, Any]) -> str:
-    """The same in a line, as it stands under a table."""
+    """The same in one line, for printing below a table."""
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "diffusers"))
     return (
         f"{facts['date']}, {facts['processor']}, {facts['threads']} of {facts['cpus']} threads, "
@@ -138,7 +138,7 @@ def describe_machine(facts: Mapping[str, Any]) -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A Markdown table with aligned columns, which are the keys of the first row."""
+    """Print a Markdown table; its columns are the keys of the first row."""
     names = list(rows[0])
     cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     widths = [max(len(line[place]) for line in cells) for place in range(len(names))]
@@ -156,7 +156,7 @@ def _cell(value: Any) -> str:
 def write_report(
     path: Path, rows: Sequence[Any], settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write rows (dicts or dataclasses), settings and machine as JSON; `facts` are the machine's from the start."""
+    """Write rows (dicts or dataclasses), settings and the machine's facts to JSON."""
     report = {
         "machine": facts or machine(),
         "settings": {name: _without_folder(value) for name, value in settings.items()},
@@ -167,27 +167,27 @@ def write_report(
 
 
 def _without_folder(value: Any) -> Any:
-    """The folders of one machine say nothing on another."""
+    """Remove local paths."""
     is_path = isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value))
     return Path(value).name if is_path else value
 
 
 def slug(name: str) -> str:
-    """As the name of a folder."""
+    """A string that is valid as a folder name."""
     return "-".join(re.findall(r"[\w+]+", name))
 
 
 def make_parser(description: str, name: str) -> argparse.ArgumentParser:
-    """The flags that every benchmark has; `name` is that of its JSON file in benchmarks/out."""
+    """A parser with the flags common to all benchmarks; `name` is the stem of the JSON file in benchmarks/out."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="normal", help="How much is measured. normal.")
-    parser.add_argument("--output", type=Path, help=f"JSON file. benchmarks/out/SIZE/{name}.json")
+    parser.add_argument("--size", choices=SIZES, default="normal", help="How much to measure; normal by default.")
+    parser.add_argument("--output", type=Path, help=f"JSON file; benchmarks/out/SIZE/{name}.json by default.")
     parser.set_defaults(benchmark=name)
     return parser
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Print what is going to be measured on what, fill in --output, and return the machine's facts."""
+    """Print the benchmark and the machine, fill in --output, and return the machine's facts."""
     if options.output is None:
         options.output = Path(__file__).parent / "out" / options.size / f"{options.benchmark}.json"
     facts = machine()

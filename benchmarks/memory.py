@@ -1,11 +1,10 @@
-"""Peak memory of training at 32x32, ours against stock's, and how well it was forecast.
+"""Peak memory of training at 32x32, ours against stock's, and the doctor's forecast of it.
 
     OMP_NUM_THREADS=1 python benchmarks/memory.py
 
-Each run is a process of its own; counted is its peak of resident memory, as Linux reports it, beyond what libraries
-took before there was a network. (With libraries the example would have more than stated: it imports torchvision, which
-is not here.) Runs of one side differ by some percent, so a goal is met by a median within the range of stock's runs.
-The forecast is held against the median of ours; `ddpm_hf.training.forecast` states its error. Linux only.
+Each run is a separate process. Measures its peak resident memory minus the memory after importing libraries (stock's
+example would import torchvision in addition, which is not installed here). Runs vary by a few percent, so the goal is
+met if our median is within the range of stock's runs. The forecast is compared with our median. Linux only.
 """
 
 import statistics
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(images: Path, case: Side, size: str) -> dict[str, Any]:
-    """A row of the table: both sides in turns."""
+    """One row of the table, with both sides measured in turns."""
     found = {"stock": [], "ours": []}
     for _ in range(RUNS[size]):
         for name, runs in found.items():

@@ -1,8 +1,8 @@
-"""What a step costs beside the network: scheduler, moving average and optimizer, against diffusers'.
+"""Cost of everything in a step except the network: scheduler, EMA and optimizer, against diffusers'.
 
     OMP_NUM_THREADS=1 python benchmarks/overheads.py
 
-Before anything is timed, both sides are shown to give the same numbers.
+Before timing, checks that both sides compute the same numbers.
 """
 
 import copy
@@ -22,12 +22,12 @@ from ddpm_hf.training.ema import EMA
 
 TURNS = {"quick": 3, "normal": 9, "full": 25}
 TOLERANCE = 1e-5
-# (shape, least ratio for step, for add_noise) as the goals have them
+# (shape, goal for the ratio of step, of add_noise)
 SHAPES = (((1, 1, 8, 8), 6.0, 2.5), ((16, 3, 32, 32), 1.8, 2.5), ((4, 3, 256, 256), None, None))
 
 
 def preset_config(name: str) -> dict[str, Any]:
-    """Of the network of a preset."""
+    """The configuration of a preset's network."""
     return paper_config(**{key: value for key, value in ddpm_hf.get_preset(name).model.items() if key != "dropout"})
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def require_equal(what: str, stock: torch.Tensor, ours: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    """Ends the benchmark if the two sides do not compute the same."""
+    """End the benchmark if the two sides differ."""
     difference = float((stock.detach() - ours.detach()).abs().max())
     if not difference <= tolerance:
         raise SystemExit(f"{what}: the two sides differ by {difference:.2g}, more than {tolerance:g}")
@@ -72,7 +72,7 @@ def scheduler_rows(turns: int) -> Iterator[Comparison]:
 def stepper(
     scheduler: diffusers.DDPMScheduler, x_t: torch.Tensor, eps: torch.Tensor, plain: bool
 ) -> Callable[..., torch.Tensor]:
-    """A step in the middle of the chain, as a pipeline calls it; with a seed, always the same one."""
+    """A function that takes a step in the middle of the chain; deterministic if there is a seed."""
     scheduler.set_timesteps(1000)
     generator, timestep = torch.Generator(), scheduler.timesteps[500]
 
@@ -87,7 +87,7 @@ def stepper(
 
 
 def bare_step(x_t: torch.Tensor, eps: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """The arithmetic of a step with clipping and nothing around it: no settings, no checks, no tables."""
+    """Only the arithmetic of a step with clipping: no settings, checks or tables."""
     generator = torch.Generator()
     a, b, c, d, sigma = (torch.tensor(number) for number in (1.1, -0.3, 0.2, 0.8, 0.05))
 
@@ -100,7 +100,7 @@ def bare_step(x_t: torch.Tensor, eps: torch.Tensor) -> Callable[[], torch.Tensor
 
 
 def noise_alone(x_t: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """What any step must do that draws the numbers diffusers draws."""
+    """Only the noise that any step must draw."""
     generator = torch.Generator()
     return lambda: torch.randn(x_t.shape, generator=generator)
 
@@ -115,7 +115,7 @@ def noiser(
 
 
 def update_rows(turns: int, size: str) -> Iterator[Comparison]:
-    """Moving average and optimizer, on the networks of the presets."""
+    """EMA and optimizer, on the networks of the presets."""
     for preset in ("digits", "ddpm-cifar10")[: 1 if size == "quick" else None]:
         unet = diffusers.UNet2DModel(**preset_config(preset))
         name = f"{sum(parameter.numel() for parameter in unet.parameters()) / 1e6:.1f} M parameters"
@@ -126,9 +126,9 @@ def update_rows(turns: int, size: str) -> Iterator[Comparison]:
 
 
 def averages(unet: torch.nn.Module) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One update each, with the same constant decay; shown to be the same after two."""
+    """One EMA update per side, with the same constant decay; checks that both agree after two."""
     stock = EMAModel(unet.parameters(), decay=0.999, min_decay=0.999)
-    stock.optimization_step = 10  # its first update copies the weights whatever the decay
+    stock.optimization_step = 10  # the first update would copy the weights
     ours = EMA(unet, 0.999, None, 0.75)
     moved = copy.deepcopy(unet)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def averages(unet: torch.nn.Module) -> tuple[Callable[[], None], Callable[[], No
 
 
 def optimizers(unet: torch.nn.Module) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One step each of AdamW as the example and as our trainer make it; shown to be the same after two."""
+    """One AdamW step per side, as in the example and in our trainer; checks that both agree after two."""
     networks = [copy.deepcopy(unet) for _ in range(2)]
     settings = make_adamw(networks[0]).defaults
     same = {name: settings[name] for name in ("lr", "betas", "weight_decay", "eps")}

@@ -2,11 +2,11 @@
 
     python benchmarks/sampling.py --size quick|normal|full [--pipeline FOLDER] [--calls 20]
 
-Without --pipeline the demo's model is trained first. Stock `DDPMPipeline` draws with its default, all 1,000 steps, and
-in few calls with the grids of timesteps that diffusers' solvers offer. Distances are in the features of the digits'
-classifier, against the training images; the floor is that of held-out images. The same noise starts every chain.
-Images are kept, so an interrupted benchmark goes on. Speed is measured apart from them: stock's full chain and what
-`scripts/sample.py --fast` draws, in turns.
+Without --pipeline the demo's model is trained first. Stock `DDPMPipeline` samples with its default, all 1,000 steps,
+and in few calls with every grid of timesteps that diffusers' solvers offer. Distances are in the features of the digits
+classifier, to the training images; the floor is the distance of held-out images. All chains start from the same noise.
+Drawn images are kept, so an interrupted benchmark resumes. Speed is measured separately: stock's full chain and
+`scripts/sample.py --fast`, in turns.
 """
 
 import subprocess
@@ -59,7 +59,7 @@ Draw = Callable[[list[torch.Generator]], np.ndarray]
 
 def main() -> None:
     parser = measuring.make_parser(__doc__, "sampling")
-    parser.add_argument("--pipeline", type=Path, help="A folder of train.py on the embedded digits.")
+    parser.add_argument("--pipeline", type=Path, help="An output folder of train.py on the embedded digits.")
     parser.add_argument("--calls", type=int, default=FAST_CALLS, help="Network calls of the short chains.")
     options = parser.parse_args()
     facts = measuring.start(options)
@@ -69,14 +69,14 @@ def main() -> None:
     draws = contenders(folder, options.size, options.calls)
     weights = weights_fingerprint(diffusers.UNet2DModel.from_pretrained(folder / "unet"))
     rows = []
-    # The full chain takes most of the time, so it comes last: an interrupted benchmark has the others then.
+    # The full chain takes most of the time, so it runs last.
     for name, draw in reversed(draws.items()):
         images = options.output.parent / "sampling" / weights / measuring.slug(name)
         try:
             distance, error = judge.distance_and_error(draw_images(draw, count, images))
             rows.insert(0, {"sampler": name, "frechet": distance, "±": error})
         except (IndexError, AssertionError, ValueError) as problem:
-            # Some grids of diffusers fail on some schedules; that is a result too.
+            # Some grids of diffusers fail on some schedules, which is a result too.
             rows.insert(0, {"sampler": name, "failed": repr(problem)})
         print(f"{name}: {rows[0].get('frechet', 'diffusers fails')}", flush=True)
     for row in rows:
@@ -101,7 +101,7 @@ def compare_speed(full: Draw, fast: Draw, turns: int) -> measuring.Comparison:
 
 
 def draw_images(draw: Draw, count: int, folder: Path) -> np.ndarray:
-    """`count` images, uint8 (N, C, H, W); a batch that lies in the folder already is not drawn again."""
+    """`count` images, uint8 (N, C, H, W); batches already in the folder are not drawn again."""
     folder.mkdir(parents=True, exist_ok=True)
     batches = []
     for start in range(0, count, BATCH):

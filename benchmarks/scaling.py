@@ -1,12 +1,12 @@
-"""Scaling on paper: what 1, 8 and 64 GPUs would do, COMPUTED from counts of the real step and not measured on a GPU.
+"""Estimated throughput on 1, 8 and 64 GPUs, COMPUTED from counts of a real step and not measured on a GPU.
 
     python benchmarks/scaling.py
 
-Counted: floating-point operations, bytes and number of every operation of a training step in bf16, by running it on
-tensors without values; the bytes that DistributedDataParallel really reduces, by a hook in a real step of it. Assumed:
-the machine in `Assumptions`. An operation takes as long as its arithmetic or its bytes, whichever is longer; a step
-takes as long as its operations, its start by the host, or its communication where that cannot hide, whichever is
-longer. `binds` names it.
+Counted: the floating-point operations, bytes and kernels of a bf16 training step, by running it on tensors without
+values; and the bytes that DistributedDataParallel reduces, by a hook in a real step. Assumed: the hardware in
+`Assumptions`. An operation takes the time of its arithmetic or its memory traffic, whichever is longer; a step takes
+the time of its operations, of their launch by the host, or of its exposed communication, whichever is longest. `binds`
+names that one.
 """
 
 import copy
@@ -47,16 +47,16 @@ FLOP_FORMULAS = FlopCounterMode(
 
 @dataclass(frozen=True)
 class Assumptions:
-    """H100 SXM 80 GB, eight to a machine, as NVIDIA's data sheet has it, and shares of it that are usual in practice.
+    """H100 SXM 80 GB, eight per machine, from NVIDIA's data sheet, and the shares of it usually reached in practice.
 
     Attributes:
-        flops, memory: a second, bf16 without sparsity, and bytes a second.
-        arithmetic_share, memory_share: of these, what convolutions and elementwise kernels reach.
-        launch: seconds of the host for each operation in eager mode.
-        nvlink, network: bytes a second that a GPU sends within its machine, and to others (400 Gbit/s each).
-        link_share: of these, what collectives reach.
+        flops, memory: bf16 operations per second without sparsity, and bytes per second.
+        arithmetic_share, memory_share: the shares of these that convolutions and elementwise kernels reach.
+        launch: seconds for the host to launch an operation in eager mode.
+        nvlink, network: bytes per second that a GPU sends within its machine, and to others (400 Gbit/s each).
+        link_share: the share of these that collectives reach.
         latency: seconds of a collective within a machine and between machines.
-        gpus_per_machine: on one switch.
+        gpus_per_machine: GPUs on one switch.
     """
 
     flops: float = 989e12
@@ -73,7 +73,7 @@ class Assumptions:
 
 @dataclass
 class Cost:
-    """A step of one GPU: seconds of the operations that wait for arithmetic, and of those that wait for memory."""
+    """A step on one GPU: seconds of compute-bound and of memory-bound operations."""
 
     operations: int = 0
     flops: float = 0.0
@@ -86,7 +86,7 @@ class Cost:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up what every operation computes and moves."""
+    """Counts the arithmetic and bytes of every operation."""
 
     def __init__(self, machine: Assumptions):
         super().__init__()
@@ -119,7 +119,7 @@ def make_network(preset: str) -> DDPMUNet2D:
 
 
 def step_cost(unet: DDPMUNet2D, batch: int, machine: Assumptions) -> Cost:
-    """Forwards and backwards in bf16, counted without computing anything."""
+    """Count a forward and backward pass in bf16 without computing it."""
     side, channels = unet.config.sample_size, unet.config.in_channels
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet = copy.deepcopy(unet)
@@ -137,7 +137,7 @@ def update_seconds(parameters: int, share: float, machine: Assumptions) -> float
 
 
 def reduced_bytes(unet: DDPMUNet2D) -> tuple[int, int]:
-    """Bytes and collectives that DistributedDataParallel really hands over in a step of this network."""
+    """Bytes and collectives of a real DistributedDataParallel step of this network."""
     seen = []
 
     def hook(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -157,9 +157,9 @@ def reduced_bytes(unet: DDPMUNet2D) -> tuple[int, int]:
 
 
 def collective_seconds(sent: float, collectives: int, gpus: int, machine: Assumptions) -> tuple[float, str]:
-    """Of all-gathers and reduce-scatters of `sent` bytes in all (an all-reduce is one of each), and what limits them.
+    """Seconds of all-gathers and reduce-scatters of `sent` bytes (an all-reduce is one of each), and what limits them.
 
-    Between machines every GPU carries its eighth of the tensor, so that all cards of a machine work at once.
+    Between machines every GPU sends its eighth of the tensor, so that all network cards of a machine are used.
     """
     if gpus == 1:
         return 0.0, ""
@@ -173,7 +173,7 @@ def collective_seconds(sent: float, collectives: int, gpus: int, machine: Assump
 
 
 def row(preset: str, cost: Cost, volume: tuple[int, int, int], batch: int, gpus: int, way: str) -> dict[str, Any]:
-    """One line: seconds of a step, what binds it, images a second."""
+    """One row: seconds per step, what limits it, images per second."""
     machine = Assumptions()
     parameters, reduced, buckets = volume
     update = update_seconds(parameters, 1 / gpus if way == "FSDP" else 1.0, machine)

@@ -1,9 +1,9 @@
-"""What waiting costs before anything happens: imports, --help, errors, and the first training step of the demo.
+"""Startup time: imports, --help, errors, and the first training step of the demo.
 
     python benchmarks/startup.py
 
-CPU seconds of whole processes (user and system, which another load on the machine does not change much), taken in
-turns. The demo's first step is timed by the clock, from the command of `make demo` with an empty cache. Unix only.
+CPU seconds of whole processes (user and system, which depend little on other load), taken in turns. The demo's first
+step is wall time from the command of `make demo`, with an empty cache. Unix only.
 """
 
 import os
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 
 def cpu_seconds(arguments: list[str]) -> float:
-    """User and system time of a Python process."""
+    """User plus system time of a Python process."""
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -64,7 +64,7 @@ def cpu_seconds(arguments: list[str]) -> float:
 
 
 def row(name: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """How much more than the import a command costs, turn by turn."""
+    """The cost of a command relative to the import, turn by turn."""
     values = seconds[name]
     more = {"more than stock": _difference(values, seconds[STOCK]), "more than import": "", "goal": ""}
     if name not in (STOCK, IMPORT):

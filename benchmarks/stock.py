@@ -1,7 +1,6 @@
-"""The other side: diffusers' own classes, put together as its train_unconditional.py does (diffusers 0.42).
+"""The baseline: diffusers' own classes, used as in its train_unconditional.py (diffusers 0.42).
 
-Its images pass through torchvision, which is not needed here: the same transforms are done with Pillow and NumPy, as
-torchvision does them for such images.
+Its torchvision transforms are replaced by equivalent ones in Pillow and NumPy.
 """
 
 from collections.abc import Iterator
@@ -18,15 +17,15 @@ from PIL import Image
 
 
 class StockTrainer:
-    """Network, AdamW, EMAModel and DDPMScheduler of the example, with its defaults, taking steps when told to.
+    """The example's network, AdamW, EMAModel and DDPMScheduler with its defaults, trained step by step.
 
     Args:
         model: the network.
         mixed_precision: "no" or "bf16".
         learning_rate: after the warm-up.
-        warmup_steps: of the learning rate, which then falls along a cosine.
-        train_steps: at which it reaches zero.
-        ema_decay: of the moving average at most; None for none.
+        warmup_steps: linear warm-up, followed by cosine decay.
+        train_steps: step at which the learning rate reaches zero.
+        ema_decay: maximum decay of the EMA; None for no EMA.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class StockTrainer:
         self.model, self.optimizer, self.course = self.accelerator.prepare(model.train(), optimizer, course)
 
     def step(self, images: torch.Tensor) -> None:
-        """One pass through the body of the example's loop; images in [-1, 1], float32 (batch, channels, H, W)."""
+        """One training step as in the example's loop; images in [-1, 1], float32 (batch, channels, H, W)."""
         clean_images = images.to(self.accelerator.device, self.precision)
         noise = torch.randn(clean_images.shape, dtype=self.precision, device=clean_images.device)
         timesteps = torch.randint(0, 1000, (len(clean_images),), device=clean_images.device).long()
@@ -88,7 +87,7 @@ def make_adamw(model: torch.nn.Module, learning_rate: float = 1e-4) -> torch.opt
 def make_loader(
     folder: Path, resolution: int, batch_size: int, num_workers: int = 0, random_flip: bool = True
 ) -> torch.utils.data.DataLoader:
-    """The example's data path: a folder of images, or of parquet files, decoded and transformed in every epoch.
+    """The example's data path: a folder of images or parquet files, decoded and transformed in every epoch.
 
     Batches are {"input": float32 (batch, 3, resolution, resolution) in [-1, 1]}.
     """
@@ -108,7 +107,7 @@ def make_loader(
 
 
 class _Transform:
-    """Resize, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize; a class, so that workers can be sent it."""
+    """Resize, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize; a class, so that it can be pickled to workers."""
 
     def __init__(self, resolution: int, random_flip: bool):
         self.resolution, self.random_flip = resolution, random_flip
@@ -136,7 +135,7 @@ def to_normalized(image: Image.Image) -> torch.Tensor:
 
 
 def endless(loader: torch.utils.data.DataLoader) -> Iterator[torch.Tensor]:
-    """Its images, epoch after epoch."""
+    """The loader's images, epoch after epoch."""
     while True:
         for batch in loader:
             yield batch["input"]

@@ -1,10 +1,10 @@
-"""A training by the recipe of diffusers' train_unconditional.py, with its defaults.
+"""Train like diffusers' train_unconditional.py, with its defaults.
 
 python benchmarks/stock_recipe.py IMAGES.npy --network unet --train_steps 1000 --output_dir stock
 
-Only what cannot be had here differs. torchvision's transforms stand as the same work in PIL and numpy; images come as
-an array instead of files (which spares this side their decoding); the length is given in steps instead of epochs; and
-the seconds of the steps are written down.
+Differences: torchvision's transforms are replaced by equivalent ones in PIL and numpy, images come from an array
+instead of files (which saves this side the decoding), the length is in steps instead of epochs, and the seconds of
+each step are recorded.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 
 class PerEpochTransforms(torch.utils.data.Dataset):
-    """Each image goes through PIL every time that it is asked for: resized, turned into floats, normalized."""
+    """Transforms each image with PIL on every access: resize, convert to float, normalize."""
 
     def __init__(self, images: np.ndarray):
         self.images = images
@@ -68,7 +68,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("images", type=Path, help=".npy, uint8 (N, H, W, C).")
     parser.add_argument("--network", type=Path, required=True, help="Folder with the config.json of a UNet2DModel.")
     parser.add_argument("--train_steps", type=int, required=True)
-    parser.add_argument("--save_steps", type=int, nargs="*", default=[], help="Save a pipeline after these too.")
+    parser.add_argument(
+        "--save_steps", type=int, nargs="*", default=[], help="Also save a pipeline after these steps."
+    )
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--lr_warmup_steps", type=int, default=500)

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py
 
-Ours is the trainer of scripts/train.py with all that it does in a step; stock's is the loop of train_unconditional.py
-(its AdamW, EMAModel, clipping and data path), with autocast for bf16. Same network, same batch, same images.
+Ours is the complete training step of scripts/train.py; stock's is the loop of train_unconditional.py (its AdamW,
+EMAModel, clipping and data path), with autocast for bf16. Both use the same network, batch size and images.
 """
 
 import sys
@@ -18,7 +18,7 @@ from training_sides import RESOLUTION, Side, Worker, interleaved_steps
 
 # size -> (turns, steps in a turn, images in a batch)
 AMOUNTS = {"quick": (2, 1, 4), "normal": (7, 1, 16), "full": (15, 3, 16)}
-# (side, compared with, least ratio)
+# (side, baseline, goal for the ratio)
 COMPARISONS = (
     ("ours float32", "stock float32", None),
     ("ours bf16", "stock float32", 1.9),

@@ -2,11 +2,11 @@
 
     python benchmarks/time_to_quality.py --size quick|normal|full [--data mnist --dataset_name mnist]
 
-Each arm trains the same network in the same batches: ours by default and in float32, stock with its defaults and with
-its best flags (bf16, learning rate 1e-3, short warm-up, EMA 0.999). Short runs in turns tell how fast each arm is;
-then every arm trains for a budget of seconds, and ours anew for an eighth and for half of it. All models draw from the
-same noise by stock's own ancestral steps, and their bound is estimated on the same held-out images. A part that is
-finished is not done again.
+Every arm trains the same network with the same batches: ours with defaults and in float32, stock with its defaults and
+with its best flags (bf16, learning rate 1e-3, short warm-up, EMA 0.999). Short pilot runs in turns measure the speed
+of each arm; then every arm trains for a budget of seconds, and ours again for an eighth and half of it. All models are
+sampled from the same noise with stock's ancestral sampler, and their bound is estimated on the same held-out images.
+Finished parts are not repeated.
 """
 
 import json
@@ -32,7 +32,7 @@ SHARES = (0.125, 0.5, 1.0)  # of the budget
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is done."""
+    """Size of the benchmark."""
 
     pilots: int  # of each arm
     seconds: float  # of a whole training
@@ -63,13 +63,13 @@ DATA = {
 
 @dataclass
 class Arm:
-    """One way to train.
+    """One side of the comparison.
 
     Attributes:
         name: for the table.
         flags: of scripts/train.py, or of stock_recipe.py.
-        shares: of the budget that it trains for.
-        rates: images a second of each pilot.
+        shares: shares of the budget to train for.
+        rates: images per second of each pilot.
     """
 
     name: str
@@ -86,12 +86,12 @@ class Arm:
         return self.name.startswith("ours")
 
     def steps(self, seconds: float) -> int:
-        """How many steps of BATCH images fit into a time."""
+        """The number of steps of BATCH images that fit into a time."""
         return max(2, round(seconds * statistics.median(self.rates) / BATCH))
 
 
 def make_arms(data: list[str]) -> list[Arm]:
-    """Ours takes flags for the images; stock gets them as an array."""
+    """The arms. Ours gets flags for the images, stock an array."""
     return [
         Arm("ours", data, SHARES),
         Arm("ours, float32", [*data, "--mixed_precision", "no"], SHARES[-1:]),
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def pilots(arms: list[Arm], turns: int, work: Path) -> Judge:
-    """Find out how many images a second each arm trains on, in turns; the first, ours, finds the images for all."""
+    """Measure the images per second of each arm in turns; the first, ours, finds the images for all."""
     judge = None
     for turn in range(turns):
         for arm in arms:
@@ -146,7 +146,7 @@ def pilots(arms: list[Arm], turns: int, work: Path) -> Judge:
 
 
 def train(arm: Arm, work: Path, budget: float, seed: int) -> list[tuple[Path, float, int]]:
-    """The pipelines that an arm makes of its shares of a budget: (folder, seconds of training, step)."""
+    """Train an arm for its shares of a budget; its pipelines as (folder, seconds of training, step)."""
     steps = [arm.steps(share * budget) for share in arm.shares]
     if not arm.is_ours:
         return run(arm, work / f"{arm.folder}-{seed}", steps[-1], steps[:-1], seed, work)
@@ -157,7 +157,7 @@ def train(arm: Arm, work: Path, budget: float, seed: int) -> list[tuple[Path, fl
 def run(
     arm: Arm, folder: Path, steps: int, save_steps: list[int], seed: int, work: Path
 ) -> list[tuple[Path, float, int]]:
-    """One training, unless it was done before."""
+    """Train once, unless already done."""
     shared = ["--train_batch_size", BATCH, "--seed", seed, "--output_dir", folder, *arm.flags]
     if arm.is_ours:
         command(SCRIPTS / "train.py", *shared, "--max_train_steps", steps, "--preview_steps", "0")
@@ -173,7 +173,7 @@ def run(
 
 
 def measure(folder: Path, judge: Judge, extent: Extent, work: Path) -> dict[str, float]:
-    """Fréchet distance to the training images, and bits/dim of held-out ones."""
+    """Fréchet distance to the training images, and bits/dim of held-out images."""
     report = folder / "measured.json"
     if not report.is_file():
         bound = ["--metrics", "nll", "--nll_timesteps", extent.terms, "--max_images", extent.held_out]
@@ -194,7 +194,7 @@ def draw(folder: Path, count: int) -> np.ndarray:
 
 
 def summary(rows: list[dict], arms: list[Arm]) -> list[dict[str, str]]:
-    """A line for each arm and share of the budget: median and range over the seeds."""
+    """One row per arm and share of the budget: median and range over the seeds."""
     lines = []
     for arm in arms:
         for share in arm.shares:
@@ -207,7 +207,7 @@ def summary(rows: list[dict], arms: list[Arm]) -> list[dict[str, str]]:
 
 
 def verdicts(rows: list[dict]) -> list[dict[str, str]]:
-    """Whether ours, in a share of the time, is where a stock arm ends; and whether it ends better."""
+    """Whether ours reaches a stock arm's final quality in a share of the time, and whether it ends better."""
     lines = []
     for arm, goal in GOALS.items():
         for share in (goal, 1.0):
@@ -228,13 +228,13 @@ def verdicts(rows: list[dict]) -> list[dict[str, str]]:
 
 
 def chosen(rows: list[dict], arm: str, share: float) -> list[dict]:
-    """What an arm made of a share of the budget, seed by seed, whatever the order in which they were trained."""
+    """The results of an arm for a share of the budget, in the order of seeds."""
     found = [row for row in rows if (row["arm"], row["share"]) == (arm, share)]
     return sorted(found, key=lambda row: row["seed"])
 
 
 def plot(rows: list[dict], arms: list[Arm], file: Path) -> None:
-    """Distance and bits/dim against seconds and against images; a line joins the medians, a dot is a seed."""
+    """Plot distance and bits/dim against seconds and images; a line through the medians, a dot per seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -259,7 +259,7 @@ def plot(rows: list[dict], arms: list[Arm], file: Path) -> None:
 
 
 def median_and_range(values: list[float]) -> str:
-    """Where all are equal, that one."""
+    """The median and range as text, or one number if all are equal."""
     median, low, high = (
         f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
         for value in (statistics.median(values), min(values), max(values))
@@ -268,7 +268,7 @@ def median_and_range(values: list[float]) -> str:
 
 
 def command(script: Path, *arguments: object) -> None:
-    """Run a script of this repository; its own messages pass through."""
+    """Run a script of this repository and show its output."""
     subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True)
 
 

@@ -1,7 +1,7 @@
-"""Training steps of the two sides, each in a process of its own that takes them when it is told to.
+"""Training steps of ours and stock, each in its own process that takes steps on request.
 
-So both can be measured in turns though they differ in settings that a process has once (accelerate's precision), and
-the memory of one is not that of the other.
+So both can be timed in turns although they differ in process-wide settings (accelerate's precision), and their memory
+is measured separately.
 """
 
 import json
@@ -21,10 +21,10 @@ _TINY = "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --atte
 
 @dataclass(frozen=True)
 class Side:
-    """One way of training: "stock" or "ours", "float32" or "bf16", and the network of a preset; 35.7 M parameters.
+    """A side to measure: "stock" or "ours", "float32" or "bf16", and the network of a preset; 35.7 M by default.
 
-    `compile` and `channels_last` are for ours. `decoded` gives stock a few batches over and over that were decoded
-    beforehand, because a GPU would wait for its own data path.
+    `compile` and `channels_last` are for ours. `decoded` gives stock the same few decoded batches again and again,
+    because a GPU would wait for its data path.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Worker:
     """A process that trains one side; use it in a `with`.
 
     Args:
-        side: what it trains.
+        side: the side to train.
         images: a folder of images.
     """
 
@@ -74,13 +74,13 @@ class Worker:
         self.process.wait()
 
     def train(self, steps: int) -> float:
-        """Seconds of so many steps, until the device is done with them; sets `peak`, the most bytes it has had."""
+        """Seconds of this many steps, until the device is done; sets `peak`, the most bytes it has used."""
         answer = self._ask({"steps": steps})
         self.peak = answer["peak"]
         return answer["seconds"]
 
     def memory(self) -> dict[str, int]:
-        """Bytes: "libraries" before there was a network, "peak" up to now; of ours also the doctor's "forecast"."""
+        """Bytes: "libraries" before building the network, "peak" so far; for ours also the doctor's "forecast"."""
         return self._ask({"memory": True})
 
     def _ask(self, question: dict) -> dict:
@@ -97,7 +97,7 @@ class Worker:
 
 
 def serve(side: Side, images: Path) -> None:
-    """Answer one question for each line of stdin on stdout, where nobody else may write."""
+    """Answer each line of stdin with a line on stdout."""
     import torch
     from accelerate import PartialState
 
@@ -127,7 +127,7 @@ def serve(side: Side, images: Path) -> None:
 
 
 def resident(name: str) -> int:
-    """Resident bytes of this process as Linux tells them: VmRSS now, VmHWM at most."""
+    """Resident bytes of this process on Linux: VmRSS (now) or VmHWM (peak)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -136,7 +136,7 @@ Steps = tuple[Callable[[], object], Callable[[], dict[str, int]]]
 
 
 def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
-    """The trainer of scripts/train.py with everything it does in a step."""
+    """The complete training step of scripts/train.py."""
     import torch
 
     from ddpm_hf.training.command_line import parse_training_arguments
@@ -198,7 +198,7 @@ def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
 
 
 def interleaved_steps(workers: Sequence[Worker], turns: int, steps: int) -> dict[str, list[float]]:
-    """Side -> seconds of one step in each turn, after a step of each that does not count."""
+    """Side -> seconds per step in each turn, after a warm-up step."""
     for worker in workers:
         worker.train(1)
     seconds = {str(worker.side): [] for worker in workers}

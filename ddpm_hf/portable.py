@@ -75,7 +75,7 @@ class StrictWeights:
         if any(problems.values()):
             listed = "; ".join(f"{what}: {_first_of(keys)}" for what, keys in problems.items() if keys)
             raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} do not match their config for {cls.__name__}: {listed}."
+                f"The weights in {pretrained_model_name_or_path} do not match the config of {cls.__name__}: {listed}."
             )
         return (model, info) if wants_info else model
 

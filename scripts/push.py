@@ -1,4 +1,4 @@
-"""Push a model folder to its page on the Hub: pipeline, card and pictures, in one commit.
+"""Push a model folder to its page on the Hub in one commit: pipeline, card and pictures.
 
 python scripts/push.py demo --hub_model_id user/digits-ddpm
 """
@@ -17,12 +17,12 @@ from ddpm_hf.training.publish import page_for
 
 def main(argv: list[str]) -> None:
     parser = OneLineParser(PageArguments, prog="push.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="A folder that train.py wrote, or any saved DDPM pipeline.")
+    parser.add_argument("folder", type=Path, help="An output folder of train.py, or any saved DDPM pipeline.")
     parser.refuse_retired(argv)
     arguments, names = parser.parse(argv)
     with one_line_errors(parser.prog):
         ModelFolder.read(names.folder)
-        load_pipeline(str(names.folder))  # refuses weights that do not fit before anybody else meets them
+        load_pipeline(str(names.folder))  # raises if the weights do not match their config
         page = page_for(arguments, names.folder)
         write_card(names.folder, page.repo_id, page.license)
         try:

@@ -1,10 +1,10 @@
-"""Draw images from a DDPM pipeline: a folder written by train.py, or any DDPM on the Hub.
+"""Draw images from a DDPM pipeline: an output folder of train.py, or any DDPM on the Hub.
 
     python scripts/sample.py demo --num_images 64 --scheduler dpm --num_inference_steps 20 --output_dir samples
     accelerate launch scripts/sample.py demo --num_images 50000 --output_format npz --output_dir many
     python scripts/sample.py demo --interpolate one.png other.png --output_dir between
 
-The same command run again goes on where it was stopped.
+To resume an interrupted command, run it again.
 """
 
 import sys
@@ -43,38 +43,41 @@ class SampleArguments:
 
     _argument_group_name = "images"
 
-    output_dir: str = flag("samples", help="Where the images go; pictures of them go into its overview/.")
+    output_dir: str = flag("samples", help="Folder for the images, and for overview/ with a grid of them.")
     output_format: Literal["png", "npz", "dataset"] | None = flag(
         help="png: 00000.png, … and metadata.csv. npz: samples.npz with arr_0, uint8 (N, H, W, C), C = 1 for grey, "
         "and arr_1, the classes. dataset: data/*.parquet, for datasets.load_dataset. png by default."
     )
-    num_images: int | None = flag(help="How many images. 16.")
-    batch_size: int = flag(64, help="Images per network call of one process; the images do not depend on it.")
-    seed: int = flag(0, help="Image k of a seed is always the same.")
-    num_inference_steps: int | None = flag(help="Steps per image; all trained timesteps by default.")
+    num_images: int | None = flag(help="Number of images; 16 by default.")
+    batch_size: int = flag(64, help="Images per network call of one process; does not affect the images.")
+    seed: int = flag(0, help="Random seed. Image k of a seed is always the same.")
+    num_inference_steps: int | None = flag(help="Steps per image; by default all trained timesteps.")
     scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
     fast: bool = flag(False, help=f"Few network calls: {FAST_CALLS} steps of dpm-sde at trailing timesteps.")
     class_labels: str | None = flag(
-        help="Names or numbers, separated by commas, repeated in turn over the images; by default all classes, so "
-        "that each has its share."
+        help="Class names or numbers, separated by commas, which the images cycle through; all classes by default."
     )
-    guidance_scale: float = flag(1.0, help="1 is plain conditional sampling, more favours what is typical of a class.")
-    device: str | None = flag(help="cpu, cuda, cuda:1, mps; by default the best there is, one for each process.")
+    guidance_scale: float = flag(
+        1.0, help="1 is plain conditional sampling; larger values give more typical images of a class."
+    )
+    device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
 
 
 @dataclass(kw_only=True)
 class PictureArguments:
-    """Pictures of how they come about."""
+    """Pictures of the sampling process."""
 
     _argument_group_name = "pictures"
 
-    denoising_strip: bool = flag(False, help="The way of the first images out of noise: a strip and an animation.")
-    progressive: bool = flag(False, help="What the network takes them for on that way (Ho et al., Fig. 6).")
+    denoising_strip: bool = flag(False, help="Show the denoising of the first images as a strip and an animation.")
+    progressive: bool = flag(
+        False, help="Show the network's prediction of x_0 at each of these steps (Ho et al., Fig. 6)."
+    )
     interpolate: list[str] | None = flag(
-        help="Two image files of the model's size: draw what lies between them (Ho et al., Fig. 8), and nothing else."
+        help="Only interpolate two image files of the model's size (Ho et al., Fig. 8)."
     )
     interpolation_depths: list[int] | None = flag(
-        help="After how many diffusion steps the two are mixed; 0, T/4, T/2, 3T/4 and T by default."
+        help="Diffusion steps before the two images are mixed; 0, T/4, T/2, 3T/4 and T by default."
     )
 
 
@@ -103,31 +106,31 @@ def main(argv: list[str]) -> None:
 
 
 def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
-    """Raises ValueError for values outside their range and flags that do not go together."""
+    """Raises ValueError if a flag is out of range or contradicts another."""
     for argument in ("num_images", "batch_size", "num_inference_steps"):
         value = getattr(arguments, argument)
         if value is not None and value < 1:
-            raise ValueError(f"--{argument} is {value}; it must be at least 1")
+            raise ValueError(f"--{argument} must be at least 1, got {value}")
     if arguments.fast and (arguments.scheduler is not None or arguments.num_inference_steps is not None):
         raise ValueError("--fast brings its own --scheduler and --num_inference_steps; leave them out")
     if pictures.interpolate is None:
         if pictures.interpolation_depths is not None:
-            raise ValueError("--interpolation_depths is for --interpolate; add two image files or leave it out")
+            raise ValueError("--interpolation_depths needs --interpolate")
         return
     if len(pictures.interpolate) != 2:
-        raise ValueError(f"--interpolate takes two image files, not {len(pictures.interpolate)}")
+        raise ValueError(f"--interpolate must be two image files, got {len(pictures.interpolate)}")
     others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "fast")}
     others |= {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
     given = [f"--{name}" for name, value in others.items() if value]
     if given:
-        raise ValueError(f"--interpolate draws one picture and no samples; leave out {', '.join(given)}")
+        raise ValueError(f"--interpolate draws only one picture; leave out {', '.join(given)}")
 
 
 def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, int]:
-    """The pipeline on the device of this process with the sampler asked for, and the steps of its chain.
+    """The pipeline on this process's device with the requested sampler, and the number of its steps.
 
     Raises:
-        ValueError: if they cannot be had.
+        ValueError: the pipeline cannot be loaded, or the sampler or device cannot be used.
     """
     pipeline = load_pipeline(name)
     steps = arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
@@ -137,25 +140,25 @@ def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, int]:
         pipeline.scheduler = make_sampler(arguments.scheduler, pipeline.scheduler)
     pipeline.scheduler.set_timesteps(steps)
     pipeline.set_progress_bar_config(disable=True)
-    # Alone, PartialState does not read this wish of the launcher's, and every process would take itself for the only
-    # one. One may have hours more to do than another, which the others wait for.
+    # PartialState ignores the launcher's --cpu, and each process would then consider itself the only one. The timeout
+    # is long because a process may finish hours before the others.
     on_cpu = arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
     if arguments.device not in (None, "cpu") and state.num_processes > 1:
-        raise ValueError(f"--device {arguments.device} is for one process; each of several gets its own: leave it out")
+        raise ValueError("--device can be given only with one process: several get one device each")
     try:
         return pipeline.to(torch.device(arguments.device) if arguments.device else state.device), steps
     except (RuntimeError, AssertionError) as problem:
-        raise ValueError(f"--device {arguments.device} cannot be used: {problem}") from None
+        raise ValueError(f"cannot use --device {arguments.device}: {problem}") from None
 
 
 def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: float) -> list[int] | None:
-    """Class numbers to be drawn in turn; None for images of no class."""
+    """Class numbers to cycle through; None for unconditional images."""
     if asked is None:
         return list(range(pipeline.num_classes)) if pipeline.num_classes and guidance_scale != 0 else None
     names = (pipeline.id2label or {}).values()
     labels = (label.strip() for label in asked.split(","))
-    # A name goes before a number, so that classes may be called "3".
+    # Names take precedence, because a class may be called "3".
     return [
         pipeline.class_number(int(label) if label.isdecimal() and label not in names else label) for label in labels
     ]
@@ -168,10 +171,10 @@ def open_folder(
     arguments: SampleArguments,
     classes: list[int] | None,
 ) -> tuple[SampleFolder, list[int]]:
-    """The folder of this command and, the same in all processes, which images it lacks; ValueError if it is taken."""
+    """The output folder and, equal on all processes, the missing images; ValueError if the folder cannot be used."""
     count, channels = arguments.num_images or 16, pipeline.unet.config.in_channels
     if channels > 4:
-        raise ValueError(f"this model's images have {channels} channels; pictures have at most 4")
+        raise ValueError(f"the model's images must have at most 4 channels, got {channels}")
     labels = None if classes is None else [classes[k % len(classes)] for k in range(count)]
     pipeline.check_classes(labels, arguments.guidance_scale, count)
     folder = SampleFolder(
@@ -190,7 +193,7 @@ def open_folder(
         "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
         "weights": weights_fingerprint(pipeline.unet),
     }
-    # What one process found is told to all: another may see its files late, or the first files of this run.
+    # Only the main process lists the files: another could miss some, or see new ones of this run.
     missing = folder.open(settings, pipeline=name) if PartialState().is_main_process else None
     return folder, broadcast_object_list([missing])[0]
 
@@ -202,7 +205,7 @@ def draw_images(
     steps: int,
     arguments: SampleArguments,
 ) -> None:
-    """Every process draws its share; ends when all have drawn theirs."""
+    """Draw this process's share of the images, then wait for the others."""
     state, interruption = PartialState(), Interruption(None)
     mine = missing[state.process_index :: state.num_processes]
     calls = len(pipeline.scheduler.timesteps)
@@ -234,7 +237,7 @@ def draw_chains(
     arguments: SampleArguments,
     pictures: PictureArguments,
 ) -> None:
-    """The first images once more, with what they were on the way, for the pictures that were asked for."""
+    """Draw the first images again, keeping intermediate steps, for the requested pictures."""
     shown = range(min(_CHAIN_IMAGES, folder.num_images))
     for name, asked in (("denoising", pictures.denoising_strip), ("progressive", pictures.progressive)):
         if not asked:
@@ -257,13 +260,13 @@ def draw_chains(
 def prepare_interpolation(
     pipeline: DDPMPipeline, arguments: SampleArguments, pictures: PictureArguments, classes: list[int] | None
 ) -> tuple[list[torch.Tensor], list[int]]:
-    """The two images and the depths; ValueError for what the model cannot interpolate."""
+    """The two images and the depths; ValueError if the model cannot interpolate them."""
     if classes is not None and len(classes) != 1:
-        raise ValueError("--interpolate draws images of one class; name it with --class_labels")
+        raise ValueError("--interpolate needs exactly one class in --class_labels")
     pipeline.check_classes(classes, arguments.guidance_scale, 1)
     picture = interpolation_picture(arguments)
     if picture.exists():
-        raise ValueError(f"--output_dir {arguments.output_dir} has {picture.name} already; name another folder")
+        raise ValueError(f"--output_dir {arguments.output_dir} already has {picture.name}; choose another folder")
     pair = [read_image(file, pipeline.unet.config.in_channels) for file in pictures.interpolate]
     total = pipeline.scheduler.config.num_train_timesteps
     depths = pictures.interpolation_depths or [total * quarter // 4 for quarter in range(5)]
@@ -275,14 +278,14 @@ def prepare_interpolation(
 
 
 def read_image(file: str, channels: int) -> torch.Tensor:
-    """(C, H, W) in [-1, 1]; ValueError for another number of channels."""
+    """An image file as (C, H, W) in [-1, 1]; ValueError if it has a different number of channels."""
     try:
         image = open_image(Path(file).read_bytes())
     except UnreadableImage as problem:
-        raise ValueError(f"--interpolate: {file} is no readable image: {problem}") from None
+        raise ValueError(f"--interpolate: cannot read {file}: {problem}") from None
     found = native_channels(image)
     if found != channels:
-        raise ValueError(f"--interpolate: {file} has {found} channels, and the model's images have {channels}")
+        raise ValueError(f"--interpolate: {file} must have the model's {channels} channels, got {found}")
     pixels = np.array(image).reshape(image.height, image.width, -1)
     return normalize(torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1))
 
@@ -294,7 +297,7 @@ def draw_interpolation(
     arguments: SampleArguments,
     classes: list[int] | None,
 ) -> None:
-    """One picture, a row for each depth, with the two images at its sides. The work of one process."""
+    """Draw one picture with a row per depth between the two images. Only the main process works."""
     if not PartialState().is_main_process:
         return
     images, taken = interpolate(

@@ -73,9 +73,7 @@ def find_classes(
             f"`label_column` must be of type ClassLabel, string or integer; {wanted!r} is {_type(feature)}."
         )
     if isinstance(rows, datasets.IterableDataset):
-        raise ValueError(
-            f"`label_column` must be a ClassLabel when streaming; {wanted!r} is {_type(feature)}."
-        )
+        raise ValueError(f"`label_column` must be a ClassLabel when streaming; {wanted!r} is {_type(feature)}.")
     return wanted, {value: str(value) for value in sorted(value for value in rows.unique(wanted) if value is not None)}
 
 

@@ -17,7 +17,7 @@ ROWS_LOOKED_AT = 64
 
 
 class DecodedRow(NamedTuple):
-    """A row and its pixels, uint8 (channels, height, width); None if unreadable, with a problem naming row and file."""
+    """A row and its pixels, uint8 (channels, height, width); if unreadable, None and a problem naming row and file."""
 
     row: RawRow
     pixels: np.ndarray | None

@@ -64,9 +64,7 @@ def list_folder(root: Path) -> FolderListing:
             if name.startswith("."):
                 continue
             if not name.isascii() and name != name.encode(errors="replace").decode():
-                raise ValueError(
-                    f"`train_data_dir` has a file name that is not UTF-8: {ascii(os.path.join(folder, name))}. Rename it."
-                )
+                raise ValueError(f"`train_data_dir` has a file name that is not UTF-8: {ascii(folder + '/' + name)}.")
             if name in METADATA_NAMES:
                 listing.metadata.append(path)
             elif suffix in IMAGE_SUFFIXES:

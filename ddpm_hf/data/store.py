@@ -154,7 +154,7 @@ def crop_starts(sides: np.ndarray, size: tuple[int, int], crop_bits: np.ndarray 
 
 
 def store_key(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool) -> str:
-    """The name of a store's folder: a hash of the data's fingerprint and everything else that determines the pixels."""
+    """The name of a store's folder: a hash of the data's fingerprint and everything else that affects the pixels."""
     about = {
         "layout": LAYOUT,
         "fingerprint": data.fingerprint,

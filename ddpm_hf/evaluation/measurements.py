@@ -199,9 +199,7 @@ def _nearest_others(images: np.ndarray) -> Neighbours:
 def _check_form(samples: Samples, images: ImageSet) -> None:
     form, expected = samples.images.shape[1:], (images.channels, *images.size)
     if form != expected:
-        raise ValueError(
-            f"`samples` must have the (channels, height, width) {expected} of {images.name}, got {form}."
-        )
+        raise ValueError(f"`samples` must have the (channels, height, width) {expected} of {images.name}, got {form}.")
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
