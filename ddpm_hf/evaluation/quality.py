@@ -106,7 +106,7 @@ def check_quality(extractor: Extractor, metrics: Sequence[str], fewest: int, res
         raise ValueError(f"`metrics` must not contain 'is', because {extractor.name} has no classes.")
     needed = (NEIGHBOURS + 1 if "prdc" in metrics else 2) * (2 if resamples else 1)
     if fewest < needed:
-        without = ", or half as many without standard errors (`resamples` 0)" if resamples else ""
+        without = ", or half as many with --resamples 0" if resamples else ""
         raise ValueError(f"{', '.join(metrics)} need at least {needed} images{without}, got {fewest}.")
 
 

@@ -200,5 +200,5 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str) -> Preset:
     """The preset of this name; ValueError with the choices if there is none."""
     if name not in PRESETS:
-        raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, got {name!r}.")
+        raise ValueError(f"The preset's `name` must be one of {', '.join(PRESETS)}, got {name!r}.")
     return PRESETS[name]

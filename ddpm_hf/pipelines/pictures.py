@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-
 _SHORTEST_CELL = 64
 _MARGIN = 2
 

@@ -135,9 +135,9 @@ def write_bad(folder):
         reasons[f"cut.{suffix}"] = ""
     for name, data in bad.items():
         (folder / name).write_bytes(data)
-    for name, image in {"nan.tif": grey(np.float32, np.nan), "negative.tif": grey(np.int32, -1)}.items():
-        save(folder / name, image)
-        reasons[name] = "is understood"
+    save(folder / "nan.tif", grey(np.float32, np.nan))
+    save(folder / "negative.tif", grey(np.int32, -1))
+    reasons |= {"nan.tif": "must be in [0, 1] or [0, 255]", "negative.tif": "must be between 0 and 65535"}
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     return reasons | {"dangling.png": "cannot be read"}
 
@@ -182,7 +182,7 @@ def test_a_name_that_is_no_text(tmp_path):
             plain().save(file, "PNG")
     except OSError:
         pytest.skip("this file system takes only names in UTF-8")
-    with pytest.raises(ValueError, match=r"the name of .*caf\\udce9.png' is no UTF-8; rename it"):
+    with pytest.raises(ValueError, match=r"`train_data_dir` has a file name that is not UTF-8: .*caf\\udce9.png'"):
         load_images(train_data_dir=tmp_path)
 
 

@@ -47,7 +47,7 @@ def test_an_epoch_shows_each_image_once(store):
 def test_only_the_chosen_images(store):
     data = TrainingData(store, 0, indices=np.array([2, 3, 5, 7]))
     assert sorted(data.__getitems__(range(4))["rows"].tolist()) == [2, 3, 5, 7]
-    with pytest.raises(ValueError, match="holdout leaves no image"):
+    with pytest.raises(ValueError, match="`holdout` leaves no image"):
         TrainingData(store, 0, indices=np.array([], dtype=np.int64))
 
 

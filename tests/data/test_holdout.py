@@ -107,7 +107,7 @@ def test_own_split(tmp_path, streaming):
             assert np.array_equal(image, noise(100 + row).transpose(2, 0, 1))
     number = choose_holdout(data, 5, hashes=np.arange(20, dtype=np.uint64))
     assert number.split is None and number.threshold > 0
-    with pytest.raises(ValueError, match="holdout is the split 'validation'; that of .* is 'test'"):
+    with pytest.raises(ValueError, match="`holdout` must be the split 'test' of .*, got 'validation'"):
         list(held_out_batches(data, Holdout(split="validation"), 4, (8, 8), 3))
 
 
@@ -155,18 +155,20 @@ class TestStreaming:
         arrow = next((tmp_path / "saved").glob("*.arrow"))
         stream = load_images(train_data_dir=arrow, streaming=True)
         assert stream.num_rows is None
-        with pytest.raises(ValueError, match="holdout is 2, but .* does not tell how many rows it has; give a share"):
+        with pytest.raises(
+            ValueError, match="`holdout` must be a share below 1, because the length of .* is unknown, got 2"
+        ):
             choose_holdout(stream, 2)
         assert choose_holdout(stream).threshold == int(0.1 * 2**64)
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, -0.1, float("nan"), float("inf")])
 def test_impossible_numbers(data, wrong):
-    with pytest.raises(ValueError, match="holdout is .*; give a number of images, a share below 1, or 0"):
+    with pytest.raises(ValueError, match="`holdout` must be a number of images, a share below 1, or 0, got"):
         choose_holdout(data, wrong, hashes=np.arange(200, dtype=np.uint64))
 
 
 @pytest.mark.parametrize("wrong", [200, 1000, 0.999])
 def test_nothing_left(data, wrong):
-    with pytest.raises(ValueError, match="has 200 images; leave some to train on"):
+    with pytest.raises(ValueError, match="`holdout` must be less than the 200 images of"):
         choose_holdout(data, wrong, hashes=np.arange(200, dtype=np.uint64))

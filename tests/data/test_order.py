@@ -110,5 +110,5 @@ class TestSampler:
         "wrong", [{"batch_size": 0}, {"gradient_accumulation_steps": 0}, {"num_processes": 0}, {"process_index": 1}]
     )
     def test_impossible_counts(self, wrong):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be .*, got"):
             PositionSampler(**{"batch_size": 1, **wrong})

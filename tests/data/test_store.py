@@ -104,7 +104,7 @@ class TestChannels:
     def test_mixed_needs_a_choice(self, tmp_path):
         data = folder_of(tmp_path, {"1.png": noise(1), "2.png": noise(2, channels=1)})
         with pytest.raises(
-            ValueError, match=r"images differ \(1 in row 1 \(.*2.png\); 3 in row 0 \(.*choose channels"
+            ValueError, match=r"`channels` must be given .* images differ: 1 in row 1 \(.*2.png\); 3 in row 0 \("
         ):
             PixelStore.build(data, (8, 8), progress=False)
         assert PixelStore.build(data, (8, 8), 3, progress=False).channels == 3
@@ -114,7 +114,7 @@ class TestChannels:
         pictures["0001.png"] = noise(0, (2, 2), channels=1)
         data = folder_of(tmp_path, pictures)
         assert deduce_channels(data) == 3
-        with pytest.raises(ValueError, match="row 1 .*0001.png.*has 1 channels and others have 3; give channels"):
+        with pytest.raises(ValueError, match="row 1 .*0001.png.*has 1 channels, others have 3; give `channels`"):
             PixelStore.build(data, (2, 2), progress=False)
         assert stores(own_cache) == []
 
@@ -189,7 +189,7 @@ class TestCache:
     def test_a_cache_that_cannot_be_written(self, tmp_path):
         data = folder_of(tmp_path, {"1.png": noise(1)})
         (tmp_path / "file").write_text("in the way")
-        with pytest.raises(ValueError, match=r"cache_dir: decoded images cannot be kept in .*file/ddpm_hf'"):
+        with pytest.raises(ValueError, match=r"`cache_dir` must be writable, got .*file/ddpm_hf'"):
             PixelStore.build(data, (8, 8), cache_dir=tmp_path / "file", progress=False)
 
     @pytest.mark.processes
@@ -238,7 +238,7 @@ class TestUnreadable:
         return load_images(train_data_dir=tmp_path / "images")
 
     def test_the_first_is_named(self, data, own_cache):
-        with pytest.raises(ValueError, match=r"row 2 \(.*2.png\): not an image .*; skip_unreadable leaves"):
+        with pytest.raises(ValueError, match=r"row 2 \(.*2.png\): not an image .*; `skip_unreadable` leaves"):
             PixelStore.build(data, (8, 8), 3, progress=False)
         assert stores(own_cache) == []
 
@@ -247,7 +247,7 @@ class TestUnreadable:
         assert store.rows.tolist() == [0, 1, 3, 5]
         assert [line.split(" ")[1] for line in store.unreadable] == ["2", "4"]
         assert "4.png" in store.unreadable[1] and "no bytes" in store.unreadable[1]
-        with pytest.raises(ValueError, match="row 2 .*; skip_unreadable leaves"):
+        with pytest.raises(ValueError, match="row 2 .*; `skip_unreadable` leaves"):
             PixelStore.build(data, (8, 8), progress=False)
 
     def test_nothing_readable(self, tmp_path):

@@ -162,7 +162,7 @@ def test_random_crops_are_those_of_a_store(tmp_path):
 class TestUnreadable:
     def test_named(self, tmp_path):
         data = shards(tmp_path / "shards", damaged={31})
-        with pytest.raises(ValueError, match="row 31: not an image .*; skip_unreadable leaves such images out"):
+        with pytest.raises(ValueError, match="row 31: not an image .*; `skip_unreadable` leaves such images out"):
             rows_at(stream(data), range(ROWS))
 
     @pytest.mark.parametrize("num_workers", [0, 2])

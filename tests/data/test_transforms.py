@@ -98,7 +98,7 @@ class TestModes:
             pixels_of(image, 1, format="TIFF")
 
     def test_other_integers_are_refused(self):
-        with pytest.raises(UnreadableImage, match="0 to 65535"):
+        with pytest.raises(UnreadableImage, match="between 0 and 65535, got"):
             pixels_of(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)), 1, format="TIFF")
 
     @pytest.mark.parametrize("channels", [1, 3])
@@ -161,12 +161,12 @@ class TestNativeChannels:
     def test_deduced_channels_bind(self):
         decoder = Decoder(size=(2, 2), channels=1, same_channels=True)
         assert decoder(encoded(Image.new("L", (2, 2)))).shape == (1, 2, 2)
-        with pytest.raises(ValueError, match="3 channels and others have 1; give channels"):
+        with pytest.raises(ValueError, match="3 channels, others have 1; give `channels`"):
             decoder(encoded(Image.new("RGB", (2, 2))))
 
     @pytest.mark.parametrize("channels", [0, 2, 5])
     def test_impossible_channels(self, channels):
-        with pytest.raises(ValueError, match="choose from 1, 3, 4"):
+        with pytest.raises(ValueError, match="`channels` must be one of 1, 3, 4"):
             Decoder(size=(2, 2), channels=channels)
 
 
@@ -237,7 +237,7 @@ class TestSize:
 
     @pytest.mark.parametrize("given", [0, -1, "0", "x", "", "64x", "4x4x4", "64.0", "-3", (3, 0), ()])
     def test_impossible_resolution(self, given):
-        with pytest.raises(ValueError, match="resolution is"):
+        with pytest.raises(ValueError, match="`resolution` must be"):
             parse_resolution(given)
 
 
@@ -267,14 +267,14 @@ class TestPayload:
 
     @pytest.mark.parametrize("shape", [(4,), (0, 4), (5, 5, 2), (2, 5, 5), (1, 4, 4, 3)])
     def test_impossible_arrays(self, shape):
-        with pytest.raises(UnreadableImage, match="an array of shape"):
+        with pytest.raises(UnreadableImage, match="an array must be .* got shape"):
             open_image(np.zeros(shape, dtype=np.uint8))
 
     def test_arrays_of_other_types(self):
         assert np.asarray(open_image(np.array([[True, False]]))).tolist() == [[255, 0]]
         assert np.asarray(open_image(np.array([[0.0, 1.0]]))).tolist() == [[0, 255]]
         assert np.asarray(open_image(np.array([[0, 65535]]))).tolist() == [[0, 255]]
-        with pytest.raises(UnreadableImage, match="an array of"):
+        with pytest.raises(UnreadableImage, match="an array must be of numbers, got"):
             open_image(np.array([["a", "b"]]))
 
     def test_hash_tells_content_apart(self):

@@ -101,12 +101,12 @@ def test_a_recorded_split_is_found_again(run, tmp_path):
 
 
 def test_what_is_not_known_is_said(run):
-    with pytest.raises(ValueError, match="no run tells of a data set; give --run"):
+    with pytest.raises(ValueError, match="no data set is known; give --run"):
         find_images((8, 8), 3)
     nothing = {**run, "recorded": {"holdout": {"split": None, "seed": 0, "threshold": 0}}}
     with pytest.raises(ValueError, match="held nothing out of training; give --split train"):
         find_images((8, 8), 3, run=nothing)
     with pytest.raises(ValueError, match="does not record what was held out"):
         find_images((8, 8), 3, run={**run, "recorded": {}})
-    with pytest.raises(ValueError, match="dataset_split is 'dev'"):
+    with pytest.raises(ValueError, match="`dataset_split` must be .*, got 'dev'"):
         find_images((8, 8), 3, run=run, split="dev")

@@ -159,15 +159,15 @@ def test_only_the_genuine_inception_with_enough_images_is_called_fid():
 
 def test_what_cannot_be_scored():
     sets = FeatureSets(normal(9), normal(9), None)
-    with pytest.raises(ValueError, match="metrics has ssim; choose from frechet, kid, prdc, is"):
+    with pytest.raises(ValueError, match="`metrics` must be among frechet, kid, prdc, is, got ssim"):
         score(sets, counting_extractor()[0], ["ssim"])
-    with pytest.raises(ValueError, match="'is' needs an extractor with classes, which means has not"):
+    with pytest.raises(ValueError, match="must not contain 'is', because means has no classes"):
         score(sets, counting_extractor(head=None)[0], ["is"])
     for count, resamples, metric, words in (
-        (5, 0, "prdc", "5 images are too few for prdc, which need 6; take more"),
-        (11, 3, "prdc", "11 images are too few for prdc, which need 6 in each of the random halves .* --resamples 0"),
-        (1, 0, "kid", "1 images are too few for kid, which need 2"),
-        (3, 2, "frechet", "3 images are too few for frechet, which need 2 in each"),
+        (5, 0, "prdc", "prdc need at least 6 images, got 5"),
+        (11, 3, "prdc", "prdc need at least 12 images, or half as many with --resamples 0, got 11"),
+        (1, 0, "kid", "kid need at least 2 images, got 1"),
+        (3, 2, "frechet", "frechet need at least 4 images, .*, got 3"),
     ):
         with pytest.raises(ValueError, match=words):
             score(FeatureSets(normal(count), normal(30), None), counting_extractor()[0], [metric], resamples=resamples)
@@ -184,7 +184,7 @@ def test_measured_on_image_sets(held_out):
     for entry in entries:
         assert entry["value"] == pytest.approx(entry["floor"]) and (entry["n"], entry["floor_n"]) == (12, 12)
         assert (entry["split"], entry["seed"], entry["sampler"], entry["steps"]) == ("held_out", 7, "ddim", 3)
-    with pytest.raises(ValueError, match=r"\(3, 8, 4\), images of .* are \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"`samples` must have .*\(3, 8, 8\) of .*, got \(3, 8, 4\)"):
         measure_quality(Samples(images=samples.images[..., :4]), held_out, None, extractor, ["kid"])
 
 

@@ -189,12 +189,12 @@ def test_a_finished_run_pushes_when_it_is_started_again(published):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("away", "the Hub cannot be reached"),
-        ("no token", "there is no token"),
+        ("away", "cannot reach the Hub"),
+        ("no token", "no token for the Hub"),
         ("wrong token", "does not accept the token"),
-        ("read token", "may not write there"),
-        ("new name, read token", "may not write there"),
-        ("bad name", "--hub_model_id 'a/b/c'"),
+        ("read token", "has no write access"),
+        ("new name, read token", "has no write access"),
+        ("bad name", "--hub_model_id must be a valid repository name, got 'a/b/c'"),
         ("name of others", "--hub_model_id bob/x"),
         ("licence", "--hub_license 'beerware'"),
         ("token in the open", "--hub_token"),
@@ -232,7 +232,7 @@ def test_a_hub_that_never_answers_is_given_up(published, hub):
 
 def test_what_arrived_is_compared_with_what_was_sent(published):
     assert published["spoiled"]["status"] == 2
-    assert "alice/spoiled holds something else than was sent: model_index.json" in published["spoiled"]["printed"]
+    assert "alice/spoiled has files that differ from those sent: model_index.json" in published["spoiled"]["printed"]
 
 
 def test_the_token_is_nowhere(published, runs, hub):
@@ -442,10 +442,10 @@ def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, use
 
 def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
     other, _, evil, untrusted, *nothing = user["refused"]
-    assert "'alice/other' is a StableDiffusionPipeline" in other
-    assert "'alice/evil' asks for code" in evil and "Evil from 'pipeline'" in evil
+    assert "'alice/other' must be a DDPMPipeline, got StableDiffusionPipeline" in other
+    assert "'alice/evil' requires code" in evil and "Evil from 'pipeline'" in evil
     assert "trust_remote_code" in untrusted and not user["trace"]
-    assert len(nothing) == 2 and "'alice/nothing' is neither a folder nor a repository within reach" in nothing[0]
+    assert len(nothing) == 2 and "cannot load pipeline 'alice/nothing' from a folder or the Hub" in nothing[0]
 
 
 def test_the_examples_of_the_cards_run(stranger, user):

@@ -226,16 +226,16 @@ def test_attention_is_at_the_levels_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(resolution=0), r"resolution is 0"),
-        (dict(resolution=(32, 32, 3)), r"resolution is \(32, 32, 3\)"),
-        (dict(resolution=32.5), r"resolution is 32.5"),
-        (dict(resolution=32, channels=0), r"^channels is 0"),
-        (dict(resolution=32, base_channels=64.0), r"base_channels is 64.0"),
-        (dict(resolution=32, channel_multipliers=(1, 0)), r"channel_multipliers is \(1, 0\)"),
-        (dict(resolution=32, channel_multipliers=()), r"channel_multipliers is empty"),
-        (dict(resolution=32, attention_resolutions=(0,)), r"attention_resolutions is \(0,\)"),
-        (dict(resolution=32, num_classes=0), r"num_classes is 0"),
-        (dict(resolution=32, dropout=1.0), r"dropout is 1.0"),
+        (dict(resolution=0), r"`resolution` must be .*, got 0\."),
+        (dict(resolution=(32, 32, 3)), r"`resolution` must be .*, got \(32, 32, 3\)"),
+        (dict(resolution=32.5), r"`resolution` must be .*, got 32.5"),
+        (dict(resolution=32, channels=0), r"`channels` must be integers of at least 1, got 0\."),
+        (dict(resolution=32, base_channels=64.0), r"`base_channels` must be .*, got 64.0"),
+        (dict(resolution=32, channel_multipliers=(1, 0)), r"`channel_multipliers` must be .*, got \(1, 0\)"),
+        (dict(resolution=32, channel_multipliers=()), r"`channel_multipliers` must have .*, got none"),
+        (dict(resolution=32, attention_resolutions=(0,)), r"`attention_resolutions` must be .*, got \(0,\)"),
+        (dict(resolution=32, num_classes=0), r"`num_classes` must be .*, got 0\."),
+        (dict(resolution=32, dropout=1.0), r"`dropout` must be .*, got 1.0"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments, message):

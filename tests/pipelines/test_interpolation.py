@@ -125,9 +125,9 @@ def test_a_chain_that_starts_in_the_middle_goes_on_as_the_whole_one(tiny_pipelin
 
 def test_what_cannot_be_interpolated_is_refused(tiny_pipeline):
     pipeline, (first, second) = tiny_pipeline(), two_images()
-    with pytest.raises(ValueError, match=r"second image has shape \(3, 8, 7\); this model has \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"`second` must have the model's shape \(3, 8, 8\), got \(3, 8, 7\)"):
         interpolate(pipeline, first, second[..., :7], [0], [0.5])
-    with pytest.raises(ValueError, match="depth 1001 is outside 0 to 1000"):
+    with pytest.raises(ValueError, match="`depths` must be between 0 and 1000, got 1001"):
         interpolate(pipeline, first, second, [0, 1001], [0.5])
     pipeline.scheduler = make_sampler("pndm", pipeline.scheduler)
     with pytest.raises(ValueError, match="pndm.* cannot start in the middle.*ddim"):

@@ -140,10 +140,10 @@ def test_more_images_of_the_same_settings_join_those_that_are_there(tmp_path):
     more.finish()
     more.close()
     assert (tmp_path / "png" / "metadata.csv").read_text().splitlines()[1:] == [f"0000{k}.png" for k in range(5)]
-    with pytest.raises(ValueError, match="num_images: 5 there, 4 now"):
+    with pytest.raises(ValueError, match="num_images was 5, is 4"):
         folder_at(tmp_path / "png", num_images=4).check(SETTINGS)
     filled(tmp_path / "npz", some_images(3), output_format="npz")
-    with pytest.raises(ValueError, match="num_images: 3 there, 5 now"):
+    with pytest.raises(ValueError, match="num_images was 3, is 5"):
         folder_at(tmp_path / "npz", output_format="npz").check(SETTINGS)
 
 
@@ -159,10 +159,10 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
     filled(tmp_path / "out", some_images(5))
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     other = {"seed": 1, "scheduler": {"class": "DDIMScheduler", "clip_sample": False, "order": 2}}
-    differences = "clip_sample: True there, False now; order: None there, 2 now; seed: 0 there, 1 now"
-    with pytest.raises(ValueError, match=f"holds images of other settings .{differences}.; name another folder"):
+    differences = "clip_sample was True, is False; order was None, is 2; seed was 0, is 1"
+    with pytest.raises(ValueError, match=f"images drawn with other settings .{differences}.; choose another folder"):
         folder_at(tmp_path / "out").check(other)
-    with pytest.raises(ValueError, match="output_format: png there, npz now"):
+    with pytest.raises(ValueError, match="output_format was png, is npz"):
         folder_at(tmp_path / "out", output_format="npz").open(SETTINGS)
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
@@ -170,9 +170,9 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
 def test_other_peoples_folders_are_refused(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("all of it")
-    with pytest.raises(ValueError, match="work holds something else .thesis.tex.; name a new or empty folder"):
+    with pytest.raises(ValueError, match="work must be new, empty or a folder of sample.py, but has thesis.tex"):
         folder_at(tmp_path / "work").open(SETTINGS)
-    with pytest.raises(ValueError, match="thesis.tex is a file; name a folder"):
+    with pytest.raises(ValueError, match="thesis.tex must be a folder, but is a file"):
         folder_at(tmp_path / "work" / "thesis.tex").open(SETTINGS)
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["thesis.tex"]
     (tmp_path / "pictures" / "overview").mkdir(parents=True)  # where an interpolation was drawn

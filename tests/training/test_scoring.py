@@ -177,9 +177,12 @@ def test_two_processes_score_as_one_does(train, image_folder, tiny_flags, tmp_pa
     [
         ("--eval_steps 2 --holdout 0", "--holdout 0"),
         ("--holdout 8 --eval_steps 2 --eval_metrics frechet", "--eval_extractor must be given"),
-        ("--holdout 8 --eval_steps 2 --eval_metrics frechet --eval_extractor vgg", "'vgg'; choose from digits"),
+        ("--holdout 8 --eval_steps 2 --eval_metrics frechet --eval_extractor vgg", "must be one of digits, inception"),
         ("--holdout 8 --eval_steps 2 --save_best_by fid", "'fid'; --eval_metrics nll gives bits_per_dim"),
-        ("--holdout 5 --eval_steps 2 --eval_metrics prdc --eval_extractor digits", "5 images are too few for prdc"),
+        (
+            "--holdout 5 --eval_steps 2 --eval_metrics prdc --eval_extractor digits",
+            "prdc need at least 6 images, got 5",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_found_before_the_first_step(start, tmp_path, flags, words):
