@@ -188,8 +188,8 @@ def term_chances(bound: VariationalBound) -> np.ndarray:
     The variance of the estimate is lowest if they are proportional to the terms, and none may be 0. L_0 is typically
     half the bound. The other terms are approximated by those of white noise with the variance of pixels, in closed
     form: L_{t-1} = ½ (SNR(t-1) - SNR(t)) E‖x_0 - E[x_0 | x_t]‖² (Kingma et al. 2021, arXiv 2107.00630, §4). A tenth
-    of the probability is uniform, in case the approximation is poor. Measured on digits, the standard deviation is
-    1/50 of that of uniform sampling.
+    of the probability is uniform, in case the approximation is poor. Measured on digits, the estimate's spread is 1/50
+    of that with uniform sampling.
     """
     alpha_bar = bound.scheduler.coefficients.alpha_bar.numpy()[list(bound.chain)]
     snr = alpha_bar / (1 - alpha_bar)

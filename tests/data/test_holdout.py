@@ -155,9 +155,7 @@ class TestStreaming:
         arrow = next((tmp_path / "saved").glob("*.arrow"))
         stream = load_images(train_data_dir=arrow, streaming=True)
         assert stream.num_rows is None
-        with pytest.raises(
-            ValueError, match="`holdout` must be a share below 1, because the length of .* is unknown, got 2"
-        ):
+        with pytest.raises(ValueError, match="`holdout` must be a share below 1, .* is unknown, got 2"):
             choose_holdout(stream, 2)
         assert choose_holdout(stream).threshold == int(0.1 * 2**64)
 

@@ -257,9 +257,7 @@ class TestSplits:
 
     @pytest.mark.parametrize("wanted", ["nope", "train[", "train[:5", "nope[:3]"])
     def test_unknown(self, splits, wanted):
-        with pytest.raises(
-            ValueError, match="`dataset_split` must be one of the splits of .*: test, train, validation"
-        ):
+        with pytest.raises(ValueError, match="`dataset_split` must be one .*: test, train, validation.*, got"):
             load_images(**splits, dataset_split=wanted)
 
     def test_a_stream_has_no_slices(self, splits):
@@ -313,9 +311,7 @@ class TestLabels:
 
     def test_numbers_with_a_point_are_no_classes(self, tmp_path):
         path = parquet(tmp_path / "x.parquet", {"x": [png(noise(0))], "y": [0.5]})
-        with pytest.raises(
-            ValueError, match="`label_column` must be of type ClassLabel, string or integer; 'y' is float64"
-        ):
+        with pytest.raises(ValueError, match="`label_column` must be .*ClassLabel, string or integer; 'y' is float64"):
             load_images(train_data_dir=path, label_column="y", cache_dir=tmp_path / "c")
 
 
@@ -363,7 +359,7 @@ class TestBadInput:
     def test_unknown_column(self, tmp_path, argument):
         with pytest.raises(
             ValueError,
-            match=rf"`{argument}` must be one of the columns image \(Image\), label \(ClassLa.*, got 'nope'",
+            match=rf"`{argument}` must be .* image \(Image\), label \(ClassLa.*, got 'nope'",
         ):
             load_images(**{argument: "nope"}, cache_dir=tmp_path)
 
@@ -378,9 +374,7 @@ class TestBadInput:
         cells = [{"bytes": png(noise(0)), "path": None}]
         features = {"left": datasets.Image(), "right": datasets.Image()}
         path = parquet(tmp_path / "x.parquet", {"left": cells, "right": cells}, features)
-        with pytest.raises(
-            ValueError, match="`image_column` is not given and several columns hold images: left, right"
-        ):
+        with pytest.raises(ValueError, match="`image_column` is not given and several .*: left, right"):
             load_images(train_data_dir=path, cache_dir=tmp_path / "c")
         assert load_images(train_data_dir=path, cache_dir=tmp_path / "c", image_column="right").image_column == "right"
 

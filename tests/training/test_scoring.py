@@ -181,7 +181,7 @@ def test_two_processes_score_as_one_does(train, image_folder, tiny_flags, tmp_pa
         ("--holdout 8 --eval_steps 2 --save_best_by fid", "'fid'; --eval_metrics nll gives bits_per_dim"),
         (
             "--holdout 5 --eval_steps 2 --eval_metrics prdc --eval_extractor digits",
-            "prdc need at least 6 images, got 5",
+            "prdc need at least 6 images, got",
         ),
     ],
 )
