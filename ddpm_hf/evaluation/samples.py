@@ -206,9 +206,7 @@ def _stacked(images: Iterable[tuple[str, Image.Image]]) -> np.ndarray:
             first = (name, form)
         elif form != first[1]:
             one, other = ("{}x{} with {} channels".format(*found) for found in (first[1], form))
-            raise ValueError(
-                f"samples must have one size and number of channels: {first[0]} is {one}, {name} is {other}"
-            )
+            raise ValueError(f"samples must have the same size and channels: {first[0]} is {one}, {name} is {other}")
         array = np.asarray(to_channels(image, form[2]))
         arrays.append(array[..., None] if array.ndim == 2 else array)
     return np.stack(arrays)

@@ -154,7 +154,7 @@ def test_only_the_genuine_inception_with_enough_images_is_called_fid():
     genuine, other = counting_extractor(is_inception=True)[0], counting_extractor()[0]
     assert few_images(other, 5) is None
     assert "not called FID" in few_images(genuine, 4) and "FID" not in few_images(other, 4)
-    assert "4 images are fewer than the 4 features" in few_images(other, 4)
+    assert "4 images are no more than the 4 features" in few_images(other, 4)
 
 
 def test_what_cannot_be_scored():

@@ -130,7 +130,7 @@ def test_folders_that_cannot_be_read(tmp_path):
     folder.mkdir()
     Image.new("RGB", (4, 4), (1, 2, 3)).save(folder / "a.png")
     Image.new("RGB", (4, 5), (1, 2, 3)).save(folder / "b.png")
-    with pytest.raises(ValueError, match="same size and channels, got .*a.png: 4x4 with 3 channels, .*b.png: 4x5"):
+    with pytest.raises(ValueError, match="same size and channels: .*a.png is 4x4 with 3 channels, .*b.png is 4x5"):
         read_samples(folder)
     (folder / "a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot read samples: .*a.png: not an image"):

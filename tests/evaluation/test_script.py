@@ -101,7 +101,7 @@ def test_samples_are_judged_and_join_the_report(folder, load_script, capsys):
         assert metric["extractor"].startswith("digits-") if not name.endswith("pixels") else "extractor" not in metric
     assert found["frechet_distance"]["floor_n"] == 12 and found["frechet_distance"]["reference_n"] == 10
     output = capsys.readouterr().out
-    assert "warning: 10 images are fewer than the 64 features" in output and "FID" not in output
+    assert "warning: 10 images are no more than the 64 features" in output and "FID" not in output
     assert Image.open(folder / "evaluation" / "samples.png").size == (3 * 66 + 2, 4 * 66 + 2)
     assert {path.name for path in (folder / "evaluation").glob("closest*")} == {
         f"closest_{space}{kind}.png" for space in ("pixels", "features") for kind in ("", "_distances")
@@ -176,7 +176,7 @@ def test_contenders_side_by_side(folder, load_script, capsys, tmp_path):
         (["STRANGE_CLASSES"], ["'cat'", "wolf"]),
         (["WITHOUT_RUN"], ["--dataset_name"]),
         (["OLD_REPORT"], ["got 0", "--output_dir"]),
-        (["NO_VARIANCE"], ["variance_type", "3 output channels", "6"]),
+        (["NO_VARIANCE"], ["variance_type", "6 output channels", "got 3"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(folder, tmp_path, load_script, capsys, arguments, words):
