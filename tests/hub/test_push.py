@@ -175,7 +175,7 @@ def test_pictures_are_there_and_can_be_seen(published, hub):
 
 def test_privacy_is_honoured(published, hub):
     assert hub.repos["alice/odd"].private and hub.repos["alice/down"].private
-    assert published["public"]["status"] == 2 and "exists and is public" in published["public"]["printed"]
+    assert published["public"]["status"] == 2 and "is public; make it private" in published["public"]["printed"]
 
 
 def test_a_finished_run_pushes_when_it_is_started_again(published):

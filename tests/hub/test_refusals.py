@@ -54,7 +54,7 @@ def test_other_shapes_are_allowed_only_on_request(folder):
 def test_a_config_of_another_class_is_refused_by_name(folder):
     edit_json(folder / "unet" / "config.json", _class_name="UNet2DConditionModel")
     for load in (DDPMPipeline.from_pretrained, lambda path: DDPMUNet2D.load_config(path / "unet")):
-        with pytest.raises(ValueError, match="UNet2DConditionModel.*DDPMUNet2D"):
+        with pytest.raises(ValueError, match="a config that DDPMUNet2D can load, got UNet2DConditionModel"):
             load(folder)
 
 
