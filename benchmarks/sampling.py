@@ -3,9 +3,9 @@
     python benchmarks/sampling.py --size quick|normal|full [--pipeline FOLDER] [--calls 20]
 
 Without --pipeline the demo's model is trained first. Stock `DDPMPipeline` samples with its default, all 1,000 steps,
-and in few calls with every grid of timesteps that diffusers' solvers offer. Distances are in the features of the digits
-classifier, to the training images; the floor is the distance of held-out images. All chains start from the same noise.
-Drawn images are kept, so an interrupted benchmark resumes. Speed is measured separately: stock's full chain and
+and in few calls with every grid of timesteps that diffusers' solvers offer. Distances are in the features of the
+digits classifier, to the training images; the floor is the distance of held-out images. All chains start from the same
+noise. Drawn images are kept, so an interrupted benchmark resumes. Speed is measured separately: stock's full chain and
 `scripts/sample.py --fast`, in turns.
 """
 

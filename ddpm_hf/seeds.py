@@ -1,7 +1,7 @@
 """Seeds for all random numbers: every draw has an address, and its seed is a hash of that address.
 
 Draws do not depend on earlier ones. Image 17 of seed 0, or the noise at position 4711 of a training run, is the same
-for any batch size, number of processes or step at which the run was resumed. Training noise is drawn on the device, and
+for any batch size, number of processes or step at which the run was resumed. Training noise is drawn on the device;
 another kind of device draws other numbers from the same seed.
 """
 

@@ -122,8 +122,8 @@ class Trainer:
         earlier = self.summary.get("hardware", [])
         if earlier and earlier[-1] != hardware:
             self.accelerator.print(
-                f"this session runs on {hardware}, the one before on {earlier[-1]}: results equal those of an unbroken "
-                "run up to rounding, not to the last bit"
+                f"this session runs on {hardware}, the one before on {earlier[-1]}: results equal those of an "
+                "unbroken run up to rounding, not to the last bit"
             )
         self._note("hardware", hardware)
         if self.accelerator.trackers:
