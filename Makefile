@@ -26,7 +26,8 @@ demo: install
 	@$(BIN)/python scripts/demo.py $(DEMO_DIR)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder --durations=25
 
 style: install
 	$(BIN)/ruff check --fix .

@@ -1,17 +1,33 @@
-"""Small real pipelines and a clean environment for every test."""
+"""Small real pipelines and a clean environment for every test.
+
+Fixtures import what they need themselves: the process that hands out the tests loads this file too, and the workers
+would wait for its seconds of imports.
+"""
 
 import os
-import subprocess
-import sys
+from collections import Counter
 
 # Before anything of Hugging Face is imported: no test may reach for a network, and none may touch the user's caches.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
-import torch
 
-from ddpm_hf import DDPMPipeline, DDPMUNet2D, LinearDDPMScheduler
+
+def pytest_collection_modifyitems(items):
+    """Files that start processes come first: they take longest, and two workers should end at the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    """In one line what was skipped and why, for those who look at nothing but the end."""
+    reports = terminalreporter.stats.get("skipped", [])
+    if reports:
+        reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+        told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"{len(reports)} tests were skipped: {told}")
 
 
 def pytest_runtest_setup(item):
@@ -24,17 +40,21 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def own_datasets_cache(tmp_path_factory, monkeypatch):
-    """Decoded pixels go to a folder of this test session."""
+    """Decoded pixels go to a folder of this test session, the same for all its workers."""
     import datasets
 
-    cache = tmp_path_factory.getbasetemp() / "datasets"
+    session = tmp_path_factory.getbasetemp()
+    cache = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "datasets"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_pipeline():
     """Makes a small untrained pipeline; its output layers are random, so that the network matters."""
+    import torch
+
+    from ddpm_hf import DDPMPipeline, DDPMUNet2D, LinearDDPMScheduler
 
     def make(
         resolution=8, channels=3, num_classes=None, learned_variance=False, id2label=None, **process
@@ -67,19 +87,18 @@ def tiny_pipeline():
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
     """Accelerate keeps the first configuration of a process; every test has its own."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from running import forget_accelerator
 
-    states = (AcceleratorState, PartialState, GradientState)
-    for state in states:
-        state._reset_state()
+    forget_accelerator()
     yield
-    for state in states:
-        state._reset_state()
+    forget_accelerator()
 
 
 @pytest.fixture
 def fresh_compiler():
     """PyTorch counts the compiled forms of a function for the whole process; a test that compiles has its own."""
+    import torch
+
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
         yield
@@ -87,16 +106,28 @@ def fresh_compiler():
 
 
 @pytest.fixture
-def on_two_processes():
-    """Runs a script on two processes of this machine's CPU and gives what it printed."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-    launcher += "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    launcher += ["--main_process_port", "0"]
+def command(tmp_path_factory):
+    """`command(*arguments)` is a `Command` in a folder of its own, whose processes end with the test at the latest."""
+    from running import Command
 
-    def run(*command: str) -> str:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        result = subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
+    started = []
+
+    def start(*arguments, **options) -> Command:
+        started.append(Command(tmp_path_factory.mktemp("command"), *arguments, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+@pytest.fixture
+def on_two_processes(command):
+    """Runs a script to a good end on two processes of this machine's CPU and gives what it printed."""
+
+    def run(*arguments) -> str:
+        both = command(*arguments, processes=2)
+        assert both.wait() == 0, both.err[-3000:]
+        return both.out
 
     return run

@@ -18,5 +18,5 @@ def shared_data():
     """The folder with mnist/ and emoji-google-64/, which only some machines have."""
     folder = os.environ.get("DDPM_HF_DATA")
     if not folder:
-        pytest.skip("DDPM_HF_DATA does not name a folder with mnist/ and emoji-google-64/")
+        pytest.skip("these data need a folder: DDPM_HF_DATA with mnist/ and emoji-google-64/")
     return Path(folder)

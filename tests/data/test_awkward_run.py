@@ -1,23 +1,17 @@
 """A folder of awkward files through the training command: each is used or named, to the end and on the card."""
 
-import importlib.util
 import json
 import os
 import re
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from running import TINY, forget_accelerator, load_script
 from test_awkward import write_bad, write_good
 
 from ddpm_hf.training.loop import Trainer
 
-TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
-FLAGS = (
-    "--resolution 8 --channels 3 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 "
-    "--train_batch_size 16 --mixed_precision no --lr_warmup_steps 2 --preview_steps 0 --preview_images 2 "
-    "--preview_inference_steps 2 --holdout 0"
-).split()
+FLAGS = [*TINY, *"--channels 3 --train_batch_size 16".split()]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
@@ -30,12 +24,8 @@ def awkward(tmp_path_factory) -> tuple[Path, dict, dict]:
 
 def train(*arguments: object) -> None:
     """The script, in this process."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
-    specification = importlib.util.spec_from_file_location("train", TRAIN)
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    script.main([*FLAGS, *map(str, arguments)])
+    forget_accelerator()
+    load_script("train.py").main([*FLAGS, *map(str, arguments)])
 
 
 def kill_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_kernel_distance_by_brute_force():
 
 
 def test_agreement_with_torchmetrics():
-    reason = "torchmetrics is an independent implementation to compare with; pip install torchmetrics"
+    reason = "the comparison with torchmetrics needs an extra: pip install torchmetrics"
     fid, kid, inception = (
         pytest.importorskip(f"torchmetrics.image.{name}", reason=reason) for name in ("fid", "kid", "inception")
     )

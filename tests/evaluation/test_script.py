@@ -2,22 +2,27 @@
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
+from running import load_script
 
 from ddpm_hf import DDPMPipeline
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def folder(trained_run, tmp_path):
     """A copy of the run to measure."""
     return shutil.copytree(trained_run, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    """Runs the script in this process."""
+    return load_script("evaluate.py").main
 
 
 def metrics_in(folder: Path) -> list[dict]:
@@ -29,8 +34,7 @@ def nearly(metric: dict, relative: float = 1e-5) -> dict:
     return metric | floats
 
 
-def test_nll_of_the_held_out_rows(folder, load_script, capsys):
-    evaluate = load_script("evaluate.py").main
+def test_nll_of_the_held_out_rows(folder, evaluate, capsys):
     evaluate([str(folder), "--metrics", "nll", "--per_image", "--batch_size", "32"])
     (exact,) = metrics_in(folder)
     assert {name: exact[name] for name in ("name", "n", "seed", "split", "sampler", "steps", "terms_per_image")} == {
@@ -69,16 +73,14 @@ def test_nll_of_the_held_out_rows(folder, load_script, capsys):
     assert [picture.is_file() for picture in pictures] == [True, False] and len(metrics_in(folder)) == 1
 
 
-def test_the_choices_of_the_bound_are_recorded(folder, load_script):
-    evaluate = load_script("evaluate.py").main
+def test_the_choices_of_the_bound_are_recorded(folder, evaluate):
     arguments = ["--max_images", "3", "--no_nll_clip", "--nll_cdf", "tanh", "--split", "train"]
     evaluate([str(folder), *arguments])
     (metric,) = metrics_in(folder)
     assert (metric["clip"], metric["cdf"], metric["n"], metric["split"]) == (False, "tanh", 3, "train")
 
 
-def test_samples_are_judged_and_join_the_report(folder, load_script, capsys):
-    evaluate = load_script("evaluate.py").main
+def test_samples_are_judged_and_join_the_report(folder, evaluate, capsys):
     evaluate([str(folder), "--nll_timesteps", "2"])
     # The run held 10 images out, too few to be halved for precision and recall.
     common = ["--num_images", "12", "--extractor", "digits", "--resamples", "0"]
@@ -108,8 +110,7 @@ def test_samples_are_judged_and_join_the_report(folder, load_script, capsys):
     }
 
 
-def test_samples_made_before_get_the_same_scores(folder, load_script, tmp_path):
-    evaluate = load_script("evaluate.py").main
+def test_samples_made_before_get_the_same_scores(folder, evaluate, tmp_path):
     common = ["--metrics", "frechet", "kid", "--extractor", "digits", "--resamples", "0"]
     evaluate([str(folder), *common, "--num_images", "8", "--num_inference_steps", "2"])
     made = tmp_path / "made"
@@ -125,11 +126,11 @@ def test_samples_made_before_get_the_same_scores(folder, load_script, tmp_path):
         assert other["steps"] == one["steps"] == 2
 
 
-def test_contenders_side_by_side(folder, load_script, capsys, tmp_path):
+def test_contenders_side_by_side(folder, evaluate, capsys, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     arguments = ["--metrics", "frechet", "kid", "--extractor", "digits", "--resamples", "3", "--num_images", "8"]
     contenders = ["ddpm:4", "heun:2", f"{other}@ddim:3"]
-    load_script("evaluate.py").main([str(folder), *arguments, "--compare", *contenders])
+    evaluate([str(folder), *arguments, "--compare", *contenders])
     with (folder / "evaluation" / "comparison.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert [row["contender"] for row in rows[::2]] == contenders
@@ -179,7 +180,7 @@ def test_contenders_side_by_side(folder, load_script, capsys, tmp_path):
         (["NO_VARIANCE"], ["variance_type", "6 output channels", "got 3"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(folder, tmp_path, load_script, capsys, arguments, words):
+def test_bad_input_is_one_line_and_status_two(folder, tmp_path, evaluate, capsys, arguments, words):
     (tmp_path / "unlabelled").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "unlabelled" / "a.png")
     (tmp_path / "samples").mkdir()
@@ -202,7 +203,7 @@ def test_bad_input_is_one_line_and_status_two(folder, tmp_path, load_script, cap
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         given = [str(places.get(argument, argument)).replace("FOLDER", str(folder)) for argument in arguments]
-        load_script("evaluate.py").main(given)
+        evaluate(given)
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1 and error.startswith("evaluate.py: error: "), error
@@ -211,18 +212,16 @@ def test_bad_input_is_one_line_and_status_two(folder, tmp_path, load_script, cap
 
 
 @pytest.mark.processes
-def test_two_processes_measure_what_one_does(folder, load_script, tmp_path, on_two_processes):
+def test_two_processes_measure_what_one_does(folder, evaluate, tmp_path, on_two_processes):
     flags = "--per_image --metrics nll frechet kid is memorization --extractor digits --resamples 3".split()
     flags += "--num_images 9 --num_inference_steps 3".split()
-    load_script("evaluate.py").main([str(folder), *flags, "--batch_size", "64"])
+    evaluate([str(folder), *flags, "--batch_size", "64"])
     one = metrics_in(folder)
     # Features from scratch, but not the classifier: another machine's would have another name.
-    for file in (Path(os.environ["HF_DATASETS_CACHE"]) / "ddpm_hf").glob("features-*"):
-        file.unlink()
-    output = on_two_processes(
-        *(str(ROOT / "scripts" / "evaluate.py"), str(folder), *flags),
-        *("--batch_size", "4", "--output_dir", str(tmp_path / "two")),
-    )
+    cache, own = Path(datasets.config.HF_DATASETS_CACHE), tmp_path / "cache"
+    shutil.copytree(cache / "ddpm_hf", own / "ddpm_hf", ignore=shutil.ignore_patterns("features-*"))
+    places = ["--output_dir", tmp_path / "two", "--cache_dir", own]
+    output = on_two_processes("evaluate.py", folder, *flags, "--batch_size", "4", *places)
     assert output.count("report:") == 1
     # Samples may differ by 1 of 255, which small sets feel.
     for first, second in zip(one, metrics_in(tmp_path / "two"), strict=True):

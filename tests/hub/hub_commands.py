@@ -1,13 +1,15 @@
 """Runs our scripts one after the other in one process, since each start costs seconds: hub_commands.py TASKS RESULTS
 
-TASKS is a JSON list of {"argv": [script, argument, …], "faults": […], "environment": {…}, "write": {file: text}};
-RESULTS gets for each the exit status, what was printed (file descriptors 1 and 2 together) and the faults met. Pauses
-between attempts are cut short, so that a test does not wait for them.
+TASKS is a JSON list of {"argv": [script, argument, …], "faults": […], "environment": {…}, "write": {file: text}}; with
+"printed_by": n in the place of "argv", the command is the one that task n printed last. RESULTS gets for each the exit
+status, what was printed (file descriptors 1 and 2 together) and the faults met. Pauses between attempts are cut short,
+so that a test does not wait for them.
 """
 
 import json
 import os
 import runpy
+import shlex
 import sys
 import tempfile
 import time
@@ -26,15 +28,19 @@ def talk_to_hub(method: str, content=None):
     return json.load(urllib.request.urlopen(urllib.request.Request(url, data, method=method)))
 
 
-def run(task: dict) -> dict:
+def run(task: dict, before: list[dict]) -> dict:
     for name, text in task.get("write", {}).items():
         Path(name).write_text(text, encoding="utf-8")
     changed = task.get("environment", {})
-    before = {name: os.environ.get(name) for name in changed}
+    unchanged = {name: os.environ.get(name) for name in changed}
     replace_environment(changed)
     talk_to_hub("PUT", task.get("faults", []))
-    script, *arguments = task["argv"]
-    sys.argv = [str(SCRIPTS / script), *arguments]
+    if "printed_by" in task:
+        python, *sys.argv = shlex.split(before[task["printed_by"]]["printed"].strip().splitlines()[-1])
+        assert python == sys.executable
+    else:
+        script, *arguments = task["argv"]
+        sys.argv = [str(SCRIPTS / script), *arguments]
     with tempfile.TemporaryFile() as printed:
         terminals = os.dup(1), os.dup(2)
         os.dup2(printed.fileno(), 1), os.dup2(printed.fileno(), 2)
@@ -53,7 +59,7 @@ def run(task: dict) -> dict:
         text = printed.read().decode()
     faults = talk_to_hub("GET")
     talk_to_hub("PUT", [])
-    replace_environment(before)
+    replace_environment(unchanged)
     return {"status": status, "printed": text, "faults": faults}
 
 
@@ -69,7 +75,9 @@ def main(tasks: str, results: str) -> None:
     import ddpm_hf.hub.retry
 
     ddpm_hf.hub.retry.PATIENCE = 1.0
-    answers = [run(task) for task in json.loads(Path(tasks).read_text())]
+    answers = []
+    for task in json.loads(Path(tasks).read_text()):
+        answers.append(run(task, answers))
     Path(results).write_text(json.dumps(answers))
 
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from ddpm_hf.models.unet import DDPMUNet2D, SelfAttnProcessor, paper_config
 
 CONFIG = paper_config(16, base_channels=8, channel_multipliers=(1, 2), attention_resolutions=(8,), blocks_per_level=1)
-NEEDS_PEFT = "LoRA adapters need peft, which is not installed (pip install peft)"
+NEEDS_PEFT = "LoRA adapters need an extra: pip install peft"
 
 
 @pytest.fixture(name="model")

@@ -1,10 +1,6 @@
 """sample.py: the same images from every layout, after every interruption and in every format, and its pictures."""
 
-import importlib.util
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,58 +9,49 @@ import psutil
 import pytest
 from filelock import FileLock
 from PIL import Image
+from running import Command, load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "sample.py"
-COUNT = 256
+COUNT = 96
 COMMON = ("--num_images", str(COUNT), "--num_inference_steps", "4", "--guidance_scale", "2")
-# `--cpu --num_processes 2` would start one process without a word.
-TWO_PROCESSES = (
-    *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"),
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-)
 
 pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("sample", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def sample(script):
+def sample():
     """Runs the script in this process."""
-    return lambda *arguments: script.main([str(argument) for argument in arguments])
-
-
-def two_processes(*arguments) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*TWO_PROCESSES, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    main = load_script("sample.py").main
+    return lambda *arguments: main([str(argument) for argument in arguments])
 
 
 def images_in(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]).astype(int)
 
 
-@pytest.fixture
-def model(tiny_pipeline, tmp_path):
+@pytest.fixture(scope="module")
+def model(tiny_pipeline, tmp_path_factory):
     """A folder with a class-conditional pipeline of three classes, 8x8 RGB."""
-    tiny_pipeline(num_classes=3).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline(num_classes=3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(sample, model, tmp_path_factory):
+    """The folder that one process fills in batches of 64."""
+    folder = tmp_path_factory.mktemp("drawn") / "out"
+    sample(model, *COMMON, "--output_dir", folder)
+    return folder
 
 
 @pytest.fixture
-def reference(sample, model, tmp_path):
-    """Images of one process in batches of 64."""
-    sample(model, *COMMON, "--output_dir", tmp_path / "reference")
-    return images_in(tmp_path / "reference")
+def reference(drawn):
+    return images_in(drawn)
 
 
-def test_the_images_do_not_depend_on_the_batch(sample, model, reference, tmp_path, capsys):
+def test_the_images_do_not_depend_on_the_batch(sample, model, drawn, reference, tmp_path, capsys):
+    names = sorted(path.name for path in drawn.iterdir() if not path.name.startswith("."))
+    assert names == [*(f"{k:05d}.png" for k in range(COUNT)), "metadata.csv", "overview", "samples.json"]
     assert reference.shape == (COUNT, 8, 8, 3)
     far = np.abs(reference[:, None] - reference[None]).mean((2, 3, 4)) + 255 * np.eye(COUNT)
     assert far.min() > 3, "all images differ from each other"
@@ -73,52 +60,56 @@ def test_the_images_do_not_depend_on_the_batch(sample, model, reference, tmp_pat
         assert np.abs(images_in(tmp_path / f"by {size}") - reference).max() <= 1
     lines = capsys.readouterr().out.splitlines()
     assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 1 process(es) on cpu, 1 thread(s) each" in lines
+    assert lines[-1] == f"picture: {tmp_path / 'by 7' / 'overview' / 'grid.png'}"
+    few = ("--num_images", 2, *COMMON[2:], "--seed", 1)
+    sample(model, *few, "--output_dir", tmp_path / "seed 1")
+    assert np.abs(images_in(tmp_path / "seed 1")[:, None] - reference).mean((2, 3, 4)).min() > 3
 
 
-def test_two_processes_draw_the_same_images_into_an_npz(sample, model, reference, tmp_path):
-    process = two_processes(
-        model, *COMMON, "--output_format", "npz", "--batch_size", 7, "--output_dir", tmp_path / "b"
+def test_two_processes_draw_the_same_images_into_an_npz(command, model, reference, tmp_path):
+    flags = ("--output_format", "npz", "--batch_size", 7, "--output_dir", tmp_path / "b")
+    both = command("sample.py", model, *COMMON, *flags, processes=2)
+    assert both.wait() == 0, both.err
+    assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 2 process(es) on cpu" in both.out
+    assert "\r" not in both.err
+    assert both.err.count(f"sampling: {COUNT} of {COUNT}, ") == 1 and "images/s" in both.err, (
+        "of the main process alone"
     )
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert f"to draw: {COUNT} of {COUNT} images, 4 network calls each, 2 process(es) on cpu" in out
-    assert err.count(f"sampling: {COUNT} of {COUNT}, ") == 1 and "images/s" in err, "of the main process alone"
     with np.load(tmp_path / "b" / "samples.npz", allow_pickle=False) as arrays:
         assert np.abs(arrays["arr_0"].astype(int) - reference).max() <= 1
         assert arrays["arr_1"].tolist() == [k % 3 for k in range(COUNT)]
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_images(sample, model, reference, tmp_path):
-    """SIGKILL to two processes and their launcher; one process with another batch size does the rest."""
+def wait_for_images(folder: Path, count: int, process: Command) -> None:
+    while len(list(folder.glob("[0-9]*.png"))) < count:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.002)
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_images(command, sample, model, reference, tmp_path):
+    """SIGKILL to two processes; one process with another batch size does the rest."""
     out = tmp_path / "out"
     arguments = (model, *COMMON, "--output_dir", out)
-    launcher = two_processes(*arguments, "--batch_size", 1)
-    while len(list(out.glob("[0-9]*.png"))) < 20:
-        assert launcher.poll() is None, launcher.communicate()[1]
-        time.sleep(0.002)
-    for process in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
-        process.kill()
-    launcher.communicate()
+    both = command("sample.py", *arguments, "--batch_size", 1, processes=2)
+    wait_for_images(out, 4, both)
+    both.kill()
     with FileLock(out / ".lock", timeout=60):
         kept = {path: path.stat().st_mtime_ns for path in out.glob("[0-9]*.png")}
-    assert 20 <= len(kept) < COUNT and not (out / "metadata.csv").exists()
+    assert 4 <= len(kept) < COUNT and not (out / "metadata.csv").exists()
     sample(*arguments, "--batch_size", 64)
     assert np.abs(images_in(out) - reference).max() <= 1
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items()), "none is drawn twice"
 
 
-def test_workers_end_when_their_launcher_is_killed(sample, model, tmp_path):
+def test_workers_end_when_their_launcher_is_killed(command, model, tmp_path):
     """Left alone they would draw on for hours, and nobody else could have the folder."""
     out = tmp_path / "out"
-    arguments = (model, "--num_images", 100_000, "--num_inference_steps", 4, "--output_dir", out)
-    launcher = two_processes(*arguments, "--batch_size", 1)
-    while len(list(out.glob("[0-9]*.png"))) < 4:
-        assert launcher.poll() is None, launcher.communicate()[1]
-        time.sleep(0.01)
-    workers = psutil.Process(launcher.pid).children(recursive=True)
-    assert len([worker for worker in workers if str(SCRIPT) in worker.cmdline()]) == 2
+    flags = ("--num_images", 100_000, "--num_inference_steps", 4, "--batch_size", 1, "--output_dir", out)
+    launcher = command("sample.py", model, *flags, processes=2)
+    wait_for_images(out, 4, launcher)
+    workers = psutil.Process(launcher.pid).children()
+    assert len(workers) == 2
     launcher.send_signal(signal.SIGKILL)
-    launcher.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
 
@@ -221,10 +212,33 @@ def test_interpolation_has_the_images_at_its_sides(sample, model, tmp_path, caps
     assert "has interpolation.png already" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def places(sample, model, tmp_path_factory):
+    """What bad input names: files, the model's own folder, and one with images that are drawn."""
+    folder = tmp_path_factory.mktemp("places")
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for name, pixels in (("small", colours[:4, :4]), ("grey", colours[..., 0]), ("fits", colours)):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty").mkdir()
+    done = (model, "--num_images", 2, "--num_inference_steps", 1, "--class_labels", "1", "--seed", 5)
+    sample(*done, "--output_dir", folder / "done")
+    files = {name: folder / f"{name.lower()}.png" for name in ("SMALL", "GREY", "FITS", "TEXT")}
+    return {**files, "MODEL": model, "DONE": folder / "done", "EMPTY": folder / "empty", "NEW": folder / "new"}
+
+
+def written_in(places: dict[str, Path]) -> dict[Path, int]:
+    """Every file that is there -> when it was written."""
+    there = [place for place in places.values() if place.exists()]
+    return {file: file.stat().st_mtime_ns for place in there for file in (place, *place.rglob("*"))}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--num_images", "0"], ["--num_images must be at least 1, got 0"]),
+        (["--class_labels", "3"], ["contains 3", "0 to 2"]),
+        (["--class_labels", "2,,1"], ["class_labels", "0 to 2"]),
         (["--batch_size", "-1"], ["--batch_size must be at least 1, got -1"]),
         (["--output_format", "tiff"], ["tiff", "npz"]),
         (["--guidance_scale", "2", "--class_labels", "wolf"], ["wolf", "class 2"]),
@@ -251,27 +265,17 @@ def test_interpolation_has_the_images_at_its_sides(sample, model, tmp_path, caps
         (["--class_labels", "1", "--interpolate", "FITS", "FITS", "--scheduler", "pndm"], ["pndm", "ddim"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(sample, model, tmp_path, capsys, arguments, words):
-    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(colours[:4, :4]).save(tmp_path / "small.png")
-    Image.fromarray(colours[..., 0]).save(tmp_path / "grey.png")
-    Image.fromarray(colours).save(tmp_path / "fits.png")
-    (tmp_path / "text.png").write_text("no picture")
+def test_bad_input_is_one_line_and_status_two(sample, model, places, capsys, arguments, words):
     if "DONE" in arguments:
-        done = (model, "--num_images", 2, "--num_inference_steps", 1, "--class_labels", "1", "--seed", 5)
-        sample(*done, "--output_dir", tmp_path / "done")
         arguments = [*arguments, "--num_inference_steps", "1"]
     capsys.readouterr()
-    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
-    places = {name: tmp_path / f"{name.lower()}.png" for name in ("SMALL", "GREY", "FITS", "TEXT")}
-    places |= {"MODEL": model, "DONE": tmp_path / "done"}
-    given = [places.get(argument, argument) for argument in arguments]
+    before = written_in(places)
     with pytest.raises(SystemExit) as stop:
-        sample(model, "--output_dir", tmp_path / "new", *given)
+        sample(model, "--output_dir", places["NEW"], *(places.get(argument, argument) for argument in arguments))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and error.startswith("sample.py: error: ")
     assert all(word in error for word in words), error
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    assert written_in(places) == before
 
 
 def test_five_channels_are_no_picture(sample, tiny_pipeline, tmp_path, capsys):

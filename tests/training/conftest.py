@@ -4,11 +4,9 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from PIL import Image
-from real_runs import TINY, RealRun
+from real_runs import RealRun
+from running import TINY, forget_accelerator, write_pictures
 
 from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.loop import Trainer
@@ -17,16 +15,7 @@ from ddpm_hf.training.start import prepare
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    """24 grey-green 10x12 images in two folders, that is classes."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (folder / name).mkdir()
-        for k in range(12):
-            pixels = generator.integers(0, 256, (12, 10, 3), dtype=np.uint8)
-            pixels[..., 0] = 255 * (name == "dog")
-            Image.fromarray(pixels).save(folder / name / f"{k}.png")
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("images"), each=12)
 
 
 @pytest.fixture
@@ -40,8 +29,7 @@ def start(image_folder, tmp_path):
     """Starts a run in this process: `start(*flags)` returns a prepared Trainer, or None."""
 
     def run(*flags: str, output_dir: Path = tmp_path / "out", tiny: bool = True, data: bool = True) -> Trainer | None:
-        for state in (AcceleratorState, PartialState, GradientState):
-            state._reset_state()
+        forget_accelerator()
         arguments = ["--output_dir", str(output_dir), *(TINY if tiny else [])]
         arguments += ["--train_data_dir", str(image_folder)] if data else []
         arguments += flags

@@ -1,4 +1,4 @@
-"""What small runs are started with, and scripts/train.py in processes of its own, to be killed and limited."""
+"""scripts/train.py in processes of its own, to be killed and limited."""
 
 import os
 import subprocess
@@ -7,18 +7,9 @@ import time
 from pathlib import Path
 
 import psutil
+from running import SCRIPTS, TINY, Command
 
-TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
-# float32, so that runs can be compared bit by bit.
-TINY = (
-    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 4 "
-    "--train_batch_size 4 --max_train_steps 6 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no "
-    "--preview_images 2 --preview_inference_steps 2 --preview_steps 0 --logging_steps 1 --holdout 0"
-).split()
-ENDLESS = (
-    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --train_batch_size 4 "
-    "--max_train_steps 100000 --mixed_precision no --preview_steps 0 --checkpointing_steps 100000"
-).split()
+ENDLESS = [*TINY, "--max_train_steps", "100000", "--checkpointing_steps", "100000"]
 
 
 class RealRun:
@@ -27,15 +18,18 @@ class RealRun:
     def __init__(
         self, folder: Path, images: Path | None, *flags: str, processes: int | None = None, threads: int | None = 1
     ):
-        """`processes`: how many a launcher starts; None for one without a launcher. `threads`: None for no choice."""
+        """`processes`: how many accelerate's launcher starts by our configuration for it; None for no launcher.
+        `threads`: what the launcher is told; None for no choice."""
         self.out, self.log = folder / "out", folder / "log"
-        command = [sys.executable]
-        if processes is not None:
-            launch = f"launch --num_processes {processes} --num_machines 1 --mixed_precision no --dynamo_backend no"
-            command += ["-m", "accelerate.commands.accelerate_cli", *launch.split()]
-            command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-        command += [TRAIN, *ENDLESS, "--output_dir", self.out, *flags]
-        command += ["--train_data_dir", images] if images is not None else []
+        arguments = [*ENDLESS, "--output_dir", self.out, *flags]
+        arguments += ["--train_data_dir", images] if images is not None else []
+        self.launched = processes is not None
+        if not self.launched:
+            self.process = Command(folder, "train.py", *arguments)
+            return
+        config = SCRIPTS / "accelerate" / ("one_gpu.yaml" if processes == 1 else "multi_gpu.yaml")
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", config]
+        command += ["--num_processes", processes, "--main_process_port", "0", SCRIPTS / "train.py", *arguments]
         variables = {**os.environ, "ACCELERATE_USE_CPU": "true"}
         variables.pop("OMP_NUM_THREADS", None)
         variables |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -55,12 +49,17 @@ class RealRun:
             time.sleep(0.02)
 
     def text(self) -> str:
-        return self.log.read_text()
+        return self.log.read_text() if self.launched else self.process.out + self.process.err
 
     def pids(self) -> list[int]:
-        """Of the processes that train: those that hold the output folder's name among their arguments."""
-        return [
-            process.pid
-            for process in psutil.process_iter(["cmdline"])
-            if str(self.out) in (process.info["cmdline"] or []) and "launch" not in process.info["cmdline"]
-        ]
+        """Of the processes that train and load."""
+        return [process.pid for process in psutil.process_iter(["cmdline"]) if self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        if self.launched:  # each worker in a session of its own
+            words = process.info["cmdline"] or []
+            return str(self.out) in words and "launch" not in words
+        try:
+            return os.getsid(process.pid) == self.process.pid
+        except ProcessLookupError:
+            return False

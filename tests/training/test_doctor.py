@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from PIL import Image
+from running import TINY
 
 from ddpm_hf.training import doctor
 from ddpm_hf.training.command_line import parse_training_arguments
@@ -22,11 +23,7 @@ from ddpm_hf.training.forecast import forecast
 from ddpm_hf.training.plan import make_plan
 
 ROOMY = (10**12, 10**12)
-SMALL = (
-    "--resolution 8 --base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 4 "
-    "--train_batch_size 4 --max_train_steps 60 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no "
-    "--holdout 0"
-).split()
+SMALL = [*TINY, "--max_train_steps", "60"]
 
 
 @pytest.fixture
@@ -196,9 +193,9 @@ def test_what_the_plan_refuses_comes_before_the_doctor(examined, image_folder, f
         ("digits", "no", None, None, []),
         ("digits", "bf16", None, None, []),
         ("small-32", "bf16", 3000, 32, []),
-        ("small-64", "no", 3000, 64, []),
-        ("ddpm-cifar10", "no", 50_000, 32, []),
-        # A stream, so that nothing but the images looked at is decoded.
+        # Streams, so that nothing but the images looked at is decoded.
+        ("small-64", "no", 3000, 64, ["--streaming"]),
+        ("ddpm-cifar10", "no", 50_000, 32, ["--streaming"]),
         ("ddpm-256", "bf16", 2000, 256, ["--streaming"]),
     ],
 )

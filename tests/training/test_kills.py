@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +11,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 
 @pytest.mark.processes
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, monkeypatch):
-    command = [sys.executable, str(SCRIPT), "--kills", "3", "--output_dir", str(tmp_path / "kills")]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
-    )
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(command, tmp_path, monkeypatch):
+    benchmark = command(SCRIPT, "--kills", "3", "--output_dir", tmp_path / "kills")
+    assert benchmark.wait() == 0, benchmark.out + benchmark.err[-3000:]
     report = json.loads((tmp_path / "kills" / "kills.json").read_text())
     counts = {row["what"]: row["count"] for row in report["rows"]}
     assert counts["kills"] == 3 and counts["tensors, pictures and columns that differ"] == 0

@@ -1,28 +1,19 @@
 """One process against two on the same global batch: an unbroken run, and runs that change their number halfway."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real_runs import TINY
+from running import TINY
 from safetensors.torch import load_file
 from test_loop import rows_of
 
 from ddpm_hf.hub.folder import ModelFolder
 
-TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
 PUBLISH_LAST = Path(__file__).with_name("train_and_publish_last.py")
-# `--cpu --num_processes 2` would start one process without a word.
-LAUNCH = (
-    "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
-    "--dynamo_backend no --main_process_port 0"
-).split()
 # All that is drawn for the global batch: order, crops (of 10x12 pixels), flips, noise, hidden classes, timesteps by a
 # sampler that has learnt from the losses of all processes. No network dropout, which differs by process.
 RUN = (
@@ -36,17 +27,13 @@ TWO = "--train_batch_size 2 --gradient_accumulation_steps 2 --dataloader_num_wor
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture(scope="module")
-def train_on_two(image_folder):
+@pytest.fixture
+def train_on_two(image_folder, on_two_processes):
     """Runs to the end in two processes and returns the output folder."""
 
-    def run(folder: Path, *flags: str, script: Path = TRAIN) -> Path:
-        command = [sys.executable, *LAUNCH, script, *TINY, *RUN, *TWO, "--train_data_dir", image_folder]
-        command += ["--output_dir", folder, *flags]
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=300)
-        assert "2 process(es) on cpu" in result.stdout, result.stderr[-3000:]
-        assert result.returncode == 0, result.stderr[-3000:]
+    def run(folder: Path, *flags: str, script: str | Path = "train.py") -> Path:
+        data = ["--train_data_dir", image_folder, "--output_dir", folder]
+        assert "2 process(es) on cpu" in on_two_processes(script, *TINY, *RUN, *TWO, *data, *flags)
         return folder
 
     return run

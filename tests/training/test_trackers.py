@@ -30,7 +30,7 @@ def test_tensorboard_has_every_step_once(resumed):
 
 
 def test_wandb_goes_on_with_the_same_run(resumed, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is an extra that is not installed")
+    pytest.importorskip("wandb", reason="this tracker needs an extra: pip install wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = resumed("wandb")
     runs = {path.name.rpartition("-")[2] for path in (folder / "logs" / "wandb").glob("offline-run-*")}
@@ -39,6 +39,6 @@ def test_wandb_goes_on_with_the_same_run(resumed, monkeypatch):
 
 def test_trackio_goes_on_with_the_same_run(resumed, monkeypatch, tmp_path):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
-    storage = pytest.importorskip("trackio.sqlite_storage", reason="trackio is an extra that is not installed")
+    storage = pytest.importorskip("trackio.sqlite_storage", reason="this tracker needs an extra: pip install trackio")
     summary = json.loads((resumed("trackio") / "training_summary.json").read_text())
     assert storage.SQLiteStorage.get_runs("ddpm_hf") == [summary["tracker_run"]]
