@@ -69,7 +69,7 @@ def _finished(future: Future, bar) -> list[DecodedRow]:
     return images
 
 
-def deduce_channels(data: ImageData, rows_looked_at: int = ROWS_LOOKED_AT) -> int:
+def deduce_channels(data: ImageData) -> int:
     """The number of channels the images need: 1 (grey modes), 4 (some pixel is transparent) or 3.
 
     Samples rows spread over the data, or the first rows of a stream. Unreadable ones are ignored here and reported by
@@ -79,7 +79,7 @@ def deduce_channels(data: ImageData, rows_looked_at: int = ROWS_LOOKED_AT) -> in
         ValueError: the images differ, or none can be read.
     """
     found = {}
-    for row in _rows_to_look_at(data, rows_looked_at):
+    for row in _rows_to_look_at(data, ROWS_LOOKED_AT):
         try:
             found.setdefault(native_channels(open_image(data.payload(row), needed_side=1)), row)
         except UnreadableImage as error:

@@ -20,8 +20,6 @@ class TrainingData(Dataset):
     bytes to copy.
 
     Args:
-        store: decoded images.
-        seed: for order, crops and flips.
         indices: (n,) which images of the store to train on; all by default.
         random_flip: mirror each image left to right with probability 1/2.
         random_crop: crop larger images at a random position (the store must be built with `random_crop`).

@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
-import torch
 
-from .decoding import decode_row, stack_batch
 from .order import mix, stream_key
 from .sources import ImageData, RawRow
-from .store import PixelStore
-from .transforms import Decoder, UnreadableImage, content_hash
+from .transforms import UnreadableImage, content_hash
 
 # The default for data without a test or validation split: this share, but at most this many images.
 SHARE, MOST = 0.1, 5000
@@ -109,58 +105,3 @@ def _hash(data: ImageData, row: RawRow) -> int | None:
         return content_hash(data.payload(row))
     except UnreadableImage:
         return None
-
-
-def held_out_batches(
-    data: ImageData,
-    holdout: Holdout,
-    batch_size: int,
-    size: tuple[int, int],
-    channels: int,
-    *,
-    most: int | None = None,
-    skip_unreadable: bool = False,
-    decoded: PixelStore | None = None,
-    **store_arguments,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The held-out images in batches like training's, but centre-cropped, unflipped and in a fixed order.
-
-    Sorted by score, so that the first k are a random sample; a stream's in file order.
-
-    Args:
-        data: the training data, from `load_images`.
-        holdout: from `choose_holdout`.
-        batch_size: images; the last batch may be smaller.
-        size, channels: of the model.
-        most: the maximum number of images; None for all.
-        decoded: the decoded training images, whose hashes tell which are held out; only those are decoded anew.
-        skip_unreadable, store_arguments: as for `PixelStore.build`.
-
-    Raises:
-        ValueError: the data has no such split, or as in `PixelStore.build`.
-    """
-    source = data if holdout.split is None else data.holdout
-    if holdout.split is not None and data.holdout_split != holdout.split:
-        raise ValueError(f"`holdout` must be the split {data.holdout_split!r} of {data.name}, got {holdout.split!r}.")
-    if source.streaming:
-        decoder = Decoder(size=tuple(size), channels=channels)
-        rows = rows_of_side(source, holdout, held_out=holdout.split is None)  # all rows of a split
-        images = (decode_row(source, decoder, row, skip_unreadable) for row in rows)
-        images = islice((image for image in images if image.pixels is not None), most)
-        while chosen := list(islice(images, batch_size)):
-            yield stack_batch(chosen)
-        return
-    is_known = decoded is not None and holdout.split is None
-    store = decoded
-    if not is_known:
-        store = PixelStore.build(source, size, channels, skip_unreadable=skip_unreadable, **store_arguments)
-    chosen = np.arange(len(store)) if holdout.split else np.flatnonzero(holdout.mask(store.hashes))
-    chosen = chosen[np.argsort(holdout.scores(store.hashes[chosen]), kind="stable")][:most]
-    for start in range(0, len(chosen), batch_size):
-        part = chosen[start : start + batch_size]
-        if is_known:
-            rows = (next(source.batches(int(row), 1))[0] for row in store.rows[part])
-            decoder = Decoder(size=tuple(size), channels=channels)
-            yield stack_batch([decode_row(source, decoder, row, skip_unreadable=False) for row in rows])
-        else:
-            yield store.batch(part)

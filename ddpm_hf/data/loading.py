@@ -20,8 +20,6 @@ def make_loader(
     own generator, so starting it leaves torch's global one unchanged.
 
     Args:
-        data: the examples.
-        sampler: the positions this process reads.
         num_workers: processes that read and, from a stream, decode; 0 for none.
         pin_memory: for faster copies to a GPU.
     """

@@ -5,6 +5,7 @@ the order does not depend on the number of processes, accumulation steps or work
 """
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -54,53 +55,27 @@ def shuffled_rows(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
+@dataclass(frozen=True)
 class PositionSampler:
     """The positions this process reads in each micro-step.
 
     Micro-step a of step s reads positions s*G + (a*R + r)*b to s*G + (a*R + r + 1)*b - 1, where b is the batch size
-    per process and micro-step, r of R the process, A the accumulation and G = A*R*b the global batch size. Starting
-    at a later step costs nothing.
-
-    Args:
-        batch_size: b, images.
-        start_step: the first optimizer step, counted from 0.
-        num_steps: number of optimizer steps; None for no end.
-        gradient_accumulation_steps: A.
-        num_processes: R.
-        process_index: r.
+    per process and micro-step, r of R the process, A the accumulation and G = A*R*b the global batch size. Steps are
+    counted from 0; starting at a later one costs nothing. Without `num_steps` there is no end.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        *,
-        start_step: int = 0,
-        num_steps: int | None = None,
-        gradient_accumulation_steps: int = 1,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ):
-        counts = {
-            "batch_size": batch_size,
-            "gradient_accumulation_steps": gradient_accumulation_steps,
-            "num_processes": num_processes,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {count}.")
-        if not 0 <= process_index < num_processes:
-            raise ValueError(f"`process_index` must be between 0 and {num_processes - 1}, got {process_index}.")
-        self.batch_size = batch_size
-        self.start_step = start_step
-        self.num_steps = num_steps
-        self.accumulation = gradient_accumulation_steps
-        self.num_processes = num_processes
-        self.process_index = process_index
+    batch_size: int
+    _: KW_ONLY
+    start_step: int = 0
+    num_steps: int | None = None
+    gradient_accumulation_steps: int = 1
+    num_processes: int = 1
+    process_index: int = 0
 
     @property
     def global_batch_size(self) -> int:
         """Images per optimizer step, over all processes and micro-steps."""
-        return self.batch_size * self.accumulation * self.num_processes
+        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
 
     def positions(self, step: int, micro_step: int) -> range:
         """The positions of one micro-step of this process."""
@@ -111,6 +86,6 @@ class PositionSampler:
     def __iter__(self) -> Iterator[range]:
         step = self.start_step
         while self.num_steps is None or step < self.start_step + self.num_steps:
-            for micro_step in range(self.accumulation):
+            for micro_step in range(self.gradient_accumulation_steps):
                 yield self.positions(step, micro_step)
             step += 1

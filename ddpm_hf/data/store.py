@@ -118,7 +118,6 @@ class PixelStore:
             random_crop: keep the full longer side for random crops.
             skip_unreadable: leave out images that cannot be decoded and list them in `unreadable`.
             cache_dir: parent of the stores; the cache folder of `datasets` by default.
-            progress: show a bar while decoding.
 
         Raises:
             ValueError: an image cannot be decoded (names its row and file), none can, channels differ, or the cache

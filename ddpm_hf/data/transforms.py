@@ -31,17 +31,8 @@ LONGEST_SIDE = 8
 
 # What Pillow raises for damaged files and non-images (SyntaxError: a PNG with broken chunks).
 DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    TypeError,
-    KeyError,
-    struct.error,
-    zlib.error,
-    OverflowError,
-    Image.DecompressionBombError,
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 
@@ -220,14 +211,7 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
 def resize_and_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize to cover (height, width) and crop the centre, in one resampling with sub-pixel borders."""
     height, width = size
-    if image.size == (width, height):
-        return image
-    if image.width * height > image.height * width:
-        box_width, box_height = image.height * width / height, image.height
-    else:
-        box_width, box_height = image.width, image.width * height / width
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-    return image.resize((width, height), RESAMPLING, box=(left, top, left + box_width, top + box_height))
+    return ImageOps.fit(image, (width, height), RESAMPLING)
 
 
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:

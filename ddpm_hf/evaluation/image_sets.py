@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.decoding import decode_row, stack_batch
-from ..data.holdout import Holdout, held_out_batches, rows_of_side
+from ..data.holdout import Holdout, rows_of_side
 from ..data.sources import ImageData, load_images
 from ..data.store import PixelStore, store_key
 from ..data.transforms import Decoder
@@ -30,14 +30,11 @@ class ImageSet:
     Sorted by a hash of their content, so that the first k are a random sample; a stream's in file order.
 
     Attributes:
-        data: the data set.
-        holdout: which of its images are held out.
-        held_out: whether this set is the held-out images or the others.
+        held_out: whether this set is the images that `holdout` holds out or the others.
         split: name of that choice in reports.
-        size, channels: of the decoded images; size is (height, width).
+        size: (height, width).
         most: the maximum number of images; None for all.
-        skip_unreadable: leave out images that cannot be decoded.
-        cache_dir: where decoded images are kept.
+        skip_unreadable, cache_dir: as for `PixelStore.build`.
         decoded: the decoded training images of `data`, whose hashes tell which are held out; only those are decoded
             anew.
     """
@@ -61,20 +58,11 @@ class ImageSet:
     @property
     def count(self) -> int | None:
         """The number of images, decoding them if needed; None for a stream of unknown length."""
-        if self._source.streaming:
-            return self.most
-        store = self._store()
-        total = len(store) if self.holdout.split and self.held_out else len(self._chosen(store))
-        return total if self.most is None else min(total, self.most)
+        return self.most if self._source.streaming else len(self._chosen(self._store()))
 
     def training(self, most: int | None = None) -> "ImageSet | None":
         """The training images these were held out from; None if these are not held out."""
         return replace(self, held_out=False, split=TRAIN, most=most, decoded=None) if self.held_out else None
-
-    def decode_split(self) -> None:
-        """Decode the held-out split now, if the data set has one and it is no stream."""
-        if self.holdout.split is not None and not self._source.streaming:
-            self._store()
 
     @property
     def fingerprint(self) -> str | None:
@@ -91,46 +79,47 @@ class ImageSet:
         Raises:
             ValueError: an image cannot be decoded; names its row and file.
         """
-        if self.held_out:
-            yield from held_out_batches(
-                *(self.data, self.holdout, batch_size, self.size, self.channels),
-                most=self.most,
-                skip_unreadable=self.skip_unreadable,
-                decoded=self.decoded,
-                **({} if self._source.streaming else {"cache_dir": self.cache_dir}),
-            )
-        elif self.data.streaming:
-            decoder = Decoder(size=self.size, channels=self.channels)
-            rows = rows_of_side(self.data, self.holdout, held_out=False)
-            decoded = (decode_row(self.data, decoder, row, self.skip_unreadable) for row in rows)
+        source, decoder = self._source, Decoder(size=tuple(self.size), channels=self.channels)
+        if source.streaming:
+            rows = rows_of_side(source, self.holdout, self._is_out)
+            decoded = (decode_row(source, decoder, row, self.skip_unreadable) for row in rows)
             images = islice((image for image in decoded if image.pixels is not None), self.most)
-            while chosen := list(islice(images, batch_size)):
-                yield stack_batch(chosen)
-        else:
-            store = self._store()
-            chosen = self._chosen(store)
-            order = np.argsort(self.holdout.scores(store.hashes[chosen]), kind="stable")
-            chosen = chosen[order][: self.most]
-            for start in range(0, len(chosen), batch_size):
-                yield store.batch(chosen[start : start + batch_size])
+            while part := list(islice(images, batch_size)):
+                yield stack_batch(part)
+            return
+        store = self._store()
+        chosen = self._chosen(store)
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            if store is self.decoded:  # for training, so perhaps not cropped in the centre
+                rows = (next(source.batches(int(row), 1))[0] for row in store.rows[part])
+                yield stack_batch([decode_row(source, decoder, row, skip_unreadable=False) for row in rows])
+            else:
+                yield store.batch(part)
+
+    @property
+    def _is_out(self) -> bool:
+        """Whether the rows of `_source` to take are those that `holdout` masks; it masks none of a split."""
+        return self.held_out and self.holdout.split is None
 
     @property
     def _source(self) -> ImageData:
-        return self.data.holdout if self.held_out and self.holdout.split else self.data
+        split = self.holdout.split if self.held_out else None
+        if split not in (None, self.data.holdout_split):
+            raise ValueError(f"{self.data.name} must have the split {split!r} that the run held out.")
+        return self.data if split is None else self.data.holdout
 
     def _store(self) -> PixelStore:
         if self.decoded is not None and self._source is self.data:
             return self.decoded
         return PixelStore.build(
-            self._source,
-            self.size,
-            self.channels,
-            skip_unreadable=self.skip_unreadable,
-            cache_dir=self.cache_dir,
+            self._source, self.size, self.channels, skip_unreadable=self.skip_unreadable, cache_dir=self.cache_dir
         )
 
     def _chosen(self, store: PixelStore) -> np.ndarray:
-        return np.flatnonzero(self.holdout.mask(store.hashes) == self.held_out)
+        """Indices into the store, in order."""
+        chosen = np.flatnonzero(self.holdout.mask(store.hashes) == self._is_out)
+        return chosen[np.argsort(self.holdout.scores(store.hashes[chosen]), kind="stable")][: self.most]
 
 
 def find_images(

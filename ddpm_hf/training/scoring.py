@@ -53,12 +53,12 @@ class Scorer:
     def __init__(self, plan: Plan, accelerator: Accelerator):
         run, self.plan, self.accelerator = plan.config.run, plan, accelerator
         self.images = _held_out(plan, run.eval_num_images)
-        self.images.decode_split()  # now, since there is little time at the end of the run
+        count = self.images.count  # decodes a split now, since there is little time at the end of the run
         self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and run.eval_steps is not None]
         self.extractor = self._load_extractor() if self.metrics else None
         names = ["bits_per_dim"] * ("nll" in run.eval_metrics)
         if self.metrics:
-            fewest = min(run.eval_num_images, self.images.count or run.eval_num_images)
+            fewest = min(run.eval_num_images, count or run.eval_num_images)
             check_quality(self.extractor, self.metrics, fewest, resamples=0)
             names += figure_names(self.extractor, self.metrics, fewest)
         if run.save_best_by not in (None, *names):

@@ -197,7 +197,7 @@ class TestCache:
         folder_of(tmp_path, {f"{i}.png": noise(i, (64, 64)) for i in range(8)})
         with multiprocessing.get_context("fork").Pool(1) as pool:
             message = pool.apply(_build_within, (50_000, tmp_path / "images", own_cache))
-        assert "cache_dir: decoded images cannot be kept in" in message and "File too large" in message
+        assert "`cache_dir` must be writable" in message and "File too large" in message
         assert stores(own_cache) == []
 
     def test_it_travels_to_other_processes_without_its_pixels(self, tmp_path):
