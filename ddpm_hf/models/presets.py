@@ -29,34 +29,42 @@ class Preset:
 
 # Spacing is explicit, because diffusers' default, "leading", starts short chains below T - 1, where x_t is not pure
 # noise.
-_PAPER_PROCESS = {
+_PROCESS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 0.02,
-    "beta_schedule": "linear",
     "rescale_betas_zero_snr": False,
-    "prediction_type": "epsilon",
     "clip_sample": True,
     "timestep_spacing": "linspace",
 }
 
-# Plain Adam with a warm-up. The authors clip gradients on each replica before averaging; here the average is clipped.
-_PAPER_TRAINING = {
-    "lr_scheduler": "constant_with_warmup",
-    "lr_warmup_steps": 5000,
+# Plain Adam. The authors clip gradients on each replica before averaging; here the average is clipped.
+_TRAINING = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
     "adam_epsilon": 1e-8,
     "adam_weight_decay": 0.0,
     "max_grad_norm": 1.0,
+    "loss_weighting": "none",
+}
+
+_PAPER_MODEL = {"channels": 3, "base_channels": 128, "attention_resolutions": (16,), "blocks_per_level": 2}
+
+_PAPER_PROCESS = {**_PROCESS, "beta_schedule": "linear", "prediction_type": "epsilon"}
+
+_PAPER_TRAINING = {
+    **_TRAINING,
+    "lr_scheduler": "constant_with_warmup",
+    "lr_warmup_steps": 5000,
     "ema_decay": 0.9999,
     "ema_warmup": False,
-    "loss_weighting": "none",
     "timestep_sampling": "uniform",
     "random_flip": True,
 }
 
-# For a user's own images at 32 or 64 pixels:
+# For a user's own images at 32 or 64 pixels. The paper's dropout, because small sets are soon memorized.
+_SMALL_MODEL = {"channels": 3, "base_channels": 64, "dropout": 0.1}
+
 # - The cosine schedule, because at these sizes the linear one spends many of its last steps near pure noise (Nichol &
 #   Dhariwal 2021, arXiv 2102.09672, §3.2).
 # - v-prediction (Salimans & Ho 2022, arXiv 2202.00512), because at large t an epsilon network's error is multiplied by
@@ -64,15 +72,10 @@ _PAPER_TRAINING = {
 # - The small variance, because few-step ancestral sampling fails with the large one (Song et al. 2021,
 #   arXiv 2010.02502, table 1: FID 41 against 367 at 10 steps on CIFAR-10).
 _SMALL_PROCESS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,  # of the other schedules, if one is asked for
-    "beta_end": 0.02,
+    **_PROCESS,
     "beta_schedule": "squaredcos_cap_v2",
-    "rescale_betas_zero_snr": False,
     "variance_type": "fixed_small",
     "prediction_type": "v_prediction",
-    "clip_sample": True,
-    "timestep_spacing": "linspace",
 }
 
 # - Learning rate: 1e-3 at batch 512 (Karras et al. 2022, arXiv 2206.00364), scaled by the square root of the batch.
@@ -80,18 +83,13 @@ _SMALL_PROCESS = {
 # - EMA over about the last 2,000 steps; the paper's 0.9999 averages 10,000, a third of such a run.
 # - No flips: images may contain text, digits or logos.
 _SMALL_TRAINING = {
+    **_TRAINING,
     "learning_rate": 3.5e-4,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 500,
     "train_batch_size": 64,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
-    "adam_weight_decay": 0.0,
-    "max_grad_norm": 1.0,
     "ema_decay": 0.9995,
     "ema_warmup": True,
-    "loss_weighting": "none",
     "timestep_sampling": "stratified",
     "random_flip": False,
 }
@@ -99,42 +97,16 @@ _SMALL_TRAINING = {
 PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
         description="Ho et al. 2020 on CIFAR-10: 32x32, 35.7 M parameters, 800,000 steps of batch 128",
-        model={
-            "resolution": 32,
-            "channels": 3,
-            "base_channels": 128,
-            "channel_multipliers": (1, 2, 2, 2),
-            "attention_resolutions": (16,),
-            "blocks_per_level": 2,
-            "dropout": 0.1,
-        },
+        model={**_PAPER_MODEL, "resolution": 32, "channel_multipliers": (1, 2, 2, 2), "dropout": 0.1},
         process={**_PAPER_PROCESS, "variance_type": "fixed_large"},
-        training={
-            **_PAPER_TRAINING,
-            "learning_rate": 2e-4,
-            "train_batch_size": 128,
-            "max_train_steps": 800_000,
-        },
+        training={**_PAPER_TRAINING, "learning_rate": 2e-4, "train_batch_size": 128, "max_train_steps": 800_000},
     ),
     "ddpm-256": Preset(
         description="Ho et al. 2020 on CelebA-HQ and LSUN: 256x256, 114 M parameters, 500,000 steps of batch 64",
-        model={
-            "resolution": 256,
-            "channels": 3,
-            "base_channels": 128,
-            "channel_multipliers": (1, 1, 2, 2, 4, 4),
-            "attention_resolutions": (16,),
-            "blocks_per_level": 2,
-            "dropout": 0.0,
-        },
+        model={**_PAPER_MODEL, "resolution": 256, "channel_multipliers": (1, 1, 2, 2, 4, 4), "dropout": 0.0},
         process={**_PAPER_PROCESS, "variance_type": "fixed_small"},
         # CelebA-HQ's steps. The paper's LSUN runs: 2.4 M (bedroom), 1.8 M (cat, without flips) and 1.2 M (church).
-        training={
-            **_PAPER_TRAINING,
-            "learning_rate": 2e-5,
-            "train_batch_size": 64,
-            "max_train_steps": 500_000,
-        },
+        training={**_PAPER_TRAINING, "learning_rate": 2e-5, "train_batch_size": 64, "max_train_steps": 500_000},
     ),
     # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free. The small
     # presets' process gives better digits than the paper's in such a short run. adam_beta2 averages 20 squared
@@ -163,17 +135,15 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     # Half the paper's width and one level less, down to 8x8: a fifth of its parameters, for data sets of thousands of
-    # images. The paper's dropout, because small sets are soon memorized.
+    # images.
     "small-32": Preset(
         description="your own images at 32x32: 6.5 M parameters, 30,000 steps of batch 64",
         model={
+            **_SMALL_MODEL,
             "resolution": 32,
-            "channels": 3,
-            "base_channels": 64,
             "channel_multipliers": (1, 2, 2),
             "attention_resolutions": (16,),
             "blocks_per_level": 2,
-            "dropout": 0.1,
         },
         process=_SMALL_PROCESS,
         training={**_SMALL_TRAINING, "max_train_steps": 30_000},
@@ -183,13 +153,11 @@ PRESETS: dict[str, Preset] = {
     "small-64": Preset(
         description="your own images at 64x64: 15.1 M parameters, 50,000 steps of batch 64",
         model={
+            **_SMALL_MODEL,
             "resolution": 64,
-            "channels": 3,
-            "base_channels": 64,
             "channel_multipliers": (1, 2, 3, 4),
             "attention_resolutions": (16, 8),
             "blocks_per_level": 1,
-            "dropout": 0.1,
         },
         process=_SMALL_PROCESS,
         training={**_SMALL_TRAINING, "max_train_steps": 50_000},
