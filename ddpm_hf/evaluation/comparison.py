@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .report import aligned
+
 _COLUMNS = ("contender", "sampler", "steps", "network_calls", "name", "value", "standard_error", "floor", "n", "seed")
 
 
@@ -29,10 +31,7 @@ def write_comparison(rows: Sequence[dict[str, Any]], folder: Path) -> str:
         calls = str(cells[contender, names[0]]["network_calls"])
         table.append([contender, calls, *(_number(cells[contender, name]) for name in names)])
     table.append(["floor", "", *(_cell(cells[contenders[0], name]["floor"]) for name in names)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-    )
+    return aligned(table)
 
 
 def _number(row: dict[str, Any]) -> str:

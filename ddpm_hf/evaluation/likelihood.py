@@ -133,7 +133,6 @@ def measure_likelihood(
     An image's value depends only on the seed and its row, not on the batch or the number of processes.
 
     Args:
-        bound: of the process.
         network: on the device of `PartialState`.
         batches: in the format of `decoding.make_batch`, divided among the processes.
         seed: for the noise and the choice of terms.

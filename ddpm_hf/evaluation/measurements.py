@@ -15,7 +15,7 @@ from .features import Extractor
 from .figures import plot_distances, plot_rate_distortion, plot_terms, save_grid
 from .image_sets import ImageSet
 from .likelihood import bound_of, measure_likelihood, network_of, write_images, write_terms
-from .memorization import Neighbours, copies, duplicates, nearest
+from .memorization import Neighbours, nearest, share_nearer
 from .quality import FeatureSets, interval, score
 from .samples import Samples
 
@@ -37,13 +37,13 @@ def measure_nll(
 ) -> dict[str, Any]:
     """Bits/dim of images under a pipeline, as a report entry.
 
+    Other arguments are those of `measure_likelihood` and `VariationalBound`.
+
     Args:
         pipeline: on the device of `PartialState`.
         images: with labels for a class-conditional model.
         details: folder for the table of terms, two plots and, with `per_image`, the value of every image; None for
             no files.
-        seed, num_terms, batch_size: as for `measure_likelihood`.
-        clip, cdf: as for `VariationalBound`.
         go_on: asked before every batch, by all processes; the same False in all of them ends the measurement with the
             images that there are.
 
@@ -105,13 +105,10 @@ def measure_quality(
 
     Args:
         samples: all of them on every process.
-        reference: the real images to compare with, of the same size and channels.
-        training: real training images; as many of them as there are samples are scored for the floor. None for no
-            floor.
+        reference: real images of the same size and channels.
+        training: as many of these images as there are samples are scored for the floor; None for no floor.
         extractor: on the device of `PartialState`.
-        metrics, resamples: as for `quality.score`.
-        seed: for the random halves.
-        batch_size: images per network call.
+        metrics, resamples, seed: as for `quality.score`.
     """
     _check_form(samples, reference)
     floor = None
@@ -142,14 +139,13 @@ def measure_memorization(
         samples: all of them on every process.
         unseen: held-out images, which give the expected distances.
         training: all training images.
-        extractor: for distances between features in addition to pixels; None for pixels only.
+        extractor: for distances between features in addition to pixels.
         details: folder for pictures of the closest pairs and plots of the distances.
-        batch_size: images per network call.
     """
     _check_form(samples, training)
     spaces = {
         "pixels": (
-            _flat(samples.images),
+            samples.images.reshape(len(samples.images), -1),
             np.concatenate(list(_pixels(unseen, batch_size))),
             lambda: _pixels(training, batch_size),
         )
@@ -166,7 +162,8 @@ def measure_memorization(
         found, expected = (_nearest(queries, candidates) for queries in (ours, theirs))
         real = np.stack(list(islice(chain.from_iterable(candidates()), len(ours))))
         among, among_real = (_nearest_others(images) for images in (ours, real))
-        entries += [copies(found, expected, space), duplicates(among, among_real, space)]
+        entries.append(share_nearer(f"copied_share_{space}", found, expected))
+        entries.append(share_nearer(f"duplicate_share_{space}", among, among_real))
         if PartialState().is_main_process:
             details.mkdir(parents=True, exist_ok=True)
             _save_closest(samples, training, found, details / f"closest_{space}.png")
@@ -202,12 +199,8 @@ def _check_form(samples: Samples, images: ImageSet) -> None:
         raise ValueError(f"`samples` must have the (channels, height, width) {expected} of {images.name}, got {form}.")
 
 
-def _flat(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1)
-
-
 def _pixels(images: ImageSet, batch_size: int) -> Iterator[np.ndarray]:
-    return (_flat(batch["images"].numpy()) for batch in images.batches(batch_size))
+    return (batch["images"].flatten(1).numpy() for batch in images.batches(batch_size))
 
 
 def _save_closest(samples: Samples, training: ImageSet, found: Neighbours, file: Path) -> None:

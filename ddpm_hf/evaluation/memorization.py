@@ -53,31 +53,17 @@ def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, own: int |
     return Neighbours(distances=np.sqrt(best), positions=positions)
 
 
-def copies(samples: Neighbours, unseen: Neighbours, space: str) -> dict[str, Any]:
-    """The share of samples that are closer to a training image than 99 % of held-out images, as a report entry.
+def share_nearer(name: str, samples: Neighbours, real: Neighbours) -> dict[str, Any]:
+    """The share of samples with a neighbour nearer than that of 99 % of real images, as a report entry.
+
+    Among training images it is the share of copies. Among the other samples it is the share of duplicates, which is
+    large after mode collapse.
 
     Args:
-        samples: nearest training images of samples.
-        unseen: nearest training images of held-out images, in the same space.
-        space: "pixels" or "features", part of the name.
+        name: of the entry.
+        samples: nearest training images, or nearest other samples, of the samples.
+        real: nearest training images of held-out images, or nearest others among as many real images as samples.
     """
-    return _share(f"copied_share_{space}", samples, unseen)
-
-
-def duplicates(samples: Neighbours, real: Neighbours, space: str) -> dict[str, Any]:
-    """The share of samples that are closer to another sample than 99 % of real images are to another real image.
-
-    A large share means mode collapse.
-
-    Args:
-        samples: nearest other samples.
-        real: nearest others among the same number of real images.
-        space: "pixels" or "features", part of the name.
-    """
-    return _share(f"duplicate_share_{space}", samples, real)
-
-
-def _share(name: str, samples: Neighbours, real: Neighbours) -> dict[str, Any]:
     threshold = float(np.quantile(real.distances, QUANTILE, method="inverted_cdf"))
     share, floor = (float((found.distances <= threshold).mean()) for found in (samples, real))
     count = len(samples.distances)

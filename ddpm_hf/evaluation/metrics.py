@@ -171,12 +171,8 @@ def resampled_error(
         measure: called with sorted indices of samples and of reference images.
         samples, reference: their numbers.
         resamples: number of random halves.
-        seed: for choosing them.
         most: the maximum number of images of either set in a part.
         mapper: `map`, or a parallel version of it.
-
-    Returns:
-        The standard error of each number that `measure` returns.
     """
     share = min(0.5, most / max(samples, reference))
 

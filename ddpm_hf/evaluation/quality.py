@@ -50,8 +50,7 @@ def score(
         sets: features from `extractor`; `floor` should be as large as `samples`.
         extractor: a distance is called "fid" only with the published Inception and more images than features.
         metrics: among `QUALITY_METRICS`.
-        resamples: number of random halves for the standard errors; 0 for no errors.
-        seed: for the random halves.
+        resamples: number of random halves for the standard errors, chosen by `seed`; 0 for no errors.
 
     Raises:
         ValueError: as in `check_quality`.
@@ -90,11 +89,7 @@ def score(
 
 
 def check_quality(extractor: Extractor, metrics: Sequence[str], fewest: int, resamples: int) -> None:
-    """Check, before sampling, whether samples can be scored.
-
-    Args:
-        extractor, metrics, resamples: as for `score`.
-        fewest: the number of samples or reference images, whichever is smaller.
+    """Check, before sampling, whether `score` can score so many samples or reference images, whichever are fewer.
 
     Raises:
         ValueError: a metric is unknown, "is" is asked of an extractor without classes, or there are too few images.

@@ -76,6 +76,11 @@ def summary_table(metrics: Sequence[dict[str, Any]]) -> str:
         sampler = f"{metric['sampler']} {metric['steps']}" if metric.get("sampler") else metric.get("samples", "")
         floor = "" if floor is None else f"{floor:.4g}"
         rows.append((metric["name"], value, floor, f"{metric['n']:,}", sampler, data))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells as text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -1,8 +1,9 @@
 """The samples to evaluate: drawn from a pipeline, or read from a folder or a file."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
-from PIL import Image
 
+from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
-from ..data.transforms import UnreadableImage, native_channels, open_image, to_channels
+from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.generation import generate
 from ..pipelines.sample_folder import RECORD_FILE
@@ -21,7 +22,6 @@ from ..pipelines.samplers import make_sampler, rebuild, sampler_name
 from ..progress import progress_bar
 
 ARRAY_SUFFIX = ".npz"
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,6 @@ class Samples:
 
     images: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.images.shape[2], self.images.shape[3]
 
 
 def draw_samples(
@@ -58,12 +53,9 @@ def draw_samples(
 
     Args:
         pipeline: on the device of `PartialState`; its scheduler is not changed.
-        count: number of images.
-        seed: for all images.
         batch_size: images per network call of one process.
         sampler: one of `SAMPLER_NAMES`; by default the one the pipeline was saved with.
         num_inference_steps: all trained timesteps by default.
-        guidance_scale: see the pipeline.
 
     Raises:
         ValueError: the sampler does not support this number of steps, or the model does not support guidance.
@@ -89,7 +81,7 @@ def draw_samples(
         guidance_scale=guidance_scale,
         callback_on_step_end=show,
     )
-    everything = gather_object([(indices, images) for indices, images in batches])
+    everything = gather_object(list(batches))
     bar.close()
     order = np.argsort(np.concatenate([indices for indices, _ in everything]))
     images = np.concatenate([images for _, images in everything])[order].transpose(0, 3, 1, 2)
@@ -140,9 +132,7 @@ def read_samples(path: str | Path, most: int | None = None) -> Samples:
     if array.suffix == ARRAY_SUFFIX:
         images = _read_array(array)
     elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
-        tables = path / "data" if (path / "data").is_dir() else path
-        images = _stacked(_open_files(files[:most]) if files else _open_rows(tables, most))
+        images = _decoded(_cells(path, most))
     else:
         raise ValueError(f"samples must be a folder or an {ARRAY_SUFFIX} file, got {str(path)!r}")
     images = images[:most]
@@ -177,30 +167,25 @@ def _read_array(file: Path) -> np.ndarray:
     return images
 
 
-def _open_files(files: list[Path]) -> Iterable[tuple[str, Image.Image]]:
-    for file in files:
-        try:
-            yield str(file), open_image(file.read_bytes())
-        except UnreadableImage as problem:
-            raise ValueError(f"cannot read samples: {file}: {problem}") from None
+def _cells(folder: Path, most: int | None) -> Iterator[tuple[str, object, Path | None]]:
+    """Name, undecoded image and the folder that its path starts from."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if files:
+        yield from ((str(file), file, None) for file in files[:most])
+        return
+    data = load_images(train_data_dir=folder / "data" if (folder / "data").is_dir() else folder)
+    for row in islice(chain.from_iterable(data.batches()), most):
+        yield f"{folder}: {data.describe(row)}", row.value, data.base_dir
 
 
-def _open_rows(folder: Path, most: int | None) -> Iterable[tuple[str, Image.Image]]:
-    data = load_images(train_data_dir=folder)
-    for rows in data.batches():
-        for row in rows:
-            if most is not None and row.index >= most:
-                return
-            try:
-                yield data.describe(row), open_image(data.payload(row))
-            except UnreadableImage as problem:
-                raise ValueError(f"cannot read samples: {folder}: {data.describe(row)}: {problem}") from None
-
-
-def _stacked(images: Iterable[tuple[str, Image.Image]]) -> np.ndarray:
+def _decoded(cells: Iterable[tuple[str, object, Path | None]]) -> np.ndarray:
     """Images of one size and one number of channels, uint8 (n, H, W, C)."""
     arrays, first = [], None
-    for name, image in images:
+    for name, cell, base_dir in cells:
+        try:
+            image = open_image(read_payload(cell, base_dir))
+        except UnreadableImage as problem:
+            raise ValueError(f"cannot read samples: {name}: {problem}") from None
         form = (image.width, image.height, native_channels(image))
         if first is None:
             first = (name, form)

@@ -55,21 +55,16 @@ def find_token(token_file: str | None) -> str:
 
 
 def open_page(
-    repo_id: str,
-    *,
-    private: bool,
-    license: str | None,
-    token_file: str | None,
-    report: Callable[[str], None] = print,
+    repo_id: str, *, private: bool, license: str | None, token_file: str | None, report: Callable[[str], None] = print
 ) -> Page:
     """Check write access to a page, creating the repository if it does not exist.
 
     Args:
         repo_id: "user/name", or just a name for the token's own user.
         private: whether the repository must be private.
-        license: one of the Hub's license identifiers, or None for no license.
-        token_file: a file with the token; None for `HF_TOKEN` or the stored login.
-        report: called with a line for each failed attempt.
+        license: one of the Hub's license identifiers.
+        token_file: as for `find_token`.
+        report: as for `persistently`.
 
     Raises:
         ValueError: the token is missing or refused, the name or license is invalid, there is no write access, the

@@ -41,7 +41,7 @@ def push(folder: str | Path, page: Page, message: str, report: Callable[[str], N
         folder: a pipeline with its card, see `write_card`.
         page: from `open_page`.
         message: of the commit.
-        report: called with a line for each failed attempt.
+        report: as for `persistently`.
 
     Returns:
         The address of the page.

@@ -75,6 +75,13 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         embeddings = self.unet.config.num_class_embeds or 0
         return embeddings - 1 if self.num_classes and embeddings == self.num_classes + 1 else None
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        config = self.unet.config
+        size = config.sample_size
+        return config.in_channels, *((size, size) if isinstance(size, int) else size)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -239,9 +246,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
 
     def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
         """x_T of shape (B, C, H, W) in float32: half-precision weights do not make the chain itself half-precise."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch_size, self.unet.config.in_channels, height, width)
+        shape = (batch_size, *self.image_shape)
         device = self._execution_device
         if latents is None:
             # Numbers drawn on mps cannot be reproduced elsewhere.

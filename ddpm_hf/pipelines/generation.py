@@ -22,9 +22,7 @@ def generate(
     """Draw the images with the given indices, batch by batch.
 
     Args:
-        pipeline: its progress bar shows the steps of each batch.
         indices: image k of seed s is the same in every call, to within 1 of 255 in float32.
-        seed: for all images.
         batch_size: images per pipeline call.
         class_labels: one per index, for class-conditional models.
         call_arguments: for the pipeline call (`num_inference_steps`, `guidance_scale`, …).

@@ -35,7 +35,6 @@ def interpolate(
         depths: diffusion steps before mixing, from 0 (the mixtures themselves) to T (samples independent of the two
             images). Each is rounded to the nearest one in the sampler's chain.
         mixtures: lambda in (1 - lambda) x_t + lambda x'_t; 0 gives the reconstruction of `first`, 1 of `second`.
-        seed: for the noise.
         num_inference_steps: steps of the whole chain, of which a depth takes its share; T by default.
         batch_size: images per network call.
         class_label, guidance_scale: for all images, with class-conditional models.
@@ -82,9 +81,7 @@ def check_interpolation(
     pipeline: DDPMPipeline, first: torch.Tensor, second: torch.Tensor, depths: Sequence[int]
 ) -> None:
     """Raises ValueError if an image's shape is not the model's, a depth is outside 0 to T, or the sampler is PNDM."""
-    size, total = pipeline.unet.config.sample_size, pipeline.scheduler.config.num_train_timesteps
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (pipeline.unet.config.in_channels, height, width)
+    shape, total = pipeline.image_shape, pipeline.scheduler.config.num_train_timesteps
     for name, image in (("first", first), ("second", second)):
         if tuple(image.shape) != shape:
             raise ValueError(f"`{name}` must have the model's shape {shape}, got {tuple(image.shape)}.")

@@ -30,7 +30,6 @@ class SampleFolder:
     Attributes:
         path: the folder, which may not exist yet; shared by all processes.
         output_format: one of `FORMATS`.
-        num_images: total number of images.
         labels: the class of each image, if any.
         class_names: class number -> name.
     """

@@ -10,7 +10,7 @@ from ddpm_hf.evaluation.extraction import features_of_images, features_of_sample
 from ddpm_hf.evaluation.features import Extractor
 from ddpm_hf.evaluation.image_sets import find_images
 from ddpm_hf.evaluation.measurements import measure_memorization, measure_quality
-from ddpm_hf.evaluation.memorization import copies, duplicates, nearest, wilson_interval
+from ddpm_hf.evaluation.memorization import nearest, share_nearer, wilson_interval
 from ddpm_hf.evaluation.metrics import GaussianStatistics, frechet_distance, manifold_scores
 from ddpm_hf.evaluation.quality import FeatureSets, few_images, score
 from ddpm_hf.evaluation.samples import Samples
@@ -213,15 +213,19 @@ def test_nearest_by_brute_force(batch):
 def test_copies_are_caught_and_unseen_images_are_not():
     training, unseen, others = normal(500), normal(200, seed=1), normal(200, seed=2)
     expected = nearest(unseen, [training])
-    copied = copies(nearest(training[:150] + 1e-4, [training]), expected, "pixels")
+    copied = share_nearer("copied_share_pixels", nearest(training[:150] + 1e-4, [training]), expected)
     assert copied["name"] == "copied_share_pixels" and copied["value"] == 1.0 and copied["interval_low"] > 0.97
     assert copied["floor"] == pytest.approx(0.01) and copied["threshold"] == np.sort(expected.distances)[1]
-    honest = copies(nearest(others, [training]), expected, "pixels")
+    honest = share_nearer("copied_share_pixels", nearest(others, [training]), expected)
     assert honest["value"] < 0.05 and honest["interval_low"] < honest["floor"] < honest["interval_high"]
-    some = copies(nearest(np.concatenate([others[:90], training[:10]]), [training]), expected, "pixels")
+    some = share_nearer(
+        "copied_share_pixels", nearest(np.concatenate([others[:90], training[:10]]), [training]), expected
+    )
     assert some["value"] >= 0.1 and some["interval_low"] > some["floor"]
     # Data with repeats of their own: their distance is 0, and only what is as near counts.
-    twins = copies(nearest(others, [training]), nearest(np.tile(training[:9], (5, 1)), [training]), "pixels")
+    twins = share_nearer(
+        "copied_share_pixels", nearest(others, [training]), nearest(np.tile(training[:9], (5, 1)), [training])
+    )
     assert twins["threshold"] == 0 and twins["value"] == 0
 
 
@@ -230,7 +234,7 @@ def test_collapsed_samples_are_duplicates():
     expected = nearest(real, [real], own=0)
     collapsed = np.tile(normal(30, seed=2), (10, 1)) + 1e-5 * normal(300, seed=3)
     for samples, low, high in ((diverse, 0, 0.06), (collapsed, 1, 1)):
-        found = duplicates(nearest(samples, [samples], own=0), expected, "features")
+        found = share_nearer("duplicate_share_features", nearest(samples, [samples], own=0), expected)
         assert low <= found["value"] <= high and found["name"] == "duplicate_share_features"
 
 
