@@ -31,7 +31,7 @@ class StepTerm(NamedTuple):
 
 @dataclass
 class Bound:
-    """The bound of a batch of images: all of its n terms, or K of them drawn at random for each image."""
+    """The bound of a batch of images: all of its n terms, or K of them for each image."""
 
     prior: torch.Tensor
     """L_T in bits/dim, shape (batch,)."""
@@ -46,7 +46,7 @@ class Bound:
 
     @property
     def total(self) -> torch.Tensor:
-        """L in bits/dim, shape (batch,): exact for all terms, an unbiased estimate for terms drawn at random."""
+        """L in bits/dim, shape (batch,): exact for all terms, an unbiased estimate for uniformly drawn ones."""
         return self.prior + self.terms.mean(1) * len(self.chain)
 
     @property
@@ -148,11 +148,11 @@ class VariationalBound:
         x_0: torch.Tensor,
         generators: Sequence[torch.Generator],
         *,
-        num_terms: int | None = None,
+        timesteps: torch.Tensor | None = None,
         pairs_per_call: int = 256,
         **conditions: torch.Tensor,
     ) -> Bound:
-        """The bound of each image: every term, or an unbiased estimate from `num_terms` of them.
+        """The bound of each image: every term, or those at `timesteps`.
 
         Pairs of an image and a timestep go through the network together, whatever image they belong to. The numbers of
         an image depend on its own generator alone, not on the batch.
@@ -161,17 +161,13 @@ class VariationalBound:
             network: called with x_t (pairs, C, H, W), timesteps (pairs,) and the conditions of these pairs.
             x_0: images in [-1, 1] on the 8-bit grid, (batch, C, H, W); a warning names the share of pixels off it.
             generators: one for each image, on the CPU.
-            num_terms: how many of the n terms, drawn without replacement for each image; default: all.
+            timesteps: (batch, K), entries of the chain; by default all n of it for each image.
             pairs_per_call: the network's batch size.
             **conditions: tensors whose first dimension is the batch.
 
         Raises:
-            ValueError: for `num_terms` outside 1 … n, or not one generator for each image.
+            ValueError: for not one generator for each image.
         """
-        n = len(self.chain)
-        count = n if num_terms is None else num_terms
-        if not 1 <= count <= n:
-            raise ValueError(f"`num_terms` is {num_terms}; the chain has {n} terms.")
         if len(generators) != len(x_0):
             raise ValueError(f"`generators` has {len(generators)} entries for {len(x_0)} images.")
         off_grid = share_off_the_8_bit_grid(x_0)
@@ -180,15 +176,11 @@ class VariationalBound:
                 f"{off_grid:.2%} of the pixels are not 8-bit values in [-1, 1]; L_0 assumes they are.", stacklevel=2
             )
 
-        chain = torch.tensor(self.chain)
-        if count == n:
-            timesteps = chain.expand(len(x_0), n)
-        else:
-            chosen = [torch.randperm(n, generator=generator)[:count].sort().values for generator in generators]
-            timesteps = chain[torch.stack(chosen)]
+        if timesteps is None:
+            timesteps = torch.tensor(self.chain).expand(len(x_0), -1)
         # Timestep by timestep, so that every generator is used in the order of its own image's terms.
-        pairs = torch.arange(len(x_0) * count)
-        terms = x_0.new_empty(len(x_0), count)
+        pairs = torch.arange(timesteps.numel())
+        terms = x_0.new_empty(timesteps.shape)
         x_0_mse = torch.empty_like(terms)
         for part in pairs.split(pairs_per_call):
             ks, images = part // len(x_0), part % len(x_0)

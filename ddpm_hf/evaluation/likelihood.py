@@ -165,17 +165,15 @@ def measure_likelihood(
         x_0 = normalize(share["images"]).to(device)
         conditions = {name: value.to(device) for name, value in share.items() if name == "class_labels"}
         generators = [generator_for(seed, "likelihood", row) for row in share["rows"].tolist()]
-        if terms_of_one == length:
-            found = bound.evaluate(watched, x_0, generators, pairs_per_call=batch_size, **conditions)
-            timesteps, weights, bits, error = found.timesteps, 1.0, found.terms, found.x_0_mse
-        else:
+        timesteps, weights = None, 1.0
+        if terms_of_one < length:
             places, weights = draw_terms(term_chances(bound), terms_of_one, generators)
             timesteps = torch.tensor(bound.chain)[places]
-            bits, error = _evaluate_terms(bound, watched, x_0, generators, timesteps, batch_size, conditions)
-        prior = bound.prior_term(x_0).double().cpu().numpy()
-        sent = weights * bits.double().cpu().numpy()
-        sums.add(timesteps, sent, bits, error)
-        decoder = np.where(timesteps.numpy() == bound.chain[-1], sent, 0).sum(1)
+        found = bound.evaluate(watched, x_0, generators, timesteps=timesteps, pairs_per_call=batch_size, **conditions)
+        prior, bits, error = (part.double().cpu().numpy() for part in (found.prior, found.terms, found.x_0_mse))
+        sent, timesteps = weights * bits, found.timesteps.numpy()
+        sums.add(timesteps, bits, error, sent)
+        decoder = np.where(timesteps == bound.chain[-1], sent, 0).sum(1)
         results.append(np.stack([share["rows"].numpy(), prior + sent.sum(1), decoder, prior]))
     bar.close()
     return _together(gather_object([(results, sums.values)]), bound, terms_of_one)
@@ -211,30 +209,6 @@ def draw_terms(
     return torch.from_numpy(places), 1 / (count * chances[places])
 
 
-@torch.no_grad()
-def _evaluate_terms(
-    bound: VariationalBound,
-    network: Network,
-    x_0: torch.Tensor,
-    generators: Sequence[torch.Generator],
-    timesteps: torch.Tensor,
-    batch_size: int,
-    conditions: Mapping[str, torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bits and squared errors of x_0 at timesteps (B, K), both (B, K)."""
-    images, terms = len(x_0), timesteps.shape[1]
-    bits, error = x_0.new_empty(2, terms * images)
-    # Term by term, so that each image's generator is used in the order of its terms, whatever the batch size.
-    for part in torch.arange(terms * images).split(batch_size):
-        chosen = part % images
-        t, clean = timesteps.T.reshape(-1)[part].to(x_0.device), x_0[chosen.to(x_0.device)]
-        noise = [torch.randn(x_0.shape[1:], generator=generators[i], dtype=x_0.dtype) for i in chosen.tolist()]
-        x_t = bound.scheduler.add_noise(clean, torch.stack(noise).to(x_0.device), t)
-        output = network(x_t, t, **{name: value[chosen.to(value.device)] for name, value in conditions.items()})
-        bits[part], error[part] = bound.step_term(output, clean, x_t, t)
-    return bits.reshape(terms, images).T, error.reshape(terms, images).T
-
-
 class _TermSums:
     """Sums per timestep of a chain, float64: count, bits, bits², squared error, weighted bits."""
 
@@ -243,12 +217,11 @@ class _TermSums:
         self.place[list(chain)] = np.arange(len(chain))
         self.values = np.zeros((5, len(chain)))
 
-    def add(self, timesteps: torch.Tensor, sent: np.ndarray, *bits_and_error: torch.Tensor) -> None:
+    def add(self, timesteps: np.ndarray, bits: np.ndarray, error: np.ndarray, sent: np.ndarray) -> None:
         """All arguments have shape (B, K)."""
-        places = self.place[timesteps.numpy().ravel()]
-        bits, error = (value.double().cpu().numpy().ravel() for value in bits_and_error)
-        for row, weights in zip(self.values, (np.ones_like(bits), bits, bits**2, error, sent.ravel()), strict=True):
-            row += np.bincount(places, weights, minlength=len(row))
+        places = self.place[timesteps.ravel()]
+        for row, weights in zip(self.values, (np.ones_like(bits), bits, bits**2, error, sent), strict=True):
+            row += np.bincount(places, weights.ravel(), minlength=len(row))
 
 
 def _together(parts: list[tuple[list[np.ndarray], np.ndarray]], bound: VariationalBound, num_terms: int) -> Likelihood:
