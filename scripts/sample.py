@@ -165,11 +165,7 @@ def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: flo
 
 
 def open_folder(
-    name: str,
-    pipeline: DDPMPipeline,
-    steps: int,
-    arguments: SampleArguments,
-    classes: list[int] | None,
+    name: str, pipeline: DDPMPipeline, steps: int, arguments: SampleArguments, classes: list[int] | None
 ) -> tuple[SampleFolder, list[int]]:
     """The output folder and, equal on all processes, the missing images; ValueError if the folder cannot be used."""
     count, channels = arguments.num_images or 16, pipeline.unet.config.in_channels
@@ -199,11 +195,7 @@ def open_folder(
 
 
 def draw_images(
-    pipeline: DDPMPipeline,
-    folder: SampleFolder,
-    missing: list[int],
-    steps: int,
-    arguments: SampleArguments,
+    pipeline: DDPMPipeline, folder: SampleFolder, missing: list[int], steps: int, arguments: SampleArguments
 ) -> None:
     """Draw this process's share of the images, then wait for the others."""
     state, interruption = PartialState(), Interruption(None)
@@ -212,7 +204,9 @@ def draw_images(
     if state.is_main_process:
         work = f"{len(missing)} of {folder.num_images} images, {calls} network calls each"
         print(f"to draw: {work}, {describe_processes(pipeline.device, state.num_processes)}", flush=True)
-    with sampling_bar(folder.num_images, len(missing), len(mine), calls, shown=state.is_main_process) as show:
+    with sampling_bar(
+        folder.num_images, len(missing), len(mine), calls, disable=not (mine and state.is_main_process)
+    ) as show:
         batches = generate(
             pipeline,
             mine,
@@ -231,11 +225,7 @@ def draw_images(
 
 
 def draw_chains(
-    pipeline: DDPMPipeline,
-    folder: SampleFolder,
-    steps: int,
-    arguments: SampleArguments,
-    pictures: PictureArguments,
+    pipeline: DDPMPipeline, folder: SampleFolder, steps: int, arguments: SampleArguments, pictures: PictureArguments
 ) -> None:
     """Draw the first images again, keeping intermediate steps, for the requested pictures."""
     shown = range(min(_CHAIN_IMAGES, folder.num_images))

@@ -15,7 +15,7 @@ from ..pipelines.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
 from .features import Extractor, load_extractor
 from .figures import save_grid
-from .image_sets import find_images
+from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .quality import QUALITY_METRICS, check_quality, few_images
 from .report import REPORT_FILE, read_report, summary_table, update_report
@@ -25,7 +25,6 @@ METRICS = ("nll", *QUALITY_METRICS, "memorization")
 # Images in the picture of samples, and per contender in the comparison.
 _GRID, _ROW = 64, 10
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
-_SOURCE = ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column", "cache_dir")
 
 
 @dataclass(kw_only=True)
@@ -132,7 +131,7 @@ class Evaluator:
             split=request.split,
             labelled=self.pipeline is not None and self.pipeline.num_classes > 0,
             most=request.max_images,
-            **{name: getattr(request, name) for name in _SOURCE},
+            **{name: getattr(request, name, None) for name in SOURCE_SETTINGS},
         )
         if "memorization" in request.metrics and self.reference.training() is None:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Plots and image grids for the evaluation folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,32 +11,34 @@ from .likelihood import Likelihood
 from .memorization import Neighbours
 
 
-def plot_terms(likelihood: Likelihood, file: Path) -> None:
-    """Plot the bits/dim of each term against the timestep, log-log; L_0 is the leftmost point."""
+@contextmanager
+def _axes(file: Path, width: float, **labels: str) -> Iterator:
+    """Axes to draw on, saved to a file at the end."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="timestep (1 … T)", ylabel="bits/dim", xscale="log", yscale="log")
-    known = likelihood.counts > 0
-    # Near t = T a float32 KL can be exactly 0, which a log axis cannot show.
-    axes.plot(likelihood.chain[known] + 1, np.maximum(likelihood.terms[known], 1e-9), ".", markersize=3)
-    axes.set_title(f"{likelihood.value:.3f} bits/dim, {len(likelihood.bits):,} images", fontsize="medium")
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    axes = figure.add_subplot(**labels)
     axes.grid(alpha=0.3, which="both")
+    yield axes
     figure.savefig(file, dpi=120)
+
+
+def plot_terms(likelihood: Likelihood, file: Path) -> None:
+    """Plot the bits/dim of each term against the timestep, log-log; L_0 is the leftmost point."""
+    known = likelihood.counts > 0
+    with _axes(file, 7, xlabel="timestep (1 … T)", ylabel="bits/dim", xscale="log", yscale="log") as axes:
+        # Near t = T a float32 KL can be exactly 0, which a log axis cannot show.
+        axes.plot(likelihood.chain[known] + 1, np.maximum(likelihood.terms[known], 1e-9), ".", markersize=3)
+        axes.set_title(f"{likelihood.value:.3f} bits/dim, {len(likelihood.bits):,} images", fontsize="medium")
 
 
 def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
     """Plot rate-distortion as in Fig. 5 of Ho et al. 2020: RMSE of the predicted x_0 against the bits sent."""
-    from matplotlib.figure import Figure
-
     rows = [row for row in likelihood.table() if row["n"]]
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="rate (bits/dim)", ylabel="distortion (RMSE on the scale 0 … 255)")
-    axes.plot([row["rate"] for row in rows], [row["distortion_rmse"] for row in rows], linewidth=1.5)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
+    with _axes(file, 5, xlabel="rate (bits/dim)", ylabel="distortion (RMSE on the scale 0 … 255)") as axes:
+        axes.plot([row["rate"] for row in rows], [row["distortion_rmse"] for row in rows], linewidth=1.5)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
 
 
 def save_grid(rows: Sequence[np.ndarray], file: Path, row_names: Sequence[str] | None = None) -> None:
@@ -47,14 +50,9 @@ def save_grid(rows: Sequence[np.ndarray], file: Path, row_names: Sequence[str] |
 
 def plot_distances(samples: Neighbours, unseen: Neighbours, space: str, file: Path) -> None:
     """Plot the cumulative distances of samples and of held-out images to their nearest training images."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"distance to the nearest training image ({space})", ylabel="share of images")
-    for found, name in ((samples, "samples"), (unseen, "held-out images")):
-        distances = np.sort(found.distances)
-        axes.step(distances, np.arange(1, len(distances) + 1) / len(distances), where="post", label=name)
-    axes.set_ylim(0, 1)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
+    with _axes(file, 6, xlabel=f"distance to the nearest training image ({space})", ylabel="share of images") as axes:
+        for found, name in ((samples, "samples"), (unseen, "held-out images")):
+            distances = np.sort(found.distances)
+            axes.step(distances, np.arange(1, len(distances) + 1) / len(distances), where="post", label=name)
+        axes.set_ylim(0, 1)
+        axes.legend()

@@ -17,7 +17,7 @@ from ..data.transforms import Decoder
 
 HELD_OUT, TRAIN = "held_out", "train"
 # Arguments of `load_images` that a run's settings have under the same names.
-_SOURCE_SETTINGS = (
+SOURCE_SETTINGS = (
     *("dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "label_column"),
     *("streaming", "cache_dir"),
 )
@@ -152,7 +152,7 @@ def find_images(
     others = bool(source.keys() & {"dataset_name", "train_data_dir"})
     if not others and run is None:
         raise ValueError("no data set is known; give --run with the model's run, --dataset_name or --train_data_dir")
-    given = dict(source) if others else {name: run[name] for name in _SOURCE_SETTINGS if name in run} | source
+    given = dict(source) if others else {name: run[name] for name in SOURCE_SETTINGS if name in run} | source
     if not labelled:
         given.pop("label_column", None)
     if split is None and not others:
@@ -161,23 +161,23 @@ def find_images(
     if split is not None and not of_run:
         given["dataset_split"] = split
     data = load_images(**given, class_conditional=labelled)
-    common = {"size": tuple(size), "channels": channels, "most": most, "cache_dir": given.get("cache_dir")}
-    if run is not None:
-        common["skip_unreadable"] = run.get("skip_unreadable", False)
     if of_run:
-        holdout = _recorded_holdout(run)
+        holdout, held_out = _recorded_holdout(run), split == HELD_OUT
         word = split if split == TRAIN or holdout.split is None else holdout.split
-        return ImageSet(data=data, holdout=holdout, held_out=split == HELD_OUT, split=word, **common)
-    if split is None and data.holdout is not None:
-        own = Holdout(split=data.holdout_split)
-        return ImageSet(data=data, holdout=own, held_out=True, split=data.holdout_split, **common)
-    # An empty holdout leaves all images.
+    elif split is None and data.holdout is not None:
+        holdout, held_out, word = Holdout(split=data.holdout_split), True, data.holdout_split
+    else:  # all images, of which an empty holdout masks none
+        holdout, held_out, word = Holdout(), False, split or "all"
     return ImageSet(
-        data=replace(data, holdout=None, holdout_split=None),
-        holdout=Holdout(),
-        held_out=False,
-        split=split or "all",
-        **common,
+        data=data,
+        holdout=holdout,
+        held_out=held_out,
+        split=word,
+        size=tuple(size),
+        channels=channels,
+        most=most,
+        skip_unreadable=(run or {}).get("skip_unreadable", False),
+        cache_dir=given.get("cache_dir"),
     )
 
 

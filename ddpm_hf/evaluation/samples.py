@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
@@ -16,10 +15,9 @@ from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.generation import generate
+from ..pipelines.generation import generate, sampling_bar
 from ..pipelines.sample_folder import RECORD_FILE
 from ..pipelines.samplers import make_sampler, rebuild, sampler_name
-from ..progress import progress_bar
 
 ARRAY_SUFFIX = ".npz"
 
@@ -65,24 +63,18 @@ def draw_samples(
     classes = pipeline.num_classes
     state = PartialState()
     mine = list(range(state.process_index, count, state.num_processes))
-    words = {"desc": "sampling", "unit": " steps", "unit_scale": True, "leave": None}
-    bar = progress_bar(total=len(mine) * calls, disable=not state.is_local_main_process, **words)
-
-    def show(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-        bar.update(len(tensors["latents"]))
-
-    batches = generate(
-        pipeline,
-        mine,
-        seed,
-        batch_size,
-        class_labels=[k % classes for k in mine] if classes else None,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        callback_on_step_end=show,
-    )
-    everything = gather_object(list(batches))
-    bar.close()
+    with sampling_bar(count, count, len(mine), calls, leave=None, disable=not state.is_local_main_process) as show:
+        batches = generate(
+            pipeline,
+            mine,
+            seed,
+            batch_size,
+            class_labels=[k % classes for k in mine] if classes else None,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            callback_on_step_end=show,
+        )
+        everything = gather_object(list(batches))
     order = np.argsort(np.concatenate([indices for indices, _ in everything]))
     images = np.concatenate([images for _, images in everything])[order].transpose(0, 3, 1, 2)
     guided = guidance_scale not in (0.0, 1.0)

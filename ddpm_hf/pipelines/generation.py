@@ -44,7 +44,7 @@ def generate(
 
 
 @contextmanager
-def sampling_bar(total: int, missing: int, mine: int, calls: int, shown: bool = True) -> Iterator[Callable]:
+def sampling_bar(total: int, missing: int, mine: int, calls: int, **options) -> Iterator[Callable]:
     """A progress bar over all processes with images per second and the time left, updated at every network call.
 
     Args:
@@ -52,14 +52,14 @@ def sampling_bar(total: int, missing: int, mine: int, calls: int, shown: bool = 
         missing: images that all processes still have to draw.
         mine: this process's share of those; the progress of the others is taken to be the same.
         calls: network calls per image.
-        shown: False in all but one process.
+        options: of `progress_bar`; `disable` it in all but one process.
 
     Yields:
         A `callback_on_step_end` for the pipeline.
     """
     drawn, done = total - missing, 0
     meter = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    words = {"desc": "sampling", "unit": " images", "bar_format": meter}
+    options = {"desc": "sampling", "unit": " images", "bar_format": meter, **options}
 
     def show(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         nonlocal done
@@ -67,5 +67,5 @@ def sampling_bar(total: int, missing: int, mine: int, calls: int, shown: bool = 
         bar.n = drawn + missing * done / (mine * calls)
         bar.update(0)
 
-    with progress_bar(total=total, initial=drawn, disable=not shown or missing == 0, **words) as bar:
+    with progress_bar(total=total, initial=drawn, **options) as bar:
         yield show
