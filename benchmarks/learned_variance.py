@@ -9,15 +9,12 @@ are not repeated.
 
 import argparse
 import csv
-import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import torch
+from measuring import describe_machine, machine, print_table, write_report
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BASELINE = "fixed_small"
@@ -45,14 +42,10 @@ def main() -> None:
             run("evaluate.py", folder, "--metrics", "nll", "--per_image", *terms)
         with per_image.open() as lines:
             bits[name] = np.array([float(row["bits_per_dim"]) for row in csv.DictReader(lines)])
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} threads, torch {torch.__version__}"
-    results = [compare(name, values, bits[BASELINE]) for name, values in bits.items()]
-    report = {"machine": machine, "steps": options.steps, "nll_timesteps": options.nll_timesteps, "results": results}
-    (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{'variance':24} {'bits/dim':>9} {'images':>7} {'less than ' + BASELINE + ' by':>28}")
-    for row in results:
-        gain = f"{row['gain']:.4f} ± {row['gain_standard_error']:.4f}"
-        print(f"{row['variance']:24} {row['bits_per_dim']:9.4f} {row['images']:7} {gain:>28}")
+    rows = [compare(name, values, bits[BASELINE]) for name, values in bits.items()]
+    print(describe_machine(machine()) + "\n")
+    print_table(rows)
+    write_report(options.output_dir / "learned_variance.json", rows, vars(options))
 
 
 def compare(name: str, bits: np.ndarray, baseline: np.ndarray) -> dict[str, float | str]:
@@ -62,8 +55,8 @@ def compare(name: str, bits: np.ndarray, baseline: np.ndarray) -> dict[str, floa
         "variance": name,
         "bits_per_dim": bits.mean(),
         "images": len(bits),
-        "gain": gain.mean(),
-        "gain_standard_error": gain.std(ddof=1) / len(gain) ** 0.5,
+        f"less than {BASELINE} by": gain.mean(),
+        "±": gain.std(ddof=1) / len(gain) ** 0.5,
     }
 
 

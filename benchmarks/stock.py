@@ -94,14 +94,8 @@ def make_loader(
     import datasets
 
     files = sorted(map(str, folder.glob("*.parquet")))
-    if files:
-        data = datasets.load_dataset(
-            "parquet", data_files=files, split="train", cache_dir=str(folder.with_name("cache"))
-        )
-    else:
-        data = datasets.load_dataset(
-            "imagefolder", data_dir=str(folder), split="train", cache_dir=str(folder.with_name("cache"))
-        )
+    place = {"path": "parquet", "data_files": files} if files else {"path": "imagefolder", "data_dir": str(folder)}
+    data = datasets.load_dataset(**place, split="train", cache_dir=str(folder.with_name("cache")))
     data.set_transform(_Transform(resolution, random_flip))
     return torch.utils.data.DataLoader(data, batch_size=batch_size, shuffle=True, num_workers=num_workers)
 

@@ -37,11 +37,8 @@ class Side:
     decoded: bool = False
 
     def __str__(self) -> str:
-        how = {
-            "checkpointing": self.gradient_checkpointing,
-            "compiled": self.compile,
-            "channels_last": self.channels_last,
-        }
+        how = {"checkpointing": self.gradient_checkpointing, "compiled": self.compile}
+        how["channels_last"] = self.channels_last
         return ", ".join([f"{self.name} {self.precision}", *(name for name, given in how.items() if given)])
 
 
@@ -143,17 +140,8 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     from ddpm_hf.training.forecast import forecast
     from ddpm_hf.training.start import prepare
 
-    flags = [
-        "--train_data_dir",
-        images,
-        "--cache_dir",
-        images.with_name("cache"),
-        "--output_dir",
-        folder,
-        "--holdout",
-        0,
-    ]
-    flags += ["--train_batch_size", side.batch, "--max_train_steps", 10**6, "--preview_steps", 0]
+    flags = ["--train_data_dir", images, "--cache_dir", images.with_name("cache"), "--output_dir", folder]
+    flags += ["--train_batch_size", side.batch, "--max_train_steps", 10**6, "--preview_steps", 0, "--holdout", 0]
     flags += ["--checkpointing_steps", 10**6, "--mixed_precision", "no" if side.precision == "float32" else "bf16"]
     flags += [*_TINY, "--resolution", RESOLUTION] if tiny else ["--preset", side.preset]
     flags += ["--gradient_checkpointing"] if side.gradient_checkpointing else []
