@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_convert, get_worker_info
 
 from .examples import TrainingData
 from .order import PositionSampler
@@ -26,11 +26,7 @@ def make_loader(
     workers = {"num_workers": num_workers, "pin_memory": pin_memory, "generator": torch.Generator()}
     if isinstance(data, StreamingData):
         return _StreamLoader(data, DataLoader(_Stream(data, sampler), batch_size=None, **workers))
-    return DataLoader(data, batch_sampler=sampler, collate_fn=_as_it_is, **workers)
-
-
-def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return batch
+    return DataLoader(data, batch_sampler=sampler, collate_fn=default_convert, **workers)
 
 
 class _Stream(IterableDataset):

@@ -48,14 +48,12 @@ class ImageData:
 
     Attributes:
         name: the user's name for it, for messages and records.
-        rows: a `datasets.Dataset`, or a `datasets.IterableDataset` when streaming.
         features: column name -> type.
-        image_column: name of the image column.
-        base_dir: folder that relative paths in that column start from.
+        base_dir: folder that relative paths in the image column start from.
         streaming: whether `rows` can only be read sequentially.
         num_rows: number of rows; None for a stream of unknown length.
         fingerprint: changes when the rows or the files they name change; None when streaming.
-        label_column: name of the class column; None for unconditional training.
+        label_column: None for unconditional training.
         classes: value in the label column -> class name, in the order of class ids.
         holdout_split, holdout: the data set's own test or validation split, if it has one.
     """

@@ -256,5 +256,4 @@ class Decoder:
             raise ValueError(f"it has {found} channels, others have {self.channels}; give `channels` (1, 3 or 4).")
         image = to_channels(image, self.channels)
         image = (resize_to_cover if self.keep_sides else resize_and_crop)(image, self.size)
-        pixels = np.asarray(image)
-        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))

@@ -183,10 +183,7 @@ def _nearest(
         return nearest(queries[slice(*ends)], candidates(), own=ends[0] if among_themselves else None)
 
     parts = on_all_processes(search, pairwise(len(queries) * k // world for k in range(world + 1)))
-    return Neighbours(
-        distances=np.concatenate([part.distances for part in parts]),
-        positions=np.concatenate([part.positions for part in parts]),
-    )
+    return Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _nearest_others(images: np.ndarray) -> Neighbours:

@@ -1,8 +1,7 @@
 """Detect memorization: compare samples' distances to the training images with those of held-out images."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,14 +12,8 @@ QUANTILE = 0.01
 _BLOCK = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Neighbours:
-    """The nearest candidate of each query.
-
-    Attributes:
-        distances: (n,) Euclidean.
-        positions: (n,) int64, indices of the candidates.
-    """
+class Neighbours(NamedTuple):
+    """The nearest candidate of each query: its Euclidean distance, and its index, int64; both of shape (n,)."""
 
     distances: np.ndarray
     positions: np.ndarray
@@ -50,7 +43,7 @@ def nearest(queries: np.ndarray, candidates: Iterable[np.ndarray], *, own: int |
             best[rows] = np.where(nearer, square, best[rows])
             positions[rows] = np.where(nearer, offset + place, positions[rows])
         offset += len(batch)
-    return Neighbours(distances=np.sqrt(best), positions=positions)
+    return Neighbours(np.sqrt(best), positions)
 
 
 def share_nearer(name: str, samples: Neighbours, real: Neighbours) -> dict[str, Any]:

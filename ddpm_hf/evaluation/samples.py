@@ -184,6 +184,5 @@ def _decoded(cells: Iterable[tuple[str, object, Path | None]]) -> np.ndarray:
         elif form != first[1]:
             one, other = ("{}x{} with {} channels".format(*found) for found in (first[1], form))
             raise ValueError(f"samples must have the same size and channels: {first[0]} is {one}, {name} is {other}")
-        array = np.asarray(to_channels(image, form[2]))
-        arrays.append(array[..., None] if array.ndim == 2 else array)
+        arrays.append(np.atleast_3d(np.asarray(to_channels(image, form[2]))))
     return np.stack(arrays)

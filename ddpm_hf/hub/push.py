@@ -27,8 +27,6 @@ from .folder import (
 )
 from .retry import one_line, persistently
 
-_READ_BACK = (INDEX_FILE, CARD_FILE)
-
 
 class PushFailed(Exception):
     """The push failed or arrived incomplete; the local folder is unchanged."""
@@ -108,7 +106,8 @@ def _check(api: HfApi, repo_id: str, revision: str, files: dict[str, Path | byte
     if differing:
         raise ValueError(f"{repo_id} has files that differ from those sent: {', '.join(differing)}")
     with tempfile.TemporaryDirectory() as download:
-        read = {name: api.hf_hub_download(repo_id, name, revision=revision, cache_dir=download) for name in _READ_BACK}
+        place = {"revision": revision, "cache_dir": download}
+        read = {name: api.hf_hub_download(repo_id, name, **place) for name in (INDEX_FILE, CARD_FILE)}
         for name, path in read.items():
             if Path(path).read_bytes() != files[name].read_bytes():
                 raise ValueError(f"{repo_id} serves a {name} that differs from the one sent")

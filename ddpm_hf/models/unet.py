@@ -155,16 +155,6 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
             elif isinstance(module, nn.GroupNorm):
                 module.reset_parameters()
 
-    @property
-    def null_class(self) -> int | None:
-        """The label for "no class" in guidance, the last embedding row; None for unconditional networks.
-
-        This is the convention of `paper_config(num_classes=...)`; in a class-conditional network trained elsewhere
-        the last row may be a real class.
-        """
-        rows = self.config.num_class_embeds
-        return None if rows is None else rows - 1
-
     def forward(
         self,
         sample: torch.Tensor,

@@ -20,7 +20,7 @@ def to_uint8(samples: torch.Tensor) -> np.ndarray:
 def to_pil(image: np.ndarray) -> Image.Image:
     """A uint8 array (H, W, C) as a PIL image of its first four channels."""
     channels = image.shape[-1]
-    return Image.fromarray(image[..., 0] if channels == 1 else image[..., : min(channels, 4)])
+    return Image.fromarray(image[..., 0] if channels == 1 else image[..., :4])
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, row_names: Sequence[str] | None = None) -> Image.Image:

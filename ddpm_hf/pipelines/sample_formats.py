@@ -27,8 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def read_pixels(file: Path) -> np.ndarray:
     """An image file as uint8 (H, W, C), C = 1 for grey."""
     with Image.open(file) as image:
-        pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+        return np.atleast_3d(np.asarray(image))
 
 
 def write_table(
