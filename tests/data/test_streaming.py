@@ -1,14 +1,7 @@
 """Streams keep the clock: positions decide, and neither workers, processes nor where one starts."""
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import noise, parquet, png
@@ -207,45 +200,3 @@ def test_a_folder_of_files_streams_too(tmp_path):
     data = load_images(train_data_dir=tmp_path, streaming=True)
     assert data.num_rows == 12
     assert sorted(rows_at(stream(data), range(12))[0]) == list(range(12))
-
-
-MEMORY_SCRIPT = """
-import resource, sys
-from ddpm_hf.data.holdout import Holdout
-from ddpm_hf.data.loading import make_loader
-from ddpm_hf.data.order import PositionSampler
-from ddpm_hf.data.sources import load_images
-from ddpm_hf.data.streaming import StreamingData
-
-for folder in sys.argv[1:]:
-    data = load_images(train_data_dir=folder, streaming=True)
-    examples = StreamingData(data, (16, 16), 3, 0, holdout=Holdout(), shuffle_buffer=50)
-    sampler = PositionSampler(5, num_steps=40, num_processes=10)
-    for batch in make_loader(examples, sampler):
-        pass
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("form", ["shards", "one file"])
-def test_memory_stays_flat(tmp_path, form):
-    """2,000 rows out of 8 groups, then out of 40: the peak grows by less than a quarter of what lies between."""
-    shard = parquet(tmp_path / "0.parquet", {"x": [png(noise(i, (176, 176))) for i in range(50)]})
-    for folder, count in {"few": 8, "many": 40}.items():
-        (tmp_path / folder).mkdir()
-        if form == "shards":
-            for number in range(count):
-                shutil.copy(shard, tmp_path / folder / f"{number:02d}.parquet")
-            continue
-        table = pq.read_table(shard)
-        with pq.ParquetWriter(tmp_path / folder / "0.parquet", table.schema) as writer:
-            for _ in range(count):
-                writer.write_table(table)
-    difference = 32 * shard.stat().st_size
-    assert difference > 140e6
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", MEMORY_SCRIPT, *(str(tmp_path / name) for name in ("few", "many"))]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    few, many = (int(line) * 1024 for line in output.split())
-    assert many - few < difference / 4

@@ -10,6 +10,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf.models.unet import DDPMUNet2D, SelfAttnProcessor, paper_config
 
@@ -70,6 +71,22 @@ def test_attention_backend_is_refused_where_it_would_not_act(model):
     model.set_attn_processor(AttnProcessor())
     with pytest.raises(ValueError, match="AttnProcessor does not follow an attention backend"):
         model.set_attention_backend("_native_math")
+
+
+class _AttentionDtypes(TorchDispatchMode):
+    """Notes what PyTorch's fused attention is called with."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(function) and "backward" not in str(function):
+            self.found = getattr(self, "found", set()) | {args[0].dtype}
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("trains", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_attention_of_half_precision_is_wide_where_it_goes_backwards(model, sample, trains, dtype):
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(trains), _AttentionDtypes() as attention:
+        model(sample, 5)
+    assert attention.found == {dtype}
 
 
 def test_attention_processors_are_listed_and_replaced(model, sample):

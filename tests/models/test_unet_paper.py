@@ -192,8 +192,8 @@ def test_settings_in_which_stock_departs_from_the_paper():
     config = DDPMUNet2D(**paper_config(16, **TINY)).config
     paper = dict(flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6, downsample_padding=0, attention_head_dim=None)
     assert {key: config[key] for key in paper} == paper
-    groups = {width: paper_config(32, base_channels=width)["norm_num_groups"] for width in (128, 64, 48, 8)}
-    assert groups == {128: 32, 64: 32, 48: 16, 8: 8}  # the paper's 32 wherever they divide the width
+    groups = {width: paper_config(32, base_channels=width)["norm_num_groups"] for width in (256, 128, 64, 48, 8, 2)}
+    assert groups == {256: 32, 128: 32, 64: 16, 48: 4, 8: 2, 2: 1}  # the paper's 32 at its width, 4 channels in each
 
 
 def test_time_embedding_is_that_of_the_paper():
