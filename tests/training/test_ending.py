@@ -43,7 +43,7 @@ def test_processes_with_other_clocks_decide_as_the_main_one_does(tmp_path, on_tw
         "rank, now = Accelerator().process_index, [0]\n"
         "budget = Budget(60, clock=lambda: now[0])\n"
         "now[0] = 10 + 1000 * rank\n"
-        "print('decided', budget.fitting(1000, 1), budget.is_left(), flush=True)\n"
+        "print(f'decided {budget.fitting(1000, 1)} {budget.is_left()}\\n', end='', flush=True)\n"
     )
     assert on_two_processes(str(script)).count("decided 50 True\n") == 2
 
