@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(groups, prog="evaluate.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("model", help="A pipeline's folder or Hub name, or samples: a folder of images or an .npz.")
     images, samples, measure, machine, names = parser.parse(argv)
-    with one_line_errors(parser.prog):
+    with one_line_errors(parser):
         name = images.run or names.model
         known = (Path(name) / "model_index.json").is_file()
         if images.run is not None and not known:

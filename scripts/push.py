@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="An output folder of train.py, or any saved DDPM pipeline.")
     parser.refuse_retired(argv)
     arguments, names = parser.parse(argv)
-    with one_line_errors(parser.prog):
+    with one_line_errors(parser):
         ModelFolder.read(names.folder)
         load_pipeline(str(names.folder))  # raises if the weights do not match their config
         page = page_for(arguments, names.folder)

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser(groups, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("pipeline", help="A folder with model_index.json, or a Hub name.")
     arguments, pictures, machine, names = parser.parse(argv)
-    with one_line_errors(parser.prog):
+    with one_line_errors(parser):
         check(arguments, pictures)
         pipeline, steps = prepare(names.pipeline, arguments)
         use_cores(pipeline.device, machine.num_cpu_threads)

@@ -1,4 +1,4 @@
-"""Checkpoints: written beside and renamed when complete, so that whatever is there can be loaded."""
+"""Checkpoints: written to a partial folder and renamed when complete, so that every one present can be loaded."""
 
 import json
 import os
@@ -23,10 +23,10 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def remove_partial_checkpoints(output_dir: Path) -> None:
-    """Clear away what a killed process left half-written or half-removed."""
+    """Remove what a killed process left half-written or half-removed."""
     for path in output_dir.glob(f"checkpoint-*{_REPLACED}"):
         final = path.with_suffix("")
-        if not final.exists():  # killed between the two renamings of `_publish`
+        if not final.exists():  # killed between the two renames of `_publish`
             path.rename(final)
     for suffix in (_PARTIAL, _REPLACED):
         for path in output_dir.glob(f"checkpoint-*{suffix}"):
@@ -37,7 +37,7 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path:
     """The checkpoint that `--resume_from_checkpoint` names: "latest", a folder, or the name of one in `output_dir`.
 
     Raises:
-        ValueError: if there is none, naming those that exist.
+        ValueError: if there is no such checkpoint, naming those that exist.
     """
     present = list_checkpoints(output_dir)
     if wanted == "latest" and present:
@@ -46,7 +46,7 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path:
         if wanted != "latest" and (path / "progress.json").is_file():
             return path
     names = ", ".join(path.name for path in present) or "none"
-    raise ValueError(f"--resume_from_checkpoint {wanted}: no such checkpoint; in {output_dir} there are: {names}")
+    raise ValueError(f"--resume_from_checkpoint must name a checkpoint, got {wanted}; {output_dir} has: {names}")
 
 
 def save_checkpoint(
@@ -56,18 +56,17 @@ def save_checkpoint(
     tensors: dict[str, dict[str, torch.Tensor]],
     total_limit: int | None,
 ) -> bool:
-    """Write `checkpoint-<step>` with all that cannot be computed from (seed, step). Called by every process.
+    """Write `checkpoint-<step>`: everything that does not follow from (seed, step). Called by every process.
 
     Args:
         accelerator: holds model, optimizer and gradient scaler.
-        output_dir: where checkpoints lie.
+        output_dir: the folder of checkpoints.
         progress: JSON-able state of the run; `progress["step"]` counts finished optimizer steps.
-        tensors: further state by name, each kept in a file of that name.
-        total_limit: how many checkpoints are kept; None for all.
+        tensors: further state, one file per name.
+        total_limit: how many checkpoints to keep; None for all.
 
     Returns:
-        Whether it was written. A full disk costs this checkpoint, not the run: the reason is printed and the older
-        checkpoints stay.
+        Whether it was written. If not (the disk is full, say), the reason is printed and the older checkpoints stay.
     """
     final = output_dir / f"checkpoint-{progress['step']}"
     partial = final.with_name(final.name + _PARTIAL)
@@ -95,25 +94,25 @@ def save_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(output_dir).free
             tqdm.write(
-                f"checkpoint at step {progress['step']} was not saved; the older ones stay, and the run goes on "
-                f"({free / 1e6:,.1f} MB are free in {output_dir})"
+                f"the checkpoint at step {progress['step']} was not saved; older ones stay, and the run continues "
+                f"({free / 1e6:,.1f} MB free in {output_dir})"
             )
     accelerator.wait_for_everyone()
     return written
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
-    """Put the state of a checkpoint into the prepared objects; returns its `progress` and further `tensors`."""
+    """Load a checkpoint into the prepared objects; returns its `progress` and further `tensors`."""
     accelerator.load_state(str(folder))
-    # It counts micro-steps, of which another number may make up a step now, and a process that was not there when the
-    # checkpoint was written has none: they would disagree on where a step ends, and wait for each other for ever.
+    # The count of micro-steps: a step may have another number of them now, and a process that did not exist at the
+    # last save has none. They would disagree on where a step ends and wait for each other for ever.
     accelerator.step = 0
     progress = json.loads((folder / "progress.json").read_text())
     return progress, {name: load_file(folder / f"{name}.safetensors") for name in progress["tensors"]}
 
 
 def _well_done(accelerator: Accelerator, action: Callable[[], object], everywhere: bool = True) -> bool:
-    """Do it, in every process or in the main one alone, and whether it went well in all of them; says what went wrong.
+    """Run `action` in every process or the main one alone, and return whether all succeeded; failures are printed.
 
     torch reports a failed write as RuntimeError, safetensors with an exception of its own.
     """
@@ -123,18 +122,18 @@ def _well_done(accelerator: Accelerator, action: Callable[[], object], everywher
             action()
         except Exception as error:
             well = False
-            tqdm.write(f"a checkpoint cannot be written: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            tqdm.write(f"cannot write a checkpoint: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
     return bool(accelerator.gather(torch.tensor([well], dtype=torch.int64, device=accelerator.device)).min())
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Every byte on the disk first, then the name under which it is found; at any instant one is whole."""
+    """Sync every file to disk, then rename; at any instant a complete checkpoint exists."""
     for path in partial.rglob("*"):
         if path.is_file():
             _sync(path)
     _sync(partial)
     replaced = final.with_name(final.name + _REPLACED)
-    if final.exists():  # of a run that went back to an earlier checkpoint
+    if final.exists():  # the run went back to an earlier checkpoint
         final.rename(replaced)
     partial.rename(final)
     _sync(final.parent)
@@ -150,10 +149,10 @@ def _sync(path: Path) -> None:
 
 
 def _rotate(newest: Path, total_limit: int | None) -> None:
-    """Remove the oldest. The one just written stays even if a run that went back has some of higher numbers."""
+    """Remove the oldest. The newest stays, even if the run went back and others have higher numbers."""
     if total_limit is None:
         return
     others = [path for path in list_checkpoints(newest.parent) if path != newest]
     for old in others[: max(0, len(others) - total_limit + 1)]:
-        # Under its own name it is whole or not there, wherever this process is killed.
+        # Renamed first, so that a kill leaves no incomplete folder under a checkpoint's name.
         shutil.rmtree(old.rename(old.with_name(old.name + _PARTIAL)), ignore_errors=True)

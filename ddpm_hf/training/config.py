@@ -1,7 +1,7 @@
-"""Every setting of a training run, as documented dataclasses of which `HfArgumentParser` makes the flags.
+"""Every setting of a training run, as dataclasses that `HfArgumentParser` turns into flags.
 
-`None` means that `plan.py` fills the flag in once the data are known: from the preset if presets set it, else as the
-help text says. Names are those of diffusers' `train_unconditional.py` wherever it has one.
+A flag left at `None` is filled in by `plan.py` once the data are known: from the preset, else as its help text says.
+Names follow diffusers' `train_unconditional.py` where it has the setting.
 """
 
 import dataclasses
@@ -40,31 +40,31 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = flag(
-        help="A data set on the Hub, or a folder or file that HF datasets can read. Without it and without "
-        "--train_data_dir the embedded handwritten digits are used."
+        help="A data set on the Hub, or a folder or file that HF datasets can read. Without it and "
+        "--train_data_dir, the bundled handwritten digits are used."
     )
     dataset_config_name: str | None = flag(help="The configuration of the data set, if it has several.")
     train_data_dir: str | None = flag(help="A folder of images, with or without sub-folders or metadata.")
-    dataset_split: str | None = flag(help="The split to train on, slices such as train[:10%%] included.")
-    image_column: str | None = flag(help="The column of images; found by its type when not given.")
-    label_column: str | None = flag(help="The column of class labels; found by its type when not given.")
+    dataset_split: str | None = flag(help="The split to train on; slices such as train[:10%%] work too.")
+    image_column: str | None = flag(help="The image column; by default found by its type.")
+    label_column: str | None = flag(help="The class label column; by default found by its type.")
     streaming: bool = flag(
         False,
-        help="Read the data set as a stream: nothing is stored on disk. Each process, or each of its data workers, "
-        "reads all of it and decodes only its own images; a resumed run first reads its epoch again up to there.",
+        help="Stream the data set instead of storing it on disk. Every process (and every data worker) reads the "
+        "whole stream and decodes its own share; a resumed run first rereads its epoch up to where it stopped.",
     )
     shuffle_buffer: int = flag(1000, help="Rows per shuffled block when streaming.")
-    cache_dir: str | None = flag(help="Where downloads and decoded pixels are kept.")
-    resolution: str | None = flag(help="N or HxW: images are resized to cover it, then cropped.")
-    channels: int | None = flag(help="1 (grey), 3 (RGB) or 4 (RGBA); deduced from the images when not given.")
-    center_crop: bool = flag(False, help="Crop the centre instead of a random place.")
-    random_flip: bool | None = switch(help="Flip images left to right at random.")
+    cache_dir: str | None = flag(help="Where to keep downloads and decoded pixels.")
+    resolution: str | None = flag(help="N or HxW (height x width): images are resized to cover it, then cropped.")
+    channels: int | None = flag(help="1 (grey), 3 (RGB) or 4 (RGBA); by default deduced from the images.")
+    center_crop: bool = flag(False, help="Crop the centre instead of a random region.")
+    random_flip: bool | None = switch(help="Randomly flip images left to right.")
     holdout: float | None = flag(
-        help="Images kept out of training for evaluation: a share below 1 or a number; 0 for none. By default the "
-        "data set's own test or validation split, else 10 %%, at most 5,000."
+        help="Images held out of training for evaluation: a fraction below 1 or a number; 0 for none. By default the "
+        "data set's test or validation split, else 10 %%, at most 5,000."
     )
-    skip_unreadable: bool = flag(False, help="Skip unreadable images and name them, instead of stopping.")
-    dataloader_num_workers: int = flag(0, help="Processes that prepare batches; 0 for none beside the main process.")
+    skip_unreadable: bool = flag(False, help="Skip unreadable images and list them, instead of stopping.")
+    dataloader_num_workers: int = flag(0, help="Processes that prepare batches; 0 to do it in the main process.")
 
 
 @dataclass(kw_only=True)
@@ -74,27 +74,27 @@ class ModelArguments:
     _argument_group_name = "model"
 
     preset: str | None = flag(
-        help="A named set of settings for model, process and training. Without one: digits for the embedded digits, "
-        "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution can be halved for. "
+        help="A named set of settings for model, process and training. By default digits for the bundled digits, "
+        "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution allows halvings. "
         + " ".join(f"{name}: {preset.description}." for name, preset in PRESETS.items())
     )
     model_config_name_or_path: str | None = flag(
-        help="The configuration of a U-Net: a folder or a Hub name with its config.json."
+        help="A U-Net configuration: a folder or Hub repository with its config.json."
     )
     init_from: str | None = flag(
-        help="Fine-tune: start from the weights, architecture and process of a DDPM pipeline, a folder or a Hub name."
+        help="Fine-tune: start from the weights, architecture and process of a DDPM pipeline (folder or Hub name)."
     )
     base_channels: int | None = flag(help="Channels of the first level.")
-    channel_multipliers: list[int] | None = flag(help="Channels of each level, in multiples of the first.")
+    channel_multipliers: list[int] | None = flag(help="Channels of each level as multiples of --base_channels.")
     blocks_per_level: int | None = flag(help="Residual blocks per level.")
-    attention_resolutions: list[int] | None = flag(help="Feature map sizes at which there is self-attention.")
+    attention_resolutions: list[int] | None = flag(help="Feature map sizes with self-attention.")
     dropout: float | None = flag(help="Dropout in the residual blocks, 0 to 1.")
-    class_conditional: bool = flag(False, help="Learn to draw a class asked for; needs labelled data.")
+    class_conditional: bool = flag(False, help="Condition on class labels; needs labelled data.")
     condition_dropout: float = flag(
-        0.1, help="Share of images whose class is hidden in training, which guidance needs. 0 gives no guidance."
+        0.1, help="Fraction of images trained without their class, as guidance requires; 0 rules out guidance."
     )
-    gradient_checkpointing: bool = flag(False, help="Less memory for about a fifth more time.")
-    compile: bool = flag(False, help="torch.compile the network's blocks; the first steps wait for it.")
+    gradient_checkpointing: bool = flag(False, help="Save memory for about 20 %% more time.")
+    compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
 
 @dataclass(kw_only=True)
@@ -105,146 +105,148 @@ class ProcessArguments:
 
     num_train_timesteps: int | None = flag(help="T, the number of noise levels.", aliases=("--ddpm_num_steps",))
     beta_schedule: BETA_SCHEDULES | None = flag(help="How the noise grows.", aliases=("--ddpm_beta_schedule",))
-    beta_start: float | None = flag(help="The first beta. By default times 1000/T; squaredcos_cap_v2 has none.")
-    beta_end: float | None = flag(help="The last beta. By default times 1000/T; squaredcos_cap_v2 has none.")
+    beta_start: float | None = flag(help="The first beta, by default scaled by 1000/T. Unused by squaredcos_cap_v2.")
+    beta_end: float | None = flag(help="The last beta, by default scaled by 1000/T. Unused by squaredcos_cap_v2.")
     prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = flag(
         help="What the network predicts: the noise (epsilon), the image (sample), or v."
     )
     variance_type: VARIANCE_TYPES | None = flag(help="The variance of the reverse steps.")
     rescale_betas_zero_snr: bool | None = switch(
-        help="The last timestep is pure noise; not with epsilon or a --loss_weighting."
+        help="Rescale to zero terminal SNR: the last timestep is pure noise. Not with epsilon or --loss_weighting."
     )
 
 
 @dataclass(kw_only=True)
 class OptimizationArguments:
-    """How it learns. Everything is counted in optimizer steps."""
+    """Loss, optimizer and schedules. Everything is counted in optimizer steps."""
 
     _argument_group_name = "optimization"
 
     loss: Literal["simple", "vlb", "hybrid"] | None = flag(
-        help="simple: square error; vlb: the bound; hybrid: both. By default simple; hybrid with a learned variance."
+        help="simple: squared error; vlb: the variational bound; hybrid: both. By default simple, or hybrid with a "
+        "learned variance."
     )
-    loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weights of the square error by timestep.")
+    loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weighting of the squared error by timestep.")
     timestep_sampling: Literal["uniform", "stratified", "importance"] | None = flag(
-        help="uniform as in the paper; stratified: spread evenly over the batch; importance: where the loss is large."
+        help="uniform: as in the paper; stratified: spread evenly over the batch; importance: more often where the "
+        "loss is large."
     )
     max_train_steps: int | None = flag(help="Optimizer steps. Give this or --num_epochs.")
     max_train_time: str | None = flag(
-        help="Save and stop after this time, in seconds, M:SS or H:MM:SS; the same command goes on from there."
+        help="Save and stop after this time: seconds, M:SS or H:MM:SS. The same command continues from there."
     )
     max_bad_steps: int = flag(
-        20, help="So many NaN or infinite gradients in a row end the run, with the next line of the loss table."
+        20, help="Stop after this many NaN or infinite gradients in a row; checked every --logging_steps."
     )
     num_epochs: int | None = flag(help="Passes over the training images.", aliases=("--num_train_epochs",))
     train_batch_size: int | None = flag(help="Images per device and micro-step.")
     gradient_accumulation_steps: int = flag(1, help="Micro-steps per optimizer step.")
     learning_rate: float | None = flag(help="Peak learning rate.")
-    lr_scheduler: LR_SCHEDULERS | None = flag(help="Course of the learning rate.")
+    lr_scheduler: LR_SCHEDULERS | None = flag(help="Learning rate schedule.")
     lr_warmup_steps: int | None = flag(help="Optimizer steps of linear warm-up.")
-    lr_num_cycles: int = flag(1, help="Hard restarts of cosine_with_restarts.")
+    lr_num_cycles: int = flag(1, help="Cycles of cosine_with_restarts.")
     lr_power: float = flag(1.0, help="Power of polynomial decay.")
     adam_beta1: float | None = flag(help="Decay of Adam's average of the gradient.")
     adam_beta2: float | None = flag(help="Decay of Adam's average of the squared gradient.")
     adam_weight_decay: float | None = flag(help="Decoupled weight decay.")
     adam_epsilon: float | None = flag(help="Added to Adam's denominator.")
-    max_grad_norm: float | None = flag(help="Gradients are scaled to this global norm at most.")
+    max_grad_norm: float | None = flag(help="Clip gradients to this global norm.")
     use_ema: bool = flag(True, help="Keep a moving average of the weights; samples and the saved pipeline use it.")
     ema_decay: float | None = flag(help="The highest decay of the average.", aliases=("--ema_max_decay",))
-    ema_warmup: bool | None = switch(help="Start with a lower decay, 1 - (1 + n/inv_gamma)^-power after n steps.")
+    ema_warmup: bool | None = switch(help="Start with a lower decay: 1 - (1 + n/inv_gamma)^-power after n steps.")
     ema_inv_gamma: float = flag(1.0, help="See --ema_warmup.")
     ema_power: float = flag(0.75, help="See --ema_warmup.")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = flag(
-        "auto", help="auto: bf16 where the device computes it natively, else no. Noise and weights stay float32."
+        "auto", help="auto: bf16 if the device supports it natively, else no. Noise and weights stay float32."
     )
-    seed: int = flag(0, help="All randomness of the run follows from it.")
+    seed: int = flag(0, help="Seed of all randomness in the run.")
 
 
 @dataclass(kw_only=True)
 class MachineArguments:
-    """What a process takes of its machine. `scripts/sample.py` and `scripts/evaluate.py` take the same flag."""
+    """Use of the machine; shared with `scripts/sample.py` and `scripts/evaluate.py`."""
 
     _argument_group_name = "machine"
 
     num_cpu_threads: int | None = flag(
-        help="Threads of each process on a CPU. By default OMP_NUM_THREADS if you have set it, else the physical "
-        "cores divided by the processes."
+        help="CPU threads per process. By default OMP_NUM_THREADS if you set it, else the physical cores divided by "
+        "the number of processes."
     )
 
 
 @dataclass(kw_only=True)
 class RunArguments(MachineArguments):
-    """Where results go, and what is looked at on the way."""
+    """Where results go, and what is saved and measured on the way."""
 
     _argument_group_name = "run"
 
-    output_dir: str = flag("ddpm-model", help="The pipeline, its card, curves and checkpoints.")
-    overwrite_output_dir: bool = flag(False, help="Start anew in a folder that already has a run.")
+    output_dir: str = flag("ddpm-model", help="Folder for the pipeline, its card, curves and checkpoints.")
+    overwrite_output_dir: bool = flag(False, help="Delete the run in --output_dir and start over.")
     resume_from_checkpoint: str | None = flag(
-        help="A checkpoint folder or 'latest'. The same command run again resumes by itself."
+        help="A checkpoint folder or 'latest'. Not needed to continue: the same command resumes by itself."
     )
     checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")
-    checkpoints_total_limit: int | None = flag(2, help="How many checkpoints are kept.")
-    preview_steps: int | None = flag(help="Optimizer steps between previews, 0 for none. A tenth of the run.")
+    checkpoints_total_limit: int | None = flag(2, help="How many checkpoints to keep.")
+    preview_steps: int | None = flag(help="Optimizer steps between previews, 0 for none. By default 1/10 of the run.")
     save_images_epochs: int | None = flag(help="Epochs between previews, instead of --preview_steps.")
-    save_model_epochs: int | None = flag(help="Epochs between pipelines written to --output_dir; at the end anyway.")
+    save_model_epochs: int | None = flag(help="Epochs between saves of the pipeline; it is always saved at the end.")
     preview_images: int = flag(16, help="Images in a preview.", aliases=("--eval_batch_size",))
     preview_inference_steps: int = flag(
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
     eval_steps: int | None = flag(
-        help="Optimizer steps between scores on held-out images. Without it bits/dim are measured once, at the end."
+        help="Optimizer steps between scores on held-out images. By default only bits/dim, once at the end."
     )
     eval_metrics: list[str] = flag(
-        ["nll"], help="What is scored: nll, frechet, kid, prdc or is, as by scripts/evaluate.py; several if you like."
+        ["nll"], help="What to score, one or more of nll, frechet, kid, prdc, is (see scripts/evaluate.py)."
     )
-    eval_num_images: int = flag(500, help="Samples that are scored, and at most as many held-out images.")
-    eval_inference_steps: int = flag(50, help="Denoising steps of such a sample, or terms of the bound per image.")
+    eval_num_images: int = flag(500, help="Number of samples to score, and at most as many held-out images.")
+    eval_inference_steps: int = flag(50, help="Denoising steps per scored sample, or terms of the bound per image.")
     eval_extractor: str | None = flag(
-        help="Features for all but nll: digits, inception, inception:FILE, transformers:NAME or efficientnet-lite0. "
-        "For the embedded digits, digits."
+        help="Features for all metrics but nll: digits, inception, inception:FILE, transformers:NAME or "
+        "efficientnet-lite0. By default digits for the bundled digits."
     )
     save_best_by: str | None = flag(
-        help="Keep the pipeline with the best of these figures in best/, such as bits_per_dim or frechet_distance."
+        help="Keep the pipeline with the best value of this metric in best/, e.g. bits_per_dim or frechet_distance."
     )
     report_to: TRACKERS = flag("none", help="Experiment tracker, through Accelerate.", aliases=("--logger",))
-    logging_dir: str = flag("logs", help="Folder of the tracker's files, inside --output_dir.")
+    logging_dir: str = flag("logs", help="Folder for the tracker's files, inside --output_dir.")
     logging_steps: int = flag(10, help="Optimizer steps between lines of the loss table.")
-    dry_run: bool = flag(False, help="Print the plan of the run and stop.")
+    dry_run: bool = flag(False, help="Print what the run would do and exit.")
 
 
 @dataclass(kw_only=True)
 class PageArguments:
-    """Which page of the Hub a model goes to. `scripts/push.py` takes the same flags."""
+    """The model page on the Hub; shared with `scripts/push.py`."""
 
     _argument_group_name = "hub"
 
-    hub_model_id: str | None = flag(help="user/name, or a name of your own; by default that of the folder.")
-    hub_private_repo: bool = flag(False, help="The page is for your eyes only.")
-    hub_license: str | None = flag(help="The licence on the card, as the Hub spells it, e.g. apache-2.0. Left open.")
+    hub_model_id: str | None = flag(help="user/name, or just name for your own account; by default the folder's name.")
+    hub_private_repo: bool = flag(False, help="Make the page private.")
+    hub_license: str | None = flag(help="Licence on the card, as the Hub spells it, e.g. apache-2.0; by default none.")
     hub_token_file: str | None = flag(
-        help="A file that holds the token. By default HF_TOKEN or the stored login. There is no --hub_token: other "
-        "users of the machine can read a command line."
+        help="A file with the access token. By default HF_TOKEN or the stored login. There is no --hub_token, since "
+        "other users of the machine can read command lines."
     )
 
 
 @dataclass(kw_only=True)
 class HubArguments(PageArguments):
-    """Whether and when a run's model goes to the Hub."""
+    """Whether and when to push to the Hub."""
 
-    push_to_hub: bool = flag(False, help="Push pipeline, card and pictures to the Hub.")
+    push_to_hub: bool = flag(False, help="Push the pipeline, its card and pictures to the Hub.")
     hub_strategy: Literal["end", "checkpoint"] = flag(
-        "end", help="Push at the end only, or in the background at every checkpoint too."
+        "end", help="Push at the end only, or also at every checkpoint, in the background."
     )
 
 
 ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, OptimizationArguments, RunArguments, HubArguments)
 
-# Where a model is published is no property of the run: who repeats it from its settings must not push to that page.
+# Not recorded: whoever repeats a run from its settings must not push to the same page.
 HUB_FLAGS = frozenset(entry.name for entry in dataclasses.fields(HubArguments))
 
-# These change what is stored or shown, never the weights: a run may be continued with other values.
-# Batch, accumulation and processes matter only by their product, which a run's summary holds.
+# These never change the weights, so a run may continue with other values. Of batch size, accumulation and number of
+# processes only the product matters, and the summary records it.
 NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
@@ -253,54 +255,35 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "num_cpu_threads".split()
 ).union(HUB_FLAGS)
 
-MAX_SIDE = 8192  # a picture of more is a mistyped number
+MAX_SIDE = 8192  # anything larger is a typing error
 
-# (flag, lowest value, whether that value itself is allowed, highest value)
+# (lowest value, whether that value itself is allowed, highest value, flags)
 _RANGES = (
-    ("shuffle_buffer", 1, True, None),
-    ("dataloader_num_workers", 0, True, None),
-    ("holdout", 0, True, None),
-    ("dropout", 0, True, 1),
-    ("condition_dropout", 0, True, 1),
-    ("base_channels", 1, True, None),
-    ("blocks_per_level", 1, True, 100),
-    ("num_train_timesteps", 1, True, 1_000_000),
-    ("beta_start", 0, False, 1),
-    ("beta_end", 0, False, 1),
-    ("max_train_steps", 1, True, None),
-    ("max_bad_steps", 1, True, None),
-    ("num_epochs", 1, True, None),
-    ("train_batch_size", 1, True, 1_000_000),
-    ("gradient_accumulation_steps", 1, True, None),
-    ("learning_rate", 0, False, None),
-    ("lr_warmup_steps", 0, True, None),
-    ("lr_num_cycles", 1, True, None),
-    ("adam_beta1", 0, True, 1),
-    ("adam_beta2", 0, True, 1),
-    ("adam_weight_decay", 0, True, None),
-    ("adam_epsilon", 0, False, None),
-    ("max_grad_norm", 0, False, None),
-    ("ema_decay", 0, True, 1),
-    ("ema_inv_gamma", 0, False, None),
-    ("ema_power", 0, False, 1),
-    ("seed", 0, True, None),
-    ("checkpointing_steps", 1, True, None),
-    ("checkpoints_total_limit", 1, True, None),
-    ("preview_steps", 0, True, None),
-    ("save_images_epochs", 1, True, None),
-    ("save_model_epochs", 1, True, None),
-    ("preview_images", 1, True, None),
-    ("preview_inference_steps", 1, True, None),
-    ("logging_steps", 1, True, None),
-    ("eval_steps", 1, True, None),
-    ("eval_num_images", 2, True, None),
-    ("eval_inference_steps", 1, True, None),
+    (0, True, None, "dataloader_num_workers holdout lr_warmup_steps adam_weight_decay seed preview_steps"),
+    (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
+    (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
+    (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
+    (1, True, None, "eval_inference_steps"),
+    (2, True, None, "eval_num_images"),
+    (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
+    (0, False, 1, "beta_start beta_end ema_power"),
+    (0, False, None, "learning_rate adam_epsilon max_grad_norm ema_inv_gamma"),
+    (1, True, 100, "blocks_per_level"),
+    (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
+)
+_EXCLUSIVE = (
+    ("dataset_name", "train_data_dir"),
+    ("max_train_steps", "num_epochs"),
+    ("preview_steps", "save_images_epochs"),
+    ("preset", "init_from"),
+    ("preset", "model_config_name_or_path"),
+    ("init_from", "model_config_name_or_path"),
 )
 
 
 @dataclass(kw_only=True)
 class Config:
-    """All settings of one run; each flag is an attribute of one of the groups and unique among them."""
+    """All settings of one run; the flags are the attributes of its groups, with unique names."""
 
     data: DataArguments
     model: ModelArguments
@@ -314,52 +297,44 @@ class Config:
         return {name: value for group in self._groups() for name, value in dataclasses.asdict(group).items()}
 
     def fill(self, values: dict[str, Any]) -> None:
-        """Give a value to every flag named that has none yet."""
+        """Set those of the named flags that are still None."""
         for group in self._groups():
             for name in values.keys() & dataclasses.asdict(group).keys():
                 if getattr(group, name) is None:
                     setattr(group, name, values[name])
 
     def check(self) -> None:
-        """Raises ValueError for a value outside its range or two flags that contradict each other."""
+        """Raises ValueError for a value out of range or flags that exclude each other."""
         flags = self.flags()
-        for name, low, low_allowed, high in _RANGES:
-            value = flags[name]
-            if value is None:
-                continue
-            too_low = value < low or (value == low and not low_allowed)
-            # An infinite norm means that gradients are not clipped; nothing else means anything at infinity.
-            infinite = value == math.inf and name != "max_grad_norm"
-            if too_low or infinite or (high is not None and value > high) or value != value:
-                bounds = f"{'at least' if low_allowed else 'more than'} {low}" + (f", at most {high}" if high else "")
-                raise ValueError(f"--{name} is {value}; it must be {bounds}")
-        for first, second in (
-            ("dataset_name", "train_data_dir"),
-            ("max_train_steps", "num_epochs"),
-            ("preview_steps", "save_images_epochs"),
-            ("preset", "init_from"),
-            ("preset", "model_config_name_or_path"),
-            ("init_from", "model_config_name_or_path"),
-        ):
+        for low, low_allowed, high, names in _RANGES:
+            for name in names.split():
+                _check_range(name, flags[name], low, low_allowed, high)
+        for first, second in _EXCLUSIVE:
             if flags[first] is not None and flags[second] is not None:
-                raise ValueError(
-                    f"--{first} {flags[first]} and --{second} {flags[second]} contradict each other: give one of them"
-                )
+                raise ValueError(f"--{first} {flags[first]} excludes --{second} {flags[second]}: give one of them")
         if flags["max_train_time"] is not None:
             parse_duration(flags["max_train_time"])
         for name in ("hub_model_id", "hub_private_repo", "hub_token_file"):
             if flags[name] and not flags["push_to_hub"]:
-                raise ValueError(f"--{name} does nothing without --push_to_hub: add that, or leave it out")
+                raise ValueError(f"--{name} needs --push_to_hub: add it, or leave out --{name}")
         if flags["save_best_by"] is not None and flags["eval_steps"] is None:
             raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
         unknown = sorted(set(flags["eval_metrics"]) - {"nll", *QUALITY_METRICS})
         if unknown or not flags["eval_metrics"]:
             choices = ", ".join(("nll", *QUALITY_METRICS))
-            raise ValueError(f"--eval_metrics has {', '.join(unknown) or 'nothing'}; choose from {choices}")
+            raise ValueError(f"--eval_metrics must be among {choices}, got {', '.join(unknown) or 'none'}")
         if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
-            raise ValueError(f"--resolution is {flags['resolution']}; a side has at most {MAX_SIDE} pixels")
+            raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}")
         if flags["channels"] not in (None, 1, 3, 4):
-            raise ValueError(f"--channels is {flags['channels']}; choose 1 (grey), 3 (RGB) or 4 (RGBA)")
+            raise ValueError(f"--channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {flags['channels']}")
 
     def _groups(self) -> tuple[Any, ...]:
         return (self.data, self.model, self.process, self.optimization, self.run, self.hub)
+
+
+def _check_range(name: str, value: float | None, low: float, low_allowed: bool, high: float | None) -> None:
+    if value is None or (value == math.inf and name == "max_grad_norm"):  # an infinite norm: no clipping
+        return
+    if not (low <= value if low_allowed else low < value) or value == math.inf or (high is not None and value > high):
+        bounds = f"{'at least' if low_allowed else 'above'} {low}" + (f" and at most {high}" if high else "")
+        raise ValueError(f"--{name} must be {bounds}, got {value}")

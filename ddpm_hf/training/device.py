@@ -1,4 +1,4 @@
-"""The machine of a run: its name, cores and memory, and the Accelerator with precision, accumulation and trackers."""
+"""The machine of a run: processor, cores and memory, and the Accelerator with its precision and trackers."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all CPUs in a per
 
 
 def native_precision(device: torch.device) -> str:
-    """ "bf16" where the device has instructions for it, else "no": emulated, it is slower than float32."""
+    """ "bf16" if the device has instructions for it, else "no": emulated, it is slower than float32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
@@ -28,51 +28,49 @@ def native_precision(device: torch.device) -> str:
 
 
 def has_fused_optimizer(device: torch.device) -> bool:
-    """Whether PyTorch updates all weights there in one pass; measured on CPUs, three times as fast as its default."""
+    """Whether PyTorch has a fused AdamW there; on CPUs it is three times as fast as the default."""
     return device.type in ("cpu", "cuda")
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor there. A plain copy to a CUDA device would wait until the device has done all its work.
+    """The tensor on the device, without waiting for CUDA to finish its work.
 
-    Elsewhere it stays plain: Apple's GPUs may read the memory of the host after it was freed (pytorch issue 189690).
+    Elsewhere the copy blocks: Apple's GPUs may read host memory after it was freed (pytorch issue 189690).
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator for these settings; fills in what `--mixed_precision auto` means on this device."""
+    """The Accelerator for these settings; replaces `--mixed_precision auto` by the device's own."""
     options = config.optimization
     if options.mixed_precision == "auto":
-        # Asked as Accelerator asks: a state that takes two CPU processes for one would stay so for good.
+        # Created as Accelerator would: the state is shared, so two CPU processes wrongly taken for one would stay so.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         options.mixed_precision = native_precision(state.device)
     output_dir, trackers = config.run.output_dir, config.run.report_to
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
-        # The data never end in the middle of an optimizer step, and accelerate sees no loader of ours.
+        # Our data never end within an optimizer step, and Accelerate does not see our loader.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         log_with=None if trackers == "none" else trackers,
-        project_config=ProjectConfiguration(
-            project_dir=output_dir, logging_dir=f"{output_dir}/{config.run.logging_dir}"
-        ),
+        project_config=ProjectConfiguration(output_dir, f"{output_dir}/{config.run.logging_dir}"),
     )
     use_cores(accelerator.device, config.run.num_cpu_threads)
     return accelerator
 
 
 def use_cores(device: torch.device, wanted: int | None = None) -> None:
-    """Let PyTorch compute with `wanted` threads; by default, on a CPU, with this process's share of the cores.
+    """Set PyTorch's threads; by default, on a CPU, to this process's share of the cores.
 
-    An `OMP_NUM_THREADS` that the user has set is respected.
+    An `OMP_NUM_THREADS` set by the user is respected.
 
     Raises:
-        ValueError: for less than one thread.
+        ValueError: if `wanted` is below 1.
     """
     if wanted is not None and wanted < 1:
-        raise ValueError(f"--num_cpu_threads is {wanted}; it must be at least 1")
+        raise ValueError(f"--num_cpu_threads must be at least 1, got {wanted}")
     if wanted is None and device.type == "cpu" and not _threads_are_chosen():
         wanted = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if wanted is not None:
@@ -80,9 +78,9 @@ def use_cores(device: torch.device, wanted: int | None = None) -> None:
 
 
 def _threads_are_chosen() -> bool:
-    """Whether OMP_NUM_THREADS is the user's and not made up by `accelerate launch`, which sets it to 1 by default.
+    """Whether the user set OMP_NUM_THREADS, rather than `accelerate launch`, which sets it to 1 by default.
 
-    The launcher's own environment and command line tell; where they cannot be read, it counts as chosen.
+    The launcher's environment and command line show it; if they cannot be read, it counts as set by the user.
     """
     if not os.environ.get("OMP_NUM_THREADS"):
         return False
@@ -97,7 +95,7 @@ def _threads_are_chosen() -> bool:
 
 
 def available_cores() -> int:
-    """Physical cores of the machine, or fewer if affinity or a container's quota gives this process fewer CPUs."""
+    """Physical cores, or fewer if CPU affinity or a container's quota limits this process."""
     limits = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):  # on Linux
         limits.append(len(os.sched_getaffinity(0)))
@@ -114,7 +112,7 @@ def describe_processes(device: torch.device, processes: int) -> str:
 
 
 def start_trackers(accelerator: Accelerator, config: Config, run_id: str, step: int) -> None:
-    """Start the trackers of `--report_to`; one that knows this run goes on with it after optimizer step `step`."""
+    """Start the trackers of `--report_to`; those that know this run continue it after optimizer step `step`."""
     if config.run.report_to == "none":
         return
     if accelerator.is_main_process:
@@ -122,7 +120,7 @@ def start_trackers(accelerator: Accelerator, config: Config, run_id: str, step: 
     same_run = {
         "wandb": {"id": run_id, "resume": "allow", "dir": accelerator.logging_dir},
         "trackio": {"name": run_id, "resume": "allow"},
-        # It knows a run by its folder, and hides what an earlier session wrote of later steps.
+        # It identifies a run by its folder, and hides what an earlier session wrote for later steps.
         "tensorboard": {"purge_step": step + 1},
     }
     settings = {name: str(value) for name, value in config.flags().items()}
@@ -130,7 +128,7 @@ def start_trackers(accelerator: Accelerator, config: Config, run_id: str, step: 
 
 
 def describe_hardware(accelerator: Accelerator) -> str:
-    """What the run computes on, as the card says it: "2 x NVIDIA H100", "AMD EPYC (2 processes of 8 threads)"."""
+    """The hardware for the card: "2 x NVIDIA H100", "AMD EPYC (2 processes of 8 threads)"."""
     device, count = accelerator.device, accelerator.num_processes
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
@@ -142,7 +140,7 @@ def describe_hardware(accelerator: Accelerator) -> str:
 
 
 def processor_name() -> str:
-    """As Linux tells it; elsewhere what Python knows."""
+    """The processor's name from Linux, or else from Python."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -150,7 +148,7 @@ def processor_name() -> str:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has had: on its GPU, else in main memory; None where it cannot be told."""
+    """Peak bytes of this process on its GPU, else in main memory; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

@@ -1,8 +1,7 @@
-"""What can be known to spoil a run before its first step, in words that say what to change.
+"""Problems that can be found before the first step of a run, each with what to change.
 
-A finding is a fact about these data and these settings, never a matter of taste: every preset with the data it is made
-for has none. What `plan.py` refuses by itself is not repeated here: a batch larger than the data, a learned variance
-without a loss for it, epsilon or a loss weighting with zero terminal SNR.
+A finding is a fact about the data and settings, not a matter of taste: presets used with the data they are made for
+have none. Errors raised by `plan.py` are not repeated here.
 """
 
 import dataclasses
@@ -36,25 +35,25 @@ class Finding:
     """Something that spoils a run.
 
     Attributes:
-        name: of the kind of finding, lower case with hyphens.
-        severity: an "error" stops the run before its first step; a "warning" does not.
-        what: the fact, with its numbers.
-        why: what comes of it.
+        name: the kind of finding, in lower case with hyphens.
+        what: the fact, with numbers.
+        why: why it matters.
         change: what to do, naming flags.
+        severity: an "error" stops the run before its first step; a "warning" does not.
     """
 
     name: str
-    severity: Literal["error", "warning"]
     what: str
     why: str
     change: str
+    severity: Literal["error", "warning"] = "warning"
 
     def __str__(self) -> str:
         return f"{self.severity} ({self.name}): {self.what}. {self.why}. {self.change}."
 
 
 def examine(plan: Plan, accelerator: Accelerator, forecast: Forecast) -> list[Finding]:
-    """All findings about a run that could start, errors first. The same ones in every process, but for free memory."""
+    """All findings about a run, errors first; the same in every process, except for free memory."""
     findings = [
         *_process(plan),
         *_pixels(sample_pixels(plan.images)),
@@ -67,18 +66,18 @@ def examine(plan: Plan, accelerator: Accelerator, forecast: Forecast) -> list[Fi
 
 
 def report(findings: list[Finding], earlier: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Findings as `training_summary.json` holds them, after those of earlier sessions; the newest of each name."""
+    """Findings as stored in `training_summary.json`, after those of earlier sessions; the newest of each name."""
     by_name = {entry["name"]: entry for entry in earlier} | {
         entry.name: dataclasses.asdict(entry) for entry in findings
     }
     return list(by_name.values())
 
 
-# What is looked at
+# What is examined
 
 
 def sample_pixels(images: TrainingImages) -> np.ndarray:
-    """Up to 256 training images, uint8 (n, channels, height, width): spread over the data; of a stream, the first."""
+    """Up to 256 training images, uint8 (n, channels, height, width): spread over the data, or the first of a stream."""
     source, data = images.source, images.data
     if not isinstance(data, StreamingData):
         return data.store.gather(data.indices[_spread(len(data), _IMAGES_LOOKED_AT)])
@@ -89,7 +88,7 @@ def sample_pixels(images: TrainingImages) -> np.ndarray:
 
 
 def sample_stretches(images: TrainingImages) -> np.ndarray:
-    """By which factor up to 64 images are enlarged to cover the resolution (below 1: made smaller), float64 (n,)."""
+    """The factors by which up to 64 images are scaled to cover the resolution, float64 (n,)."""
     source, data = images.source, images.data
     if isinstance(data, StreamingData):
         rows, size = next(source.batches(0, _SIZES_LOOKED_AT)), data.decoder.size
@@ -105,7 +104,7 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 def _height_width(source: ImageData, row: RawRow) -> tuple[int, int] | None:
-    """Of an image as people see it, from its header alone; None for what is no image."""
+    """Size of an image after EXIF rotation, from its header alone; None if it is not an image."""
     try:
         payload = source.payload(row)
         if isinstance(payload, np.ndarray):
@@ -128,28 +127,27 @@ def _process(plan: Plan) -> Iterator[Finding]:
     if left > 0.05:
         yield Finding(
             name="terminal-signal",
-            # A network that is fine-tuned has its process, and no flag changes it.
+            # Fine-tuning keeps the process of --init_from, and no flag changes it.
             severity="error" if left > 0.3 and plan.config.model.init_from is None else "warning",
-            what=f"at the last of {len(noise)} timesteps {left:.1%} of the image's amplitude is still there "
-            f"(alpha_bar_T is {left**2:.3g})",
-            why="Sampling starts from pure noise, which such a network has never seen: brightness and colour come "
+            what=f"the last of {len(noise)} timesteps keeps {left:.1%} of the image's amplitude (alpha_bar_T is "
+            f"{left**2:.3g})",
+            why="Sampling starts from pure noise, which the network never sees in training: brightness and colour come "
             "out wrong (Lin et al. 2023, arXiv 2305.08891)",
-            change="Leave out --beta_start and --beta_end, which then fit the number of timesteps, or choose "
+            change="Leave out --beta_start and --beta_end, whose defaults fit the number of timesteps, or choose "
             "--beta_schedule squaredcos_cap_v2",
         )
     precision = plan.config.optimization.mixed_precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    # Half the distance between neighbouring numbers of this precision just below 1, the value of a white pixel.
+    # Half the spacing of numbers just below 1, the value of a white pixel, in this precision.
     rounding = torch.finfo(dtype).eps / 4
     lost = int((noise < rounding).sum())
     if lost:
         name = str(dtype).removeprefix("torch.")
         yield Finding(
             name="no-noise",
-            severity="warning",
-            what=f"at the first {lost} timestep(s) the noise is smaller than what {name} rounds away",
-            why="The network sees clean images there and is asked for noise that it cannot know",
-            change="Raise --beta_start" + (", or compute with --mixed_precision no" if dtype.itemsize == 2 else ""),
+            what=f"at the first {lost} timestep(s) the noise is below the rounding error of {name}",
+            why="The network sees clean images there and cannot know the noise it is asked for",
+            change="Raise --beta_start" + (", or use --mixed_precision no" if dtype.itemsize == 2 else ""),
         )
 
 
@@ -159,25 +157,23 @@ def _process(plan: Plan) -> Iterator[Finding]:
 def _pixels(pixels: np.ndarray) -> Iterator[Finding]:
     """pixels: uint8 (n, channels, height, width)."""
     low, high = int(pixels.min()), int(pixels.max())
-    among = f"in {len(pixels)} images looked at"
+    among = f"in the {len(pixels)} images examined"
     if low == high:
         yield Finding(
             name="blank-images",
             severity="error",
             what=f"every pixel {among} has the value {low}",
             why="There is nothing to learn",
-            change="Look at the files; 16-bit images may hold small numbers only",
+            change="Check the files; 16-bit images may only use small values",
         )
         return
     if high - low < 64:
         yield Finding(
             name="pixel-range",
-            severity="warning",
-            what=f"pixel values {among} lie between {low} and {high} of 0 to 255",
-            why="Noise of unit size drowns so little contrast at almost every timestep, and most of the training is "
-            "spent on nothing",
+            what=f"pixel values {among} range only from {low} to {high}, not from 0 to 255",
+            why="Unit noise drowns such low contrast at almost every timestep, so most of the training is wasted",
             change="Stretch the values to 0 to 255 before training (12-bit images stored as 16-bit need a factor of "
-            "16, masks with small class numbers one of their own)",
+            "16)",
         )
     spans = np.ptp(pixels, axis=(0, 2, 3))
     flat = [channel for channel, span in enumerate(spans) if span == 0]
@@ -185,19 +181,17 @@ def _pixels(pixels: np.ndarray) -> Iterator[Finding]:
         names = ", ".join("red green blue alpha".split()[channel] for channel in flat)
         yield Finding(
             name="constant-channel",
-            severity="warning",
-            what=f"the channel {names} has the same value in every pixel {among}",
-            why="The network spends itself on a channel that holds nothing, and samples show faint noise in it",
-            change="Give fewer --channels: 3 drops alpha, 1 converts to grey",
+            what=f"the {names} channel has the same value in every pixel {among}",
+            why="The network wastes capacity on an empty channel, and samples show faint noise in it",
+            change="Use fewer --channels: 3 drops alpha, 1 converts to grey",
         )
     elif pixels.shape[1] >= 3 and (pixels[:, :1] == pixels[:, 1:3]).all():
         yield Finding(
             name="grey-as-colour",
-            severity="warning",
             what=f"red, green and blue are equal {among}",
-            why="Grey images learnt as colour come out tinted, since nothing holds the channels together "
+            why="Grey images trained as colour come out tinted, since nothing keeps the channels equal "
             "(huggingface/diffusers#10677)",
-            change="Give --channels 1; a network continued with --init_from keeps its channels and may tint",
+            change="Use --channels 1; a network from --init_from keeps its channels and may tint",
         )
 
 
@@ -206,11 +200,10 @@ def _sizes(stretches: np.ndarray, size: tuple[int, int]) -> Iterator[Finding]:
     if len(stretches) and enlarged.mean() >= 0.1:
         yield Finding(
             name="small-images",
-            severity="warning",
-            what=f"{enlarged.sum()} of {len(stretches)} images looked at are smaller than {size[1]}x{size[0]} and "
-            f"are enlarged, up to {stretches.max():.1f} times",
+            what=f"{enlarged.sum()} of {len(stretches)} images examined are smaller than {size[1]}x{size[0]} and are "
+            f"enlarged, up to {stretches.max():.1f} times",
             why="The network learns the blur of the enlargement",
-            change="Give a smaller --resolution, or leave small images out of the data",
+            change="Use a smaller --resolution, or leave small images out of the data",
         )
 
 
@@ -219,49 +212,44 @@ def _sizes(stretches: np.ndarray, size: tuple[int, int]) -> Iterator[Finding]:
 
 def _clock(plan: Plan) -> Iterator[Finding]:
     options, steps = plan.config.optimization, plan.steps
-    # The decay ends with the run by construction: its length is that of the run.
     if options.lr_scheduler != "constant" and options.lr_warmup_steps > steps / 2:
         reached = plan.learning_rate_at(min(options.lr_warmup_steps, steps - 1)) / options.learning_rate
         yield Finding(
             name="long-warm-up",
-            severity="warning",
             what=f"the warm-up takes {options.lr_warmup_steps} of {steps} steps, and the learning rate reaches "
             f"{reached:.0%} of --learning_rate",
-            why="Most of the run learns at a rate too small",
+            why="Most of the run learns too slowly",
             change="Lower --lr_warmup_steps or raise --max_train_steps",
         )
     if options.lr_scheduler == "cosine_with_restarts" and options.lr_num_cycles * 10 > steps - options.lr_warmup_steps:
         yield Finding(
             name="short-cycles",
-            severity="warning",
             what=f"{options.lr_num_cycles} cycles of the learning rate share {steps} steps",
-            why="In cycles of under ten steps the rate jumps up and down without effect",
+            why="Cycles of under ten steps only make the rate jump up and down",
             change="Lower --lr_num_cycles",
         )
     if options.use_ema and (share := _initial_share(plan)) > 0.01:
         yield Finding(
             name="slow-average",
-            severity="warning",
-            what=f"after the last step {share:.0%} of the moving average still is the weights that the run began with",
-            why="Samples and the saved pipeline use the average, and so show noise where the network no longer would "
+            what=f"after the last step {share:.0%} of the moving average is still the initial weights",
+            why="Samples and the saved pipeline use the average and will be noisier than the network itself "
             "(huggingface/diffusers#1772)",
-            change="Give --ema_warmup, a lower --ema_decay or more --max_train_steps",
+            change="Use --ema_warmup, a lower --ema_decay or more --max_train_steps",
         )
     count = plan.images.count
     seen = plan.steps * plan.facts["global_batch_size"]
     if count is not None and count < 1000 and seen > 100 * count:
         yield Finding(
             name="few-images",
-            severity="warning",
-            what=f"{count} images are seen {seen / count:,.0f} times each",
-            why="From fewer than 1,000 images diffusion models have been found to draw copies of them (Kadkhodaie et "
-            "al. 2023, arXiv 2310.02557), the sooner the fewer there are (Favero et al. 2025, arXiv 2505.16959)",
+            what=f"each of the {count} images is seen {seen / count:,.0f} times",
+            why="Trained on fewer than 1,000 images, diffusion models have been found to copy them (Kadkhodaie et al. "
+            "2023, arXiv 2310.02557), the sooner the fewer there are (Favero et al. 2025, arXiv 2505.16959)",
             change="Add images, lower --max_train_steps, or fine-tune with --init_from; compare samples with the data",
         )
 
 
 def _initial_share(plan: Plan) -> float:
-    """The weight of the first weights in the moving average after the last step: the product of all decays."""
+    """The initial weights' share of the moving average after the last step: the product of all decays."""
     options = plan.config.optimization
     inv_gamma = options.ema_inv_gamma if options.ema_warmup else None
     share = decay = 1.0
@@ -280,15 +268,15 @@ def _sharding(plan: Plan, accelerator: Accelerator) -> Iterator[Finding]:
         yield Finding(
             name="sharded-weights",
             severity="error",
-            what="--use_ema false leaves no whole copy of weights that FSDP shares out over the processes",
-            why="Samples are drawn and the pipeline is saved from a whole copy",
-            change="Leave --use_ema on, or start with scripts/accelerate/multi_gpu.yaml",
+            what="--use_ema false leaves no complete copy of the weights, which FSDP shards over the processes",
+            why="Sampling and saving the pipeline need one",
+            change="Leave --use_ema on, or launch with scripts/accelerate/multi_gpu.yaml",
         )
 
 
 def _memory(forecast: Forecast, accelerator: Accelerator, available: int, total: int) -> Iterator[Finding]:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        return  # sharded, which the forecast does not count
+        return  # the forecast does not account for sharding
     shared = accelerator.device.type != "cuda"
     processes = int(getattr(accelerator.state, "local_num_processes", 1)) if shared else 1
     needed = forecast.total * processes
@@ -296,11 +284,11 @@ def _memory(forecast: Forecast, accelerator: Accelerator, available: int, total:
         return
     yield Finding(
         name="memory",
-        # Certain from the total alone, which is the same in all processes, and with room for a forecast that errs.
+        # Decided by total memory, the same in all processes, with a margin for the error of the forecast.
         severity="error" if needed > 1.5 * total else "warning",
         what=f"the run needs about {needed / 1e9:.1f} GB of memory, {forecast.activations / 1e9:.1f} GB of it for the "
-        f"activations of a process; {available / 1e9:.1f} GB of {total / 1e9:.1f} GB are free",
-        why="The system ends a process that asks for more than there is",
-        change="Lower --train_batch_size and raise --gradient_accumulation_steps by as much, which trains the same, "
-        "or give --gradient_checkpointing or --mixed_precision bf16",
+        f"activations of each process; {available / 1e9:.1f} GB of {total / 1e9:.1f} GB are free",
+        why="The system kills a process that runs out of memory",
+        change="Lower --train_batch_size and raise --gradient_accumulation_steps by the same factor, which gives the "
+        "same training, or use --gradient_checkpointing or --mixed_precision bf16",
     )

@@ -1,5 +1,4 @@
-"""What is random in a training step: pure functions of (seed, step) for the global batch, of which each process takes
-a slice."""
+"""The random numbers of a training step: functions of (seed, step) for the global batch, sliced by process."""
 
 import torch
 
@@ -10,13 +9,10 @@ from .plan import Plan
 
 
 class StepDraws:
-    """Noise, timesteps, hidden classes and the seed of network dropout.
+    """Noise, timesteps, hidden classes and the dropout seed.
 
-    Nothing depends on how many processes and micro-steps share the batch, nor on what was drawn before; only
-    importance sampling has a state, `sampler`, which belongs in checkpoints.
-
-    Args:
-        plan: of the run.
+    They do not depend on how processes and micro-steps divide the batch, nor on earlier draws. Only importance
+    sampling has a state, `sampler`, which belongs in checkpoints.
     """
 
     def __init__(self, plan: Plan):
@@ -29,10 +25,10 @@ class StepDraws:
         self.condition_dropout = plan.config.model.condition_dropout
 
     def noise(self, positions: range, like: torch.Tensor) -> torch.Tensor:
-        """eps ~ N(0, I), float32, for the images at these positions of the run: like `like` in shape and device.
+        """eps ~ N(0, I), float32, for the images at these positions, with the shape and device of `like`.
 
-        Each image has a seed of its own, whatever the number of processes. It is drawn on the device, so that the
-        device need not wait for the host; another kind of device draws other numbers.
+        Each image has its own seed, whatever the number of processes. The noise is drawn on the device, which then
+        need not wait for the host; another kind of device draws other numbers.
         """
         generator = torch.Generator(like.device)
         seeds = (derive_seed(self.seed, "noise", position) for position in positions)
@@ -52,7 +48,7 @@ class StepDraws:
         return to_device(timesteps[own], device), to_device(weights[own], device)
 
     def conditions(self, step: int, positions: range, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the network is told beside x_t and t: class labels, some of them hidden behind the null class."""
+        """Class labels for the network, some replaced by the null class; none for an unconditional model."""
         if self.num_classes is None:
             return {}
         generator = generator_for(self.seed, "condition dropout", step)
@@ -61,7 +57,7 @@ class StepDraws:
         return {"class_labels": labels.masked_fill(to_device(hidden, labels.device), self.num_classes)}
 
     def dropout_seed(self, step: int, micro_step: int, process: int) -> int:
-        """For torch's global generators before a forward pass."""
+        """The seed of torch's global generators for a forward pass."""
         return derive_seed(self.seed, "dropout", step, micro_step, process)
 
     def _slice(self, step: int, positions: range) -> slice:

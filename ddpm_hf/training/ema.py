@@ -8,11 +8,10 @@ from torch.distributed.tensor import DTensor
 
 
 def ema_decay(step: int, max_decay: float, inv_gamma: float | None, power: float) -> float:
-    """The decay after optimizer step `step` (1, 2, …), a pure function of the clock.
+    """The decay after optimizer step `step` (1, 2, …): 1 - (1 + step/inv_gamma)^-power, at most `max_decay`.
 
-    1 - (1 + step/inv_gamma)^-power, at most `max_decay`. Until it gets there, the share that the initial weights keep
-    falls like (step/inv_gamma)^-inv_gamma at power 1 and faster below; above 1 it would not tend to 0.
-    `inv_gamma=None` gives the constant `max_decay` of the paper.
+    Below `max_decay`, the initial weights' share of the average falls like (step/inv_gamma)^-inv_gamma at power 1 and
+    faster at lower powers; above 1 it would not tend to 0. `inv_gamma=None` gives the paper's constant `max_decay`.
     """
     if inv_gamma is None:
         return max_decay
@@ -20,10 +19,10 @@ def ema_decay(step: int, max_decay: float, inv_gamma: float | None, power: float
 
 
 class EMA:
-    """A float32 moving average of a network's parameters, kept in a network of its own, ready to draw samples.
+    """A float32 moving average of a network's parameters, kept as a network that can draw samples.
 
     Args:
-        model: the network whose parameters are averaged, before it is wrapped for training; the average starts equal.
+        model: the network, not yet wrapped for training; the average starts as a copy of it.
         max_decay, inv_gamma, power: see `ema_decay`.
 
     Raises:
@@ -32,7 +31,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, max_decay: float, inv_gamma: float | None, power: float):
         if not 0 < power <= 1:
-            raise ValueError(f"`power` is {power}; it must be above 0 and at most 1, or the initial weights stay.")
+            raise ValueError(f"`power` must be above 0 and at most 1, got {power}: the initial weights would stay.")
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
 
@@ -48,12 +47,12 @@ class EMA:
         return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self.model.load_state_dict(state)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight or norm in full and in float32: FSDP shares it out, DeepSpeed keeps it in half precision."""
+    """A weight or norm, unsharded and in float32: FSDP shards it, DeepSpeed keeps it in half precision."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     return tensor.float()

@@ -1,4 +1,4 @@
-"""The training images of a run: found, decoded once, parted from those held out, and given out by position."""
+"""The training images of a run: found, decoded once, separated from those held out, and served by position."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from .config import Config
 
 @dataclass(kw_only=True)
 class TrainingImages:
-    """Images by position, and what is known of them.
+    """Images by position, and what is known about them.
 
     Attributes:
         data: batches by position.
-        source: where they come from.
-        holdout: which images are kept out of training.
-        count: training images; None for a stream that tells no length.
+        source: where the images come from.
+        holdout: which images are held out of training.
+        count: number of training images; None for a stream of unknown length.
     """
 
     data: TrainingData | StreamingData
@@ -34,18 +34,18 @@ class TrainingImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images handed out."""
+        """(channels, height, width) of an image."""
         return self.data.shape if isinstance(self.data, StreamingData) else self.data.store.shape
 
     @property
     def unreadable(self) -> list[str]:
-        """Images that were left out so far, and why: "row 17 (path): reason"."""
+        """Images left out so far, and why: "row 17 (path): reason"."""
         if isinstance(self.data, StreamingData):
             return list(self.data.unreadable.values())
         return list(self.data.store.unreadable)
 
     def gather_unreadable(self) -> dict[str, str]:
-        """Of a stream: row -> what is wrong with it, as all processes have found; they call it together."""
+        """For a stream: row -> problem, collected from all processes, which call this together."""
         if not isinstance(self.data, StreamingData):
             return {}
         for found in gather_object([self.data.unreadable]):
@@ -53,19 +53,18 @@ class TrainingImages:
         return {str(row): problem for row, problem in sorted(self.data.unreadable.items())}
 
     def add_unreadable(self, found: dict[str, str]) -> None:
-        """What an earlier session gathered."""
+        """Restore what an earlier session gathered."""
         if isinstance(self.data, StreamingData):
             self.data.unreadable.update({int(row): problem for row, problem in found.items()})
 
     def describe_unreadable(self) -> str:
-        """A line for each image left out, and one before them; "" for none."""
-        left_out = self.unreadable
-        if not left_out:
+        """A heading and a line for each image left out; "" for none."""
+        if not (left_out := self.unreadable):
             return ""
         return "\n".join([f"{len(left_out)} images could not be read and were left out:", *left_out, ""])
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same when a run goes on."""
+        """What must be unchanged for a run to continue."""
         names = self.source.class_names
         return {
             "dataset": self.source.name,
@@ -77,10 +76,10 @@ class TrainingImages:
 
 
 def load_training_images(config: Config) -> TrainingImages:
-    """Find the images that the settings name, and decode them unless they are streamed; fills in the channels.
+    """Find the images and decode them unless they are streamed; sets `config.data.channels`.
 
     Raises:
-        ValueError: if there are none, or they do not fit the settings.
+        ValueError: if there are no images, or they do not fit the settings.
     """
     options, seed = config.data, config.optimization.seed
     source = load_images(
@@ -95,29 +94,16 @@ def load_training_images(config: Config) -> TrainingImages:
         cache_dir=options.cache_dir,
     )
     size = parse_resolution(options.resolution)
-    draws = {"random_flip": options.random_flip, "random_crop": not options.center_crop}
+    random_crop, skip_unreadable = not options.center_crop, options.skip_unreadable
+    draws = {"random_flip": options.random_flip, "random_crop": random_crop}
     if options.streaming:
         holdout = choose_holdout(source, options.holdout, seed)
-        data = StreamingData(
-            source,
-            size,
-            options.channels,
-            seed,
-            holdout=holdout,
-            shuffle_buffer=options.shuffle_buffer,
-            skip_unreadable=options.skip_unreadable,
-            **draws,
-        )
+        draws |= {"shuffle_buffer": options.shuffle_buffer, "skip_unreadable": skip_unreadable}
+        data = StreamingData(source, size, options.channels, seed, holdout=holdout, **draws)
         count = data.epoch_size
     else:
-        store = PixelStore.build(
-            source,
-            size,
-            options.channels,
-            random_crop=draws["random_crop"],
-            skip_unreadable=options.skip_unreadable,
-            cache_dir=options.cache_dir,
-        )
+        decoding = {"skip_unreadable": skip_unreadable, "cache_dir": options.cache_dir}
+        store = PixelStore.build(source, size, options.channels, random_crop=random_crop, **decoding)
         holdout = choose_holdout(source, options.holdout, seed, store.hashes)
         data = TrainingData(store, seed, indices=np.flatnonzero(~holdout.mask(store.hashes)), **draws)
         count = len(data)

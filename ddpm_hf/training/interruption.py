@@ -1,4 +1,4 @@
-"""Reasons to stop before the last step: a signal, the death of the launcher, the end of the time that was given."""
+"""Reasons to stop before the last step: a signal, the death of the launcher, or the end of `--max_train_time`."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import time
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# `accelerate launch` sets this for the processes it starts; when it dies, they are left without anybody to stop them.
+# `accelerate launch` sets this for the processes it starts. If it dies, nothing else stops them.
 LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
 TIME_UP = 1
 
@@ -19,7 +19,7 @@ def parse_duration(text: str) -> float:
     """
     parts = text.split(":")
     if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
-        raise ValueError(f"--max_train_time is {text!r}; give seconds, minutes:seconds or hours:minutes:seconds")
+        raise ValueError(f"--max_train_time must be seconds, M:SS or H:MM:SS, got {text!r}")
     seconds = 0
     for part in parts:
         seconds = 60 * seconds + int(part)
@@ -27,13 +27,13 @@ def parse_duration(text: str) -> float:
 
 
 class Interruption:
-    """Watches for a reason to stop while it is entered. The first signal is noted, the second one acts at once.
+    """A context that watches for a reason to stop. The first signal is noted; a second one kills the process.
 
-    Reasons are numbers, so that processes can tell each other: 0 for none, `TIME_UP`, or the exit status 128 + n of a
-    process that ends by signal n.
+    Reasons are integers, which processes can exchange: 0 for none, `TIME_UP`, or 128 + n, the exit status of a process
+    that ends by signal n.
 
     Args:
-        max_seconds: of running time, from now; None for no limit.
+        max_seconds: running time allowed from now; None for no limit.
     """
 
     def __init__(self, max_seconds: float | None):
@@ -69,9 +69,9 @@ def describe_reason(reason: int) -> str:
     """The reason in words."""
     if reason == TIME_UP:
         return "the end of --max_train_time"
-    return "the end of its launcher" if reason == 128 + signal.SIGHUP else signal.Signals(reason - 128).name
+    return "the death of its launcher" if reason == 128 + signal.SIGHUP else signal.Signals(reason - 128).name
 
 
 def exit_status(reason: int) -> int:
-    """What a process that stops for this reason ends with; the end of the time that was asked for is no failure."""
+    """The exit status of a process that stops for this reason; running out of the time asked for is no failure."""
     return 0 if reason == TIME_UP else reason

@@ -1,4 +1,4 @@
-"""From settings to a run that can start: data, network and process, all checked, and every open setting filled in."""
+"""From settings to a run that can start: data, network and process, all checked, with every setting filled in."""
 
 import math
 from collections.abc import Callable
@@ -41,12 +41,12 @@ class Plan:
 
     Attributes:
         config: with every setting filled in.
-        images: the training images, by position, and what is known of them.
+        images: the training images, by position.
         id2label: class names, for class-conditional runs.
-        unet, scheduler, loss: network, process and what is minimised.
+        unet, scheduler, loss: network, process and objective.
         steps: optimizer steps of the whole run.
-        preview_steps, pipeline_steps: steps between previews and between saved pipelines; 0 for none.
-        facts: what a run cannot go on without finding again, for its summary.
+        preview_steps, pipeline_steps: steps between previews and between saves of the pipeline; 0 for none.
+        facts: for the summary; a run can only continue if they are unchanged.
     """
 
     config: Config
@@ -61,16 +61,16 @@ class Plan:
     facts: dict[str, Any]
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of optimizer step 0, 1, …, whatever the accumulation and the processes."""
+        """The learning rate of optimizer step 0, 1, …, whatever the accumulation and number of processes."""
         return self.config.optimization.learning_rate * self._course(step)
 
     @cached_property
     def _course(self) -> Callable[[int], float]:
-        """diffusers' schedule as a function of the step, so that nothing about it needs saving."""
+        """diffusers' schedule as a function of the step, so that it has no state to save."""
         options = self.config.optimization
         schedule = get_scheduler(
             options.lr_scheduler,
-            torch.optim.SGD([torch.zeros(1)], lr=options.learning_rate),  # it wants one, and never steps it
+            torch.optim.SGD([torch.zeros(1)], lr=options.learning_rate),  # required, never stepped
             num_warmup_steps=options.lr_warmup_steps,
             num_training_steps=self.steps,
             num_cycles=options.lr_num_cycles,
@@ -84,7 +84,7 @@ class Plan:
         return min(self.config.run.preview_inference_steps, self.scheduler.config.num_train_timesteps)
 
     def preview_layout(self) -> tuple[int, list[int] | None, list[str] | None, int | None]:
-        """Of a preview: number of images, their classes, names of the rows, images in a row."""
+        """Number of images in a preview, their classes, row names, and images per row."""
         count = self.config.run.preview_images
         if self.id2label is None:
             return count, None, None, None
@@ -95,10 +95,10 @@ class Plan:
 
 
 def make_plan(config: Config, accelerator: Accelerator) -> Plan:
-    """Build everything that a run needs, and fill in `config`.
+    """Build everything a run needs, and fill in `config`.
 
     Raises:
-        ValueError: if data, network, process and settings do not go together, naming the argument.
+        ValueError: if data, network, process and settings do not fit together, naming the argument.
     """
     start = load_pipeline(config.model.init_from) if config.model.init_from is not None else None
     unet_config = _given_unet_config(config)
@@ -116,16 +116,15 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
     options = config.optimization
     if options.loss_weighting != "none" and scheduler.lacks_terminal_signal:
         raise ValueError(
-            f"--loss_weighting {options.loss_weighting} cannot go with --rescale_betas_zero_snr: it gives the last "
-            "timestep, where sampling starts, weight 0; leave one out"
+            f"--loss_weighting {options.loss_weighting} cannot be used with --rescale_betas_zero_snr: it gives the "
+            "last timestep, where sampling starts, weight 0; leave one out"
         )
     loss = DiffusionLoss(scheduler, options.loss, options.loss_weighting)
-    batch = accelerator.num_processes * config.optimization.gradient_accumulation_steps
-    batch *= config.optimization.train_batch_size
+    batch = accelerator.num_processes * options.gradient_accumulation_steps * options.train_batch_size
     if images.count is not None and batch > images.count:
         raise ValueError(
-            f"--train_batch_size {config.optimization.train_batch_size} makes {batch} images a step over all "
-            f"processes and micro-steps, but there are {images.count} training images; at most that many fit"
+            f"--train_batch_size {options.train_batch_size} makes {batch} images per step over all processes and "
+            f"micro-steps, more than the {images.count} training images; lower it"
         )
     steps, steps_per_epoch = _count_steps(config, images, batch)
     run = config.run
@@ -148,7 +147,7 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
     )
 
 
-# Settings that are still open
+# Settings not given
 
 
 def _given_unet_config(config: Config) -> dict[str, Any] | None:
@@ -159,12 +158,12 @@ def _given_unet_config(config: Config) -> dict[str, Any] | None:
         return DDPMUNet2D.load_config(name)
     except OSError:
         raise ValueError(
-            f"--model_config_name_or_path {name} is neither a folder nor a repository that holds a U-Net's config.json"
+            f"--model_config_name_or_path must be a folder or repository with a U-Net's config.json, got {name}"
         ) from None
 
 
 def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset:
-    """The preset named, or the one that suits the data; its values stand for whatever is not given."""
+    """The preset given, or the one that suits the data; it supplies every setting not given."""
     if config.model.preset is not None:
         preset = get_preset(config.model.preset)
         for name in _ARCHITECTURE_FLAGS:
@@ -181,7 +180,7 @@ def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset
 
 
 def _fill(config: Config, preset: Preset, unet_config: dict[str, Any] | None, start: DDPMPipeline | None) -> None:
-    """Give every open setting its value: from what is continued, else from the preset."""
+    """Fill in every setting not given: from `--init_from` or a model config, else from the preset."""
     if unet_config is not None:
         source = "--init_from" if start is not None else "--model_config_name_or_path"
         size, channels = unet_config.get("sample_size"), unet_config["in_channels"]
@@ -201,7 +200,7 @@ def _fill(config: Config, preset: Preset, unet_config: dict[str, Any] | None, st
         model["resolution"] = _resolution_text(model["resolution"])
         config.fill({"resolution": model["resolution"]})
         if config.model.preset is None and config.data.resolution != model["resolution"]:
-            # No network was named, so its depth may follow from the images.
+            # No preset was asked for, so the depth may follow from the images.
             height, width = parse_resolution(config.data.resolution)
             model["channel_multipliers"] = _to_depth(model["channel_multipliers"], default_depth(height, width))
         config.fill(model)
@@ -248,18 +247,14 @@ def _plain(value: Any) -> Any:
 
 
 def _new_unet_config(config: Config, images: TrainingImages, id2label: dict[int, str] | None) -> dict[str, Any]:
-    model = config.model
     channels, height, width = images.shape
     return paper_config(
         (height, width),
         channels=channels,
-        base_channels=model.base_channels,
-        channel_multipliers=model.channel_multipliers,
-        attention_resolutions=model.attention_resolutions,
-        blocks_per_level=model.blocks_per_level,
-        dropout=model.dropout,
+        dropout=config.model.dropout,
         num_classes=None if id2label is None else len(id2label),
         learned_variance=config.process.variance_type in LEARNED_VARIANCES,
+        **{name: getattr(config.model, name) for name in _ARCHITECTURE_FLAGS},
     )
 
 
@@ -270,7 +265,7 @@ def _build_unet(
     id2label: dict[int, str] | None,
     start: DDPMPipeline | None,
 ) -> DDPMUNet2D:
-    """The network with the paper's initial weights, or with those of the pipeline that is continued."""
+    """The network, initialised as in the paper or with the weights of `--init_from`."""
     channels, height, width = images.shape
     if unet_config["in_channels"] != channels:
         raise ValueError(
@@ -283,7 +278,7 @@ def _build_unet(
     if config.model.dropout is not None:
         changes["dropout"] = config.model.dropout
     if id2label is not None and config.model.condition_dropout == 0 and start is None:
-        changes["num_class_embeds"] = len(id2label)  # nobody would train the embedding of "no class"
+        changes["num_class_embeds"] = len(id2label)  # the embedding of "no class" would stay untrained
     unet_config = {**unet_config, **changes}
     _check_size(unet_config)
     unet = DDPMUNet2D.from_config(unet_config)
@@ -295,19 +290,19 @@ def _build_unet(
 
 
 def _check_size(unet_config: dict[str, Any]) -> None:
-    """Raises ValueError for a network that this machine cannot hold, before it is asked to."""
+    """Raises ValueError for a network whose weights do not fit into this machine's memory, before building it."""
     try:
         with torch.device("meta"):
             unet = DDPMUNet2D.from_config(unet_config)
         size = sum(parameter.numel() * 4 for parameter in unet.parameters())
-    except (TypeError, RuntimeError):  # a tensor of more elements than 64 bits count
+    except (TypeError, RuntimeError):  # a tensor with more than 2^63 elements
         size = math.inf
     memory = psutil.virtual_memory().total
     if size > memory:
         raise ValueError(
-            f"the weights of this network alone would take {size / 1e9:.3g} GB and the machine has {memory / 1e9:.0f} "
-            f"GB; its channels are {unet_config['block_out_channels']}: lower --base_channels, --channel_multipliers "
-            "or --blocks_per_level"
+            f"the weights alone of a network with channels {unet_config['block_out_channels']} would take "
+            f"{size / 1e9:.3g} GB, and the machine has {memory / 1e9:.0f} GB; lower --base_channels, "
+            "--channel_multipliers or --blocks_per_level"
         )
 
 
@@ -315,25 +310,25 @@ def _check_classes(id2label: dict[int, str] | None, start: DDPMPipeline) -> None
     if (id2label or None) != (start.id2label or None):
         there = ", ".join((start.id2label or {}).values()) or "none"
         here = ", ".join((id2label or {}).values()) or "none (--class_conditional is not given)"
-        raise ValueError(f"--init_from was trained on other classes: {there}; these data have: {here}")
+        raise ValueError(f"--init_from must have the classes of the data ({here}), got a model trained on: {there}")
 
 
 def _build_scheduler(config: Config, preset: Preset, start: DDPMPipeline | None) -> LinearDDPMScheduler:
     settings = {name: getattr(config.process, name) for name in _PROCESS_FLAGS}
-    # Starts at T-1 for every number of steps, and stock diffusers runs it rightly.
+    # Starts at T-1 for any number of steps, and stock diffusers gets it right.
     settings["timestep_spacing"] = "linspace"
     if start is not None:
         return LinearDDPMScheduler.from_config({**start.scheduler.config, **settings})
     if settings["rescale_betas_zero_snr"] and settings["prediction_type"] == "epsilon":
         raise ValueError(
-            "--rescale_betas_zero_snr cannot go with --prediction_type epsilon: at the last timestep there is no "
-            "signal to subtract the noise from; choose v_prediction or sample"
+            "--rescale_betas_zero_snr cannot be used with --prediction_type epsilon: the last timestep has no signal "
+            "left to predict x_0 from; choose v_prediction or sample"
         )
     if settings["beta_schedule"] != "squaredcos_cap_v2" and not settings["beta_start"] <= settings["beta_end"] < 1:
         raise ValueError(
-            f"beta goes from {settings['beta_start']:g} to {settings['beta_end']:g}, and must rise and stay below 1; "
-            f"by default its ends are 1e-4 and 0.02 times 1000/T, here with --num_train_timesteps "
-            f"{settings['num_train_timesteps']}. Give --beta_start and --beta_end or choose squaredcos_cap_v2"
+            f"beta must increase and stay below 1, got {settings['beta_start']:g} to {settings['beta_end']:g} (by "
+            f"default 1e-4 to 0.02, times 1000/T for --num_train_timesteps {settings['num_train_timesteps']}); give "
+            "--beta_start and --beta_end, or choose --beta_schedule squaredcos_cap_v2"
         )
     return LinearDDPMScheduler(**{**preset.process, **settings})
 
@@ -344,7 +339,7 @@ def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:
     if outputs != wanted:
         raise ValueError(
             f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for "
-            f"images of {channels}; this one has {outputs}"
+            f"images with {channels}, got {outputs}"
         )
 
 
@@ -357,7 +352,7 @@ def _count_steps(config: Config, images: TrainingImages, batch: int) -> tuple[in
     if config.optimization.num_epochs is None:
         return config.optimization.max_train_steps, per_epoch
     if per_epoch is None:
-        raise ValueError("--num_epochs needs data of known length; this stream tells none: give --max_train_steps")
+        raise ValueError("--num_epochs needs data of known length, which this stream is not; give --max_train_steps")
     return math.ceil(config.optimization.num_epochs * per_epoch), per_epoch
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a network draws while it learns: the same images every time, shared among the processes."""
+"""Sample pictures during training: the same seeds every time, drawn by all processes together."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
 def draw_preview(
     pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator, steps: int
 ) -> tuple[Image.Image, dict[str, Any]]:
-    """A labelled grid of images with fixed seeds, drawn by all processes together, and what is to be said of it."""
+    """A labelled grid of images with fixed seeds, drawn by all processes together, and its facts for the card."""
     count, labels, row_names, columns = plan.preview_layout()
     share = math.ceil(count / accelerator.num_processes)
     indices = [min(accelerator.process_index * share + k, count - 1) for k in range(share)]
@@ -43,19 +43,17 @@ def draw_preview(
 
 
 def draw_chain(pipeline: DDPMPipeline, plan: Plan, steps: int, folder: Path | None) -> dict[str, Any]:
-    """Draw the first images of the preview once more, with what they looked like on the way. Called by every process.
+    """Draw the denoising chain of the preview's first images. Called by every process.
 
     Args:
-        pipeline: of the model.
-        plan: of the run.
-        steps: of the preview.
+        steps: denoising steps, as in the preview.
         folder: where strip and animation go; None in all but the main process.
 
     Returns:
-        How many images, and after which steps the strip shows them.
+        How many images there are, and the steps shown in the strip; empty without a folder.
     """
     count, labels, _, columns = plan.preview_layout()
-    # Of a class-conditional model the first image of each row, which is one of each class.
+    # With classes, the first image of each row: one per class.
     indices = list(range(0, count, columns if labels else 1))[:CHAIN_IMAGES]
     class_labels = None if labels is None else [labels[index] for index in indices]
     seed = plan.config.optimization.seed
@@ -67,7 +65,7 @@ def draw_chain(pipeline: DDPMPipeline, plan: Plan, steps: int, folder: Path | No
 
 
 def track_image(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
-    """Show a picture to every tracker that takes any."""
+    """Log a picture to every tracker that accepts images."""
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}

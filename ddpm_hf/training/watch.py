@@ -1,4 +1,4 @@
-"""What only the run itself can show: whether it learns, and whether its moving average moves."""
+"""Problems that show only during a run: it does not learn, or its moving average does not move."""
 
 import torch
 from accelerate import Accelerator
@@ -10,26 +10,24 @@ from .ema import EMA
 from .plan import Plan
 
 GROUPS = 10  # of timesteps, from little noise to much
-# Verdicts come after the warm-up and at least this many steps, on means over at least this many images.
+# Judged after the warm-up and at least this many steps, over at least this many images.
 _FIRST_STEP, _GROUP_FIRST_STEP, _IMAGES = 200, 1000, 2000
-_AVERAGE_STEPS = 100  # in which a moving average must move
+_AVERAGE_STEPS = 100  # within which a moving average must move
 
 
 class Watch:
-    """Compares the loss with what predictors reach that have learnt nothing, group by group of timesteps.
+    """Compares the loss with that of two trivial predictors, by groups of timesteps.
 
-    It needs the square error, so a run on the bound (`--loss vlb` or `hybrid`) has its moving average watched alone.
+    This needs the squared error, so with `--loss vlb` or `hybrid` only the moving average is watched.
 
-    - The zero predictor always says 0.
-    - The pixelwise predictor knows mean and variance of all pixels and looks at one noisy pixel at a time. With s² the
-      variance of the pixels, its square error of x_0 is s²(1 - alpha_bar) / (alpha_bar s² + 1 - alpha_bar), the
-      least of any linear function of that pixel; of eps it is SNR, of v SNR + 1 times as much (Salimans & Ho 2022,
-      arXiv 2202.00512).
+    - The zero predictor always outputs 0.
+    - The pixelwise predictor knows the mean and variance of all pixels and sees one noisy pixel at a time. With s² the
+      variance, its squared error of x_0 is s²(1 - alpha_bar) / (alpha_bar s² + 1 - alpha_bar), the least of any linear
+      function of that pixel; of eps it is SNR times, of v SNR + 1 times as much (Salimans & Ho 2022, arXiv
+      2202.00512).
 
     Args:
-        plan: of the run.
-        accelerator: sums the losses of all processes.
-        ema: the moving average as it is at the first watched step; None without.
+        ema: the moving average at the first watched step, if there is one.
         model: the network it averages, unwrapped.
     """
 
@@ -45,13 +43,13 @@ class Watch:
             self._clear()
 
     def _clear(self) -> None:
-        # Per group: images, their loss, that of the zero predictor, the most that is no finding.
+        # Per group: number of images, their loss, the zero predictor's loss, and the limit.
         self.sums = torch.zeros(4, GROUPS, device=self.accelerator.device)
 
     def see(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        """Note the losses of a micro-batch of this process, both (batch,), without waiting for the device.
+        """Record a micro-batch of this process, both (batch,), without waiting for the device.
 
-        Images with a NaN or infinite loss are left out.
+        NaN and infinite losses are left out.
         """
         if self.tables is None:
             return
@@ -61,7 +59,7 @@ class Watch:
         self.sums.index_add_(1, groups, values.masked_fill(~losses.isfinite(), 0))
 
     def report(self, step: int) -> list[Finding]:
-        """What is new after this many optimizer steps. All processes call it at the same steps."""
+        """New findings after `step` optimizer steps; all processes call this at the same steps."""
         if self.first_step is None:
             self.first_step = step
         findings = [*self._average(step), *self._losses(step)]
@@ -82,10 +80,9 @@ class Watch:
         return [
             Finding(
                 name="still-average",
-                severity="warning",
-                what=f"from step {self.first_step} to {step} the weights have moved, their moving average has not",
+                what=f"from step {self.first_step} to {step} the weights changed, but their moving average did not",
                 why="Samples and the saved pipeline use the average and will be those of the untrained network",
-                change="Give an --ema_decay below 1, or --use_ema false",
+                change="Use an --ema_decay below 1, or --use_ema false",
             )
         ]
 
@@ -97,7 +94,15 @@ class Watch:
             return []
         self._clear()
         if loss.sum() > 0.95 * zero.sum():
-            return [_stuck(step, float(loss.sum() / count.sum()), float(zero.sum() / count.sum()))]
+            return [
+                Finding(
+                    name="learns-nothing",
+                    what=f"after {step} steps the loss is {float(loss.sum() / count.sum()):.3f}; a network that always "
+                    f"outputs 0 has {float(zero.sum() / count.sum()):.3f}",
+                    why="The run learns nothing: the gradient is lost, or the learning rate is far off",
+                    change="Try --learning_rate ten times smaller (and larger), and --mixed_precision no",
+                )
+            ]
         if step < max(_GROUP_FIRST_STEP, 2 * self.warmup):
             return []
         worse = [
@@ -107,11 +112,11 @@ class Watch:
 
 
 def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the loss of each timestep is without learning, float64, each (T,).
+    """The loss at each timestep of a network that has learnt nothing, float64, each (T,).
 
     Returns:
-        The loss of the zero predictor, and a limit a little above that of the pixelwise predictor: a fifth, and a
-        twentieth of the target's unit, because where the noise hides nearly all a network does not match it exactly.
+        The loss of the zero predictor, and a limit above that of the pixelwise predictor, by 20 % plus 0.05: where the
+        noise hides nearly everything, a network does not match it exactly.
     """
     pixels = torch.from_numpy(sample_pixels(plan.images)).double() / 127.5 - 1
     power, variance = pixels.square().mean(), pixels.var()
@@ -131,18 +136,8 @@ def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _sample(model: torch.nn.Module) -> torch.Tensor:
-    """A layer small enough to keep a copy of: the last one, which starts near zero and moves first."""
+    """The last layer: small enough to copy, starts near zero and changes first."""
     return list(model.parameters())[-2].detach()
-
-
-def _stuck(step: int, loss: float, zero: float) -> Finding:
-    return Finding(
-        name="learns-nothing",
-        severity="warning",
-        what=f"after {step} steps the loss is {loss:.3f}, and a network that always says 0 has {zero:.3f}",
-        why="The run learns nothing: the gradient is lost, or the learning rate is far off",
-        change="Try --learning_rate ten times smaller (and larger), and --mixed_precision no",
-    )
 
 
 def _poor_groups(step: int, groups: list[int], losses: list[float], timesteps: int) -> Finding:
@@ -152,9 +147,8 @@ def _poor_groups(step: int, groups: list[int], losses: list[float], timesteps: i
     )
     return Finding(
         name="poor-timesteps",
-        severity="warning",
-        what=f"after {step} steps the loss at timesteps {ranges} is above that of guessing each pixel from its own "
-        "noisy value",
-        why="Samples pass through these timesteps and are spoilt there",
-        change="Look at --prediction_type, --beta_schedule and --loss_weighting, or train longer",
+        what=f"after {step} steps the loss at timesteps {ranges} is worse than guessing each pixel from its own noisy "
+        "value",
+        why="Every sample passes through these timesteps and suffers there",
+        change="Check --prediction_type, --beta_schedule and --loss_weighting, or train longer",
     )
