@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal and in a notebook, elsewhere a plain line now and then."""
+"""Progress of long work: a bar on a terminal or in a notebook, elsewhere a plain line now and then."""
 
 import sys
 
@@ -11,7 +11,7 @@ _LINE_OF_UNKNOWN_LENGTH = "{desc}: {n:.0f}, {rate_noinv_fmt}, {elapsed} so far{p
 
 
 class _Lines:
-    """stderr without the carriage returns and padding with which tqdm draws over what it drew before."""
+    """stderr without the carriage returns and padding with which tqdm overwrites a bar."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
@@ -20,15 +20,15 @@ class _Lines:
 
 
 def is_shown() -> bool:
-    """Whether a bar can be drawn over itself where this program's messages go."""
+    """Whether the output can show a bar: a terminal or a notebook."""
     return tqdm is not terminal_tqdm or sys.stderr.isatty()
 
 
 def progress_bar(iterable=None, **options) -> tqdm:
-    """tqdm with the same arguments.
+    """tqdm with the same arguments; in a log file or a pipe, a line every half minute.
 
-    In a log file or a pipe it writes a line every half minute. Work that is to stay on the screen (`leave`, the
-    default) also has one at its beginning and at its end; other work that takes less than that leaves nothing.
+    Bars that stay on the screen (`leave`, the default) also write a line at the start and at the end; others write
+    none if they take less than half a minute.
     """
     if not is_shown():
         is_measurable = options.get("total") is not None or hasattr(iterable, "__len__")

@@ -1,4 +1,4 @@
-"""The end of `make demo`: load the trained pipeline and draw a grid of samples.
+"""The last step of `make demo`: load the trained pipeline and draw a grid of samples.
 
 python scripts/demo.py demo
 """

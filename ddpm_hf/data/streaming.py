@@ -1,7 +1,8 @@
-"""Training straight from a stream: the same clock as `examples`, with shuffling in blocks and flat memory."""
+"""Training from a stream: positions as in `examples`, shuffled in blocks, in constant memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ BLOCK_STREAM = 4
 
 @dataclass
 class _Block:
-    """Some rows of one epoch, undecoded, and the order in which positions from `first` on take them."""
+    """Consecutive rows of one epoch, undecoded, and the order in which positions from `first` on use them."""
 
     first: int
     rows: list[RawRow]
@@ -30,29 +31,28 @@ class _Block:
 
 
 class StreamingData:
-    """Positions of an endless, shuffled sequence -> batches, from rows that are only read in file order.
+    """Positions of an endless, shuffled sequence -> batches, from rows that can only be read in file order.
 
-    An epoch is the training rows in file order, cut into blocks of `shuffle_buffer` rows, each block permuted by
-    (seed, epoch, block). So the example at a position is a pure function of (seed, position) here too, whatever the
-    number of processes. The price: a block's rows are spread over all processes, so each reads the whole stream and
-    decodes its own share, and to start at a position, what lies before it in the epoch is read past. Images held out
-    of the training rows are chosen by content, so even the count needs the bytes. Memory holds one block, as stored.
+    An epoch is the training rows in file order, cut into blocks of `shuffle_buffer` rows, each permuted by (seed,
+    epoch, block). The example at a position is thus a function of (seed, position), whatever the number of processes.
+    The price: a block's rows are spread over all processes, so each reads the whole stream and decodes its own share,
+    and starting at a position means reading the epoch up to it. Held-out images are chosen by content, so even
+    counting rows needs their bytes. Memory holds one undecoded block.
 
-    With `skip_unreadable`, a position whose image cannot be decoded takes the next one of its block's order.
+    With `skip_unreadable`, a position whose image cannot be decoded takes the next one in its block's order.
 
     Args:
         data: from `load_images`, streaming.
         size: (height, width) in pixels.
-        channels: 1, 3 or 4; deduced from the first images when None, and then every image must agree.
+        channels: 1, 3 or 4; if None, deduced from the first images, and all others must agree.
         seed: of order, crops and flips.
         holdout: which images to leave out, from `choose_holdout`.
-        shuffle_buffer: rows of a block.
+        shuffle_buffer: rows per block.
         random_flip, random_crop: as for `TrainingData`.
-        skip_unreadable: pass over images that cannot be decoded, listed in `unreadable`.
+        skip_unreadable: skip images that cannot be decoded and list them in `unreadable`.
 
     Attributes:
-        shape: (channels, height, width).
-        epoch_size: training rows in an epoch; None until known.
+        epoch_size: training rows per epoch; None until known.
         unreadable: row number -> "row 17 (path): reason".
     """
 
@@ -70,7 +70,7 @@ class StreamingData:
         skip_unreadable: bool = False,
     ):
         if shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer is {shuffle_buffer}; it must be at least 1")
+            raise ValueError(f"`shuffle_buffer` must be at least 1, got {shuffle_buffer}.")
         self.data = data
         self.decoder = make_decoder(data, size, channels, random_crop)
         self.seed = seed
@@ -83,20 +83,12 @@ class StreamingData:
         self.unreadable: dict[int, str] = {}
 
     @property
-    def channels(self) -> int:
-        return self.decoder.channels
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         return (self.decoder.channels, *self.decoder.size)
 
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self.data.class_names
-
     def batches(self, slices: Iterable[range]) -> Iterator[dict[str, torch.Tensor]]:
-        """One batch for each range of positions; the ranges must rise. Batches are those of `TrainingData`."""
+        """One batch, as from `TrainingData`, per range of positions; the ranges must be increasing."""
         blocks, block = None, None
         for positions in slices:
             images = []
@@ -132,10 +124,10 @@ class StreamingData:
             if image.pixels is not None:
                 return image
             self.unreadable[image.row.index] = image.problem
-        raise ValueError(f"{self.data.name}: {len(block.rows)} rows in a row are unreadable; {image.problem}")
+        raise ValueError(f"{self.data.name}: {len(block.rows)} rows in a row are unreadable, such as {image.problem}")
 
     def _blocks(self, position: int) -> Iterator[_Block]:
-        """Blocks without end, from the one that holds `position`."""
+        """Blocks without end, from the one that contains `position`."""
         epoch = 0
         while True:
             if self.epoch_size is not None:
@@ -149,7 +141,7 @@ class StreamingData:
             epoch += 1
 
     def _training_rows(self, skip: int) -> Iterator[RawRow]:
-        """The training rows of one epoch but the first `skip`. At the end the length of an epoch is known."""
+        """The training rows of one epoch after the first `skip`; sets `epoch_size` at the end."""
         count = 0
         if self.epoch_size is not None and self.holdout.threshold == 0:
             count = skip
@@ -161,20 +153,12 @@ class StreamingData:
             if count > skip:
                 yield row
         if count == 0:
-            raise ValueError("holdout leaves no image to train on")
+            raise ValueError("`holdout` must leave images to train on, got none.")
         if self.epoch_size not in (None, count):
-            raise ValueError(
-                f"{self.data.name} has {count} training rows in this epoch; it had or told {self.epoch_size}"
-            )
+            raise ValueError(f"{self.data.name} has {count} training rows in this epoch, not {self.epoch_size}")
         self.epoch_size = count
 
 
 def _in_blocks(rows: Iterator[RawRow], size: int) -> Iterator[list[RawRow]]:
-    block = []
-    for row in rows:
-        block.append(row)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
+    while block := list(islice(rows, size)):
         yield block

@@ -70,9 +70,9 @@ class VariationalBound:
     """Computes the bound for one process and one chain.
 
     Args:
-        scheduler: the process; its config is copied, so that nobody's `set_timesteps` changes the bound.
-        num_inference_steps: length of a strided chain, by the scheduler's spacing; default: all T timesteps.
-        timesteps: a chain of one's own instead, decreasing.
+        scheduler: the process; copied, so that `set_timesteps` on it does not change the bound.
+        num_inference_steps: length of a strided chain, by the scheduler's spacing; by default all T timesteps.
+        timesteps: a chain given explicitly instead, decreasing.
         clip: clip the predicted x_0 to [-1, 1], as published bits/dim do.
         cdf: of the discretized decoder, "erf" or "tanh"; see `discretized_gaussian_log_likelihood`.
 
@@ -90,7 +90,7 @@ class VariationalBound:
         cdf: str = "erf",
     ):
         if cdf not in CDFS:
-            raise ValueError(f"`cdf` is {cdf!r}; choose from {', '.join(CDFS)}.")
+            raise ValueError(f"`cdf` must be one of {', '.join(CDFS)}, got {cdf!r}.")
         self.scheduler = LinearDDPMScheduler.from_config(scheduler.config)
         if num_inference_steps is None and timesteps is None:
             timesteps = range(self.scheduler.config.num_train_timesteps - 1, -1, -1)
@@ -131,7 +131,7 @@ class VariationalBound:
         last = (timesteps == self.chain[-1]).to(x_0.device)
         log_variance = s.model_log_variance(timesteps, predicted=predicted_variance, like=x_0)
         if s.config.variance_type in FORWARD_VARIANCES:
-            # The decoder takes sigma_1² = the posterior variance of the step before, as the published code does.
+            # The decoder uses the posterior variance of the preceding step as sigma_1², like the published code.
             log_variance = torch.where(last.view(true_log_variance.shape), true_log_variance, log_variance)
 
         bits = bits_per_dim(normal_kl(true_mean, true_log_variance, mean, log_variance))
@@ -154,22 +154,22 @@ class VariationalBound:
     ) -> Bound:
         """The bound of each image: every term, or those at `timesteps`.
 
-        Pairs of an image and a timestep go through the network together, whatever image they belong to. The numbers of
-        an image depend on its own generator alone, not on the batch.
+        Pairs of an image and a timestep share network calls. An image's numbers depend only on its own generator, not
+        on the batch.
 
         Args:
             network: called with x_t (pairs, C, H, W), timesteps (pairs,) and the conditions of these pairs.
-            x_0: images in [-1, 1] on the 8-bit grid, (batch, C, H, W); a warning names the share of pixels off it.
-            generators: one for each image, on the CPU.
+            x_0: images in [-1, 1] on the 8-bit grid, (batch, C, H, W); pixels off the grid cause a warning.
+            generators: one per image, on the CPU.
             timesteps: (batch, K), entries of the chain; by default all n of it for each image.
             pairs_per_call: the network's batch size.
             **conditions: tensors whose first dimension is the batch.
 
         Raises:
-            ValueError: for not one generator for each image.
+            ValueError: for a wrong number of generators.
         """
         if len(generators) != len(x_0):
-            raise ValueError(f"`generators` has {len(generators)} entries for {len(x_0)} images.")
+            raise ValueError(f"`generators` must be one per image, got {len(generators)} for {len(x_0)} images.")
         off_grid = share_off_the_8_bit_grid(x_0)
         if off_grid > 0:
             warnings.warn(
@@ -178,7 +178,7 @@ class VariationalBound:
 
         if timesteps is None:
             timesteps = torch.tensor(self.chain).expand(len(x_0), -1)
-        # Timestep by timestep, so that every generator is used in the order of its own image's terms.
+        # Timestep by timestep, so that each generator is used in the order of its image's terms.
         pairs = torch.arange(timesteps.numel())
         terms = x_0.new_empty(timesteps.shape)
         x_0_mse = torch.empty_like(terms)

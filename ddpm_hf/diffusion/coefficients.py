@@ -1,8 +1,8 @@
-"""The coefficients of the formulas in scheduler.py: float64 tables by timestep, cast when finished.
+"""The coefficients of the formulas in scheduler.py, as tables by timestep.
 
-They are worked out in float64 on the CPU (some devices have no float64) and then cast, never before: 1 - alpha_bar_1
-= 1e-4 is lost if alpha_bar is first rounded to bfloat16. They are never cast below float32, since log-variances in
-half precision would be off by per cents. Equation numbers are those of Ho et al. 2020 (arXiv 2006.11239).
+They are computed in float64 on the CPU (some devices have no float64) and only then cast: 1 - alpha_bar_1 = 1e-4 would
+be lost if alpha_bar were rounded to bfloat16 first. They are at least float32, since log-variances in half precision
+are off by per cents. Equation numbers are those of Ho et al. 2020 (arXiv 2006.11239).
 """
 
 import operator
@@ -23,19 +23,19 @@ def transition(
         alpha_bar: float64, shape (T,).
         t: timesteps in [0, T), int64.
         previous: where each step goes, in [-1, t); -1 is the data.
-        above: the timestep from which the chain comes to t, T if there is none. Used where `previous` is -1.
+        above: the timestep before t in the chain, T if there is none. Used where `previous` is -1.
 
     Returns:
-        Tensors of the timesteps' shape: `posterior_x_0` and `posterior_x_t` (the mean's), `posterior_log_variance`,
-        `log_beta`, `noise_switch`, which is 0 where the step goes to the data and 1 elsewhere, and with it as a factor
-        the standard deviations `posterior_sigma` and `forward_sigma`.
+        Tensors of the timesteps' shape: `posterior_x_0` and `posterior_x_t` (of the mean), `posterior_log_variance`,
+        `log_beta`, `noise_switch` (0 for a step to the data, else 1), and the standard deviations `posterior_sigma`
+        and `forward_sigma`, times that switch.
     """
     with_data = torch.cat([alpha_bar, torch.ones(1, dtype=torch.float64)])  # index -1 is the data
     alpha_bar_t, alpha_bar_previous = alpha_bar[t], with_data[previous]
     alpha = alpha_bar_t / alpha_bar_previous
     beta = 1 - alpha
-    # The variance of the step to the data is 0. Its log is clipped to that of the step before it, as in the published
-    # code; a chain of one step has none, and gets log beta.
+    # The variance of the step to the data is 0. Its log is clipped to that of the preceding step, as in the published
+    # code, or to log beta in a chain of one step.
     last = previous < 0
     alone = last & (above == len(alpha_bar))
     upper, lower = alpha_bar[torch.where(last & ~alone, above, t)], with_data[torch.where(last & ~alone, t, previous)]
@@ -58,7 +58,7 @@ class Coefficients:
     Args:
         alpha_bar: float64, shape (T,), on the CPU.
         num_train_timesteps: T.
-        chain: the timesteps that are visited, strictly decreasing, in [0, T).
+        chain: its timesteps, strictly decreasing, in [0, T).
 
     Raises:
         ValueError: for a chain that is empty, not decreasing or outside [0, T).
@@ -66,9 +66,9 @@ class Coefficients:
 
     def __init__(self, alpha_bar: torch.Tensor, num_train_timesteps: int, chain: Sequence[int]):
         if not chain or min(chain) < 0 or max(chain) >= num_train_timesteps:
-            raise ValueError(f"`timesteps` must be one or more in [0, {num_train_timesteps}), but they are {chain}.")
+            raise ValueError(f"`timesteps` must be one or more in [0, {num_train_timesteps}), got {chain}.")
         if any(a <= b for a, b in zip(chain, chain[1:], strict=False)):
-            raise ValueError(f"`timesteps` must be in decreasing order, but they are {chain}.")
+            raise ValueError(f"`timesteps` must be decreasing, got {chain}.")
         self.alpha_bar = alpha_bar
         self.num_train_timesteps = num_train_timesteps
         self.chain = chain
@@ -78,11 +78,11 @@ class Coefficients:
 
     @cached_property
     def _float64(self) -> dict[str, torch.Tensor]:
-        """Every coefficient for i = 0 … T-1. A timestep outside the chain counts as its beginning."""
+        """Every coefficient for i = 0 … T-1; for one outside the chain, as if the chain began there."""
         if len(self.alpha_bar) != self.num_train_timesteps:
             raise ValueError(
-                f"`trained_betas` has {len(self.alpha_bar)} values, but `num_train_timesteps` is "
-                f"{self.num_train_timesteps}."
+                f"`trained_betas` must have `num_train_timesteps={self.num_train_timesteps}` values, got "
+                f"{len(self.alpha_bar)}."
             )
         every = torch.arange(self.num_train_timesteps)
         chain = torch.tensor([-1, *reversed(self.chain), self.num_train_timesteps])
@@ -97,7 +97,7 @@ class Coefficients:
         }
 
     def table(self, name: str, device: torch.device | str, dtype: torch.dtype, ndim: int = 1) -> torch.Tensor:
-        """Coefficient `name`, shape (T,) or with axes of length 1 behind it up to `ndim`. Made once of each kind."""
+        """Coefficient `name`, shape (T,), with axes of length 1 appended up to `ndim`. Cached."""
         key = (name, device, dtype, ndim)
         table = self._tables.get(key)
         if table is None:
@@ -110,9 +110,9 @@ class Coefficients:
 
         Args:
             timesteps: an int, 0-d or (batch,), in [0, T).
-            like: images that the result will multiply: gives it their device, their dtype (at least float32) and the
-                shape (batch, 1, …), or for one timestep that the host knows a 0-d tensor on the CPU, which torch takes
-                for a number on any device. Without it: float32, the timesteps' shape and device.
+            like: images that the result will multiply; it gets their device, their dtype (at least float32) and the
+                shape (batch, 1, …). For a single timestep known on the host it is a 0-d CPU tensor, which torch treats
+                as a number on any device. Without it: float32, the timesteps' shape and device.
         """
         if like is not None and type(timesteps) is int and 0 <= timesteps < self.num_train_timesteps:
             entries = self._entries.get((name, like.dtype))
@@ -125,14 +125,14 @@ class Coefficients:
         index = timesteps if timesteps.ndim == 1 else timesteps.reshape(-1)
         if index.device != device:
             index = index.to(device)
-        # Not table[index]: with a 0-d index that waits for the device.
+        # Not table[index], which waits for the device if the index is 0-d.
         values = self.table(name, device, dtype, 1 if like is None else like.ndim).index_select(0, index)
         return values.view(timesteps.shape) if like is None else values
 
     def _entry(self, name: str, i: int, dtype: torch.dtype) -> torch.Tensor:
-        """One number of a table as a 0-d tensor of its own: to make it anew takes as long as the sum it goes into."""
+        """One entry of a table as a 0-d tensor, cached: making it takes as long as the sum it is used in."""
         if not 0 <= i < self.num_train_timesteps:
-            raise ValueError(f"`timesteps` is {i}; it must lie in [0, {self.num_train_timesteps}).")
+            raise ValueError(f"`timesteps` must be in [0, {self.num_train_timesteps}), got {i}.")
         entries = self._entries.get((name, dtype))
         if entries is None:
             entries = self._entries[name, dtype] = self.table(name, "cpu", dtype).unbind()
@@ -145,7 +145,7 @@ class Coefficients:
         prev_timesteps: int | torch.Tensor | None,
         like: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Coefficient `name` of the step from `timesteps` to `prev_timesteps`, or of the chain's step if None.
+        """Coefficient `name` of the step from `timesteps` to `prev_timesteps`, or, if None, to the chain's next.
 
         Raises:
             ValueError: unless -1 ≤ prev_timesteps < timesteps < T.
@@ -154,7 +154,7 @@ class Coefficients:
             return self.at(name, timesteps, like)
         t, previous = torch.broadcast_tensors(torch.as_tensor(timesteps).cpu(), torch.as_tensor(prev_timesteps).cpu())
         if not bool(((previous >= -1) & (previous < t) & (t < self.num_train_timesteps)).all()):
-            raise ValueError("`prev_timesteps` must be at least -1 and below `timesteps`, which must be below T.")
+            raise ValueError("`prev_timesteps` must be at least -1 and below `timesteps`, and those below T.")
         values = transition(self.alpha_bar, t, previous, above=t + 1)[name]
         if like is None:
             return values.to(device=getattr(timesteps, "device", "cpu"), dtype=_table_dtype(like))

@@ -1,4 +1,4 @@
-"""Gaussians: divergence, and the likelihood of a pixel that was rounded to 8 bits. Pure functions, in nats.
+"""Gaussians: KL divergence, and the likelihood of a pixel that was rounded to 8 bits. In nats.
 
 Equation numbers are those of Ho et al. 2020 (arXiv 2006.11239).
 """
@@ -10,8 +10,8 @@ import torch
 from .tensors import at_least_float32
 
 LEVELS = 256
-BIN = 2 / (LEVELS - 1)  # distance of two neighbouring pixel values in [-1, 1]
-NARROW = 0.05  # width times distance, below which an interval of the normal density is expanded about its middle
+BIN = 2 / (LEVELS - 1)  # spacing of pixel values in [-1, 1]
+NARROW = 0.05  # width times (1 + distance) below which an interval of the normal density is expanded about its middle
 CDFS = ("erf", "tanh")
 
 
@@ -25,7 +25,7 @@ def normal_kl(
 
 
 class _NormalLogCDF(torch.autograd.Function):
-    """torch.special.log_ndtr, whose own gradient goes wrong in the far tail (6 times too large at -1e4 in float32)."""
+    """torch.special.log_ndtr, whose own gradient is wrong in the far tail (6 times too large at -1e4 in float32)."""
 
     @staticmethod
     def forward(ctx, z):
@@ -48,15 +48,15 @@ def discretized_gaussian_log_likelihood(
 ) -> torch.Tensor:
     """Log of the mass that N(mean, variance) puts on the bin of each pixel, Eq. 13, in nats.
 
-    A bin reaches 1/255 to both sides of its pixel; the two outermost are open, to -∞ and to ∞. So the 256 bins share a
-    mass of 1.
+    A bin reaches 1/255 to each side of its pixel value; the outermost two extend to -∞ and ∞, so the 256 bins have a
+    total mass of 1.
 
     Args:
         x: pixels, float32 or float64, one of the 256 values p/255·2 - 1.
         mean, log_variance: of the Gaussian; they broadcast with `x`.
-        cdf: "erf" is exact, worked out in the log domain, and finite for every pixel however unlikely. "tanh" is what
-            published bits/dim were computed with: an approximation of the CDF that is off by up to 1.8e-4, and a mass
-            of at least 1e-12 for every pixel.
+        cdf: "erf" is exact, computed in the log domain, and finite for every pixel however unlikely. "tanh" is what
+            published bits/dim used: an approximation of the CDF that is off by up to 1.8e-4, and a mass of at least
+            1e-12 for every pixel.
 
     Returns:
         Tensor of the broadcast shape, at most 0.
@@ -65,7 +65,7 @@ def discretized_gaussian_log_likelihood(
         ValueError: for another `cdf`.
     """
     if cdf not in CDFS:
-        raise ValueError(f"`cdf` is {cdf!r}; choose from {', '.join(CDFS)}.")
+        raise ValueError(f"`cdf` must be one of {', '.join(CDFS)}, got {cdf!r}.")
     x, mean = at_least_float32(x, mean)
     x, log_variance = at_least_float32(x, log_variance)
     inverse_std = torch.exp(-0.5 * log_variance)
@@ -82,11 +82,11 @@ def discretized_gaussian_log_likelihood(
 
 def _log_mass(centre: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     """log(Phi(centre + width/2) - Phi(centre - width/2)) without cancellation."""
-    # By symmetry the interval may lie to the left, where log Phi does not saturate.
+    # By symmetry the interval can be moved to the left, where log Phi does not saturate.
     z = -centre.abs()
     narrow = width * (1 - z) < NARROW
-    # d log Phi/dz = phi/Phi ≥ -z, hence log Phi differs by at least -width·upper between the ends, also when rounding
-    # has made them equal.
+    # d log Phi/dz = phi/Phi ≥ -z, so log Phi differs by at least -width·upper between the ends, even if rounding made
+    # them equal.
     wide = torch.where(narrow, torch.ones_like(width), width)  # keeps the unused branch, and its gradient, finite
     upper = z + wide / 2
     log_upper = normal_log_cdf(upper)
@@ -101,7 +101,7 @@ def _log_mass(centre: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
 
 
 def _tanh_log_mass(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
-    """As in the code published with the paper, its floor of 1e-12 included."""
+    """As in the paper's code, including its floor of 1e-12."""
     cdf_lower, cdf_upper = (
         0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) for z in (lower, upper)
     )
@@ -111,7 +111,7 @@ def _tanh_log_mass(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) ->
 
 
 def share_off_the_8_bit_grid(images: torch.Tensor) -> float:
-    """The share of pixels, 0 … 1, that are not one of the 256 values p/255·2 - 1 in [-1, 1]."""
+    """The fraction of pixels that are not one of the 256 values p/255·2 - 1."""
     levels = (images.float() + 1) * ((LEVELS - 1) / 2)
     on_grid = ((levels - levels.round()).abs() < 1e-2) & (levels > -0.5) & (levels < LEVELS - 0.5)
     return 1 - float(on_grid.float().mean())

@@ -1,4 +1,4 @@
-"""What training descends on: targets, one loss value per image, and how timesteps are drawn.
+"""Training objectives: targets, one loss value per image, and the sampling of timesteps.
 
 Ho et al. 2020 (arXiv 2006.11239), Algorithm 1; Nichol & Dhariwal 2021 (arXiv 2102.09672) for the bound as a loss and
 for importance sampling. Losses have shape (batch,) and are float32 at least; the caller reduces.
@@ -28,7 +28,7 @@ def training_target(
         timesteps: (batch,), in [0, T).
 
     Raises:
-        ValueError: if epsilon is to be predicted with zero terminal SNR.
+        ValueError: for epsilon with zero terminal SNR.
     """
     if scheduler.config.prediction_type == "epsilon":
         if scheduler.lacks_terminal_signal:
@@ -40,7 +40,7 @@ def training_target(
 
 
 def simple_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L_simple, Eq. 14: the mean square error of each image, float32 or float64, shape (batch,)."""
+    """L_simple, Eq. 14: the mean squared error of each image, float32 or float64, shape (batch,)."""
     prediction, target = at_least_float32(prediction, target)
     return (prediction - target).square().flatten(1).mean(1)
 
@@ -48,15 +48,15 @@ def simple_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def snr_weight(
     snr: torch.Tensor, prediction_type: str, weighting: str, *, gamma: float, offset: float = 1.0
 ) -> torch.Tensor:
-    """The weight of an image's square error, by its signal-to-noise ratio.
+    """The weight of an image's squared error, as a function of its signal-to-noise ratio.
 
-    A weighting is one function of SNR on the error of x_0. The same error measured on eps is SNR times, on v SNR + 1
-    times as large (Salimans & Ho 2022, arXiv 2202.00512), so the weight is divided by that.
+    A weighting is defined on the error of x_0. The same error is SNR times as large in eps, and SNR + 1 times in v
+    (Salimans & Ho 2022, arXiv 2202.00512), so the weight is divided by that.
 
     Args:
         snr: any shape, ≥ 0, and > 0 for epsilon.
-        prediction_type: what the error is measured on.
-        weighting: "none" is 1 for each prediction type; "min_snr" is min(SNR, gamma) on x_0 (Hang et al. 2023, arXiv
+        prediction_type: what the error is of.
+        weighting: "none" is 1 for every prediction type; "min_snr" is min(SNR, gamma) on x_0 (Hang et al. 2023, arXiv
             2303.09556); "p2" is SNR / (offset + SNR)^gamma on x_0 (Choi et al. 2022, arXiv 2204.00227).
         gamma, offset: parameters of the weighting.
 
@@ -70,27 +70,27 @@ def snr_weight(
     elif weighting == "p2":
         on_x_0 = snr / (offset + snr) ** gamma
     else:
-        raise ValueError(f"`weighting` is {weighting!r}; choose from {', '.join(WEIGHTINGS)}.")
+        raise ValueError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}.")
     return on_x_0 / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
 
 
 class DiffusionLoss:
     """The loss of each image, from clean images, noise and timesteps.
 
-    - "simple": mean square error of what the network predicts (Eq. 14), times the weight.
-    - "vlb": the bound, T times the term of the drawn timestep, in bits/dim (Eq. 5), without clipping.
-    - "hybrid": "simple" + 0.001 "vlb", where the bound trains the predicted variance alone: its gradient to the mean
+    - "simple": the mean squared error of the prediction (Eq. 14), times the weight.
+    - "vlb": the bound: T times the term of the drawn timestep, in bits/dim (Eq. 5), without clipping.
+    - "hybrid": "simple" + 0.001 "vlb", where the bound trains only the predicted variance: its gradient to the mean
       is stopped (arXiv 2102.09672, §3.1).
 
     Args:
-        scheduler: the process; its config is copied, so that nobody's `set_timesteps` changes the loss.
+        scheduler: the process; copied, so that `set_timesteps` on it does not change the loss.
         loss: one of these three.
-        weighting: of the square error, see `snr_weight`.
+        weighting: of the squared error, see `snr_weight`.
         gamma: parameter of the weighting; by default 5 for "min_snr" and 1 for "p2".
 
     Raises:
-        ValueError: for unknown choices, a weight on a loss without the square error, a weight or epsilon with zero
-            terminal SNR, "hybrid" without a learned variance, and "simple" with one, which would never be trained.
+        ValueError: for unknown choices, a weighted "vlb", a weight or epsilon with zero terminal SNR, "hybrid" without
+            a learned variance, and "simple" with one, which would never be trained.
     """
 
     def __init__(
@@ -98,20 +98,20 @@ class DiffusionLoss:
     ):
         for name, value, choices in (("loss", loss, LOSSES), ("weighting", weighting, WEIGHTINGS)):
             if value not in choices:
-                raise ValueError(f"`{name}` is {value!r}; choose from {', '.join(choices)}.")
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
         if loss == "vlb" and weighting != "none":
-            raise ValueError(f"`weighting={weighting!r}` weights the square error, which `loss='vlb'` does not have.")
+            raise ValueError(f"`weighting={weighting!r}` weights the squared error, which `loss='vlb'` does not have.")
         self.bound = VariationalBound(scheduler, clip=False)
         if weighting != "none" and self.bound.scheduler.lacks_terminal_signal:
             raise ValueError(
-                f"`weighting={weighting!r}` is 0 where SNR is 0: the last timestep of this process, where sampling "
+                f"`weighting={weighting!r}` is 0 where SNR is 0, so the last timestep of this process, where sampling "
                 "starts, would never be trained. Choose 'none', or a process without `rescale_betas_zero_snr`."
             )
         variance_type = scheduler.config.variance_type
         if loss != "vlb" and (loss == "hybrid") != (variance_type in LEARNED_VARIANCES):
             raise ValueError(
-                f"`loss={loss!r}` does not go with `variance_type={variance_type!r}`: 'simple' trains no variance and "
-                "'hybrid' needs a learned one. Choose 'hybrid' or 'vlb' for 'learned_range' and 'learned'."
+                f"`loss={loss!r}` cannot be used with `variance_type={variance_type!r}`: 'simple' trains no variance "
+                "and 'hybrid' needs a learned one. Choose 'hybrid' or 'vlb' for 'learned_range' and 'learned'."
             )
         self.loss, self.weighting = loss, weighting
         self.gamma = gamma if gamma is not None else {"min_snr": 5.0}.get(weighting, 1.0)
@@ -131,7 +131,7 @@ class DiffusionLoss:
             original_samples: images in [-1, 1], (batch, C, H, W).
             noise: standard normal, of the same shape.
             timesteps: (batch,), in [0, T).
-            **conditions: handed to the network.
+            **conditions: passed to the network.
         """
         scheduler = self.bound.scheduler
         x_0, noise = at_least_float32(original_samples, noise)
@@ -141,7 +141,8 @@ class DiffusionLoss:
             return self._bound_loss(output, x_0, x_t, timesteps)
         prediction, predicted_variance = scheduler.split_model_output(output, x_t)
         error = simple_loss(prediction, training_target(scheduler, x_0, noise, timesteps))
-        loss = self._weight(timesteps).to(error) * error
+        snr, prediction_type = scheduler.snr(timesteps), scheduler.config.prediction_type
+        loss = snr_weight(snr, prediction_type, self.weighting, gamma=self.gamma).to(error) * error
         if self.loss == "hybrid":
             frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
             loss = loss + VLB_WEIGHT * self._bound_loss(frozen_mean, x_0, x_t, timesteps)
@@ -152,11 +153,6 @@ class DiffusionLoss:
     ) -> torch.Tensor:
         return len(self.bound.chain) * self.bound.step_term(output, x_0, x_t, timesteps).bits
 
-    def _weight(self, timesteps: torch.Tensor) -> torch.Tensor:
-        scheduler = self.bound.scheduler
-        snr = scheduler.snr(timesteps)
-        return snr_weight(snr, scheduler.config.prediction_type, self.weighting, gamma=self.gamma)
-
 
 def uniform_timesteps(n: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:
     """n independent timesteps, uniform on 0 … T-1: int64, shape (n,), on the generator's device."""
@@ -164,30 +160,27 @@ def uniform_timesteps(n: int, num_train_timesteps: int, generator: torch.Generat
 
 
 def stratified_timesteps(n: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:
-    """n timesteps, one in each of n equal strata of [0, T), in random order; each by itself is uniform.
+    """n timesteps, int64, one in each of n equal strata of [0, T), in random order; each on its own is uniform.
 
-    Over a batch the mean of the loss then varies less than with independent timesteps (the low-discrepancy sampler of
-    Kingma et al. 2021, arXiv 2107.00630, uses one shared offset instead of one in each stratum).
-
-    Returns:
-        int64, shape (n,), on the generator's device.
+    The mean loss of a batch then varies less than with independent timesteps (the low-discrepancy sampler of Kingma et
+    al. 2021, arXiv 2107.00630, uses one shared offset instead of one per stratum).
     """
     strata = torch.randperm(n, generator=generator, device=generator.device)
     uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
     timesteps = ((strata + uniform) * num_train_timesteps / n).long()
-    return timesteps.clamp(max=num_train_timesteps - 1)  # for a uniform number that rounds up to 1
+    return timesteps.clamp(max=num_train_timesteps - 1)  # a uniform number may round up to 1
 
 
 class SecondMomentSampler:
     """Timesteps drawn in proportion to √E[L_t²], for the bound as a loss: arXiv 2102.09672, §3.3 and Eq. 18.
 
-    Until every timestep has `history` losses it draws uniformly. All processes must call `update` with the timesteps
-    and losses of the whole global batch in the same order, and so hold the same state, which belongs in checkpoints.
+    It draws uniformly until every timestep has `history` losses. All processes must call `update` with the timesteps
+    and losses of the global batch in the same order, and so share the same state, which belongs in checkpoints.
 
     Args:
         num_train_timesteps: T.
-        history: how many of the latest losses of each timestep are kept.
-        uniform_share: the part of the draws that is uniform, so that no timestep is forgotten.
+        history: how many recent losses of each timestep to keep.
+        uniform_share: the fraction of draws that is uniform, so that no timestep is forgotten.
     """
 
     def __init__(self, num_train_timesteps: int, history: int = 10, uniform_share: float = 0.001):
@@ -205,30 +198,26 @@ class SecondMomentSampler:
         return (1 - self.uniform_share) * root / root.sum() + self.uniform_share * uniform
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """n timesteps (int64) and their weights 1 / (T p_t) (float32), which keep the mean of the loss unbiased.
-
-        Args:
-            generator: on the CPU, where the results are.
-        """
+        """n timesteps (int64) and weights 1 / (T p_t) (float32) that keep the mean loss unbiased, on the CPU."""
         p = self.probabilities()
         timesteps = torch.multinomial(p, n, replacement=True, generator=generator)
         return timesteps, (1 / (len(p) * p[timesteps])).float()
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        """Records the unweighted losses (batch,) at `timesteps` (batch,)."""
+        """Record the unweighted losses (batch,) at `timesteps` (batch,)."""
         for t, loss in zip(timesteps.tolist(), losses.detach().tolist(), strict=True):
             self.losses[t, self.counts[t] % self.losses.shape[1]] = loss
             self.counts[t] += 1
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The losses kept and how many there were of each timestep, as tensors for safetensors or torch.save."""
+        """The kept losses and the number of losses seen per timestep, as tensors."""
         return {"losses": self.losses, "counts": self.counts}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state_dict` gave. Raises ValueError if it belongs to another T or history."""
+        """Restore what `state_dict` returned; ValueError if T or history differ."""
         if state["losses"].shape != self.losses.shape:
             raise ValueError(
-                f"`state` holds losses of shape {tuple(state['losses'].shape)}; this sampler needs "
-                f"{tuple(self.losses.shape)} (timesteps, history)."
+                f"`state` must hold losses of shape {tuple(self.losses.shape)} (timesteps, history), got "
+                f"{tuple(state['losses'].shape)}."
             )
         self.losses, self.counts = state["losses"].clone(), state["counts"].clone()

@@ -1,11 +1,10 @@
 """Noise schedules: the variances beta_t of the forward process, in float64.
 
-Code counts timesteps i = 0 … T-1 where the papers count t = i + 1. Every schedule that a `DDPMScheduler` config can
-express is here, under the name that the config uses. Note the name `linear`: latent diffusion calls this one
-"sqrt_linear", and its "linear" is `scaled_linear` here.
+Code counts timesteps i = 0 … T-1 where the papers count t = i + 1. The schedules are those of `DDPMScheduler`, under
+its names. Note that latent diffusion calls `linear` "sqrt_linear", and `scaled_linear` "linear".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,8 +39,8 @@ def cosine_alpha_bar(u: torch.Tensor) -> torch.Tensor:
 def laplace_alpha_bar(u: torch.Tensor) -> torch.Tensor:
     """The alpha_bar that diffusers calls `laplace`, u in [0, 1], after Hang et al. 2024 (arXiv 2407.03297).
 
-    The paper's log-SNR goes into √(snr/(1 + snr)), the root included, because that is what a config with this name
-    means to every other sampler that reads it.
+    The paper's log-SNR goes into √(snr/(1 + snr)), root included, because that is what this name means to every other
+    sampler.
     """
     side = torch.copysign(torch.ones_like(u), 0.5 - u)
     snr = torch.exp(-0.5 * side * torch.log(1 - 2 * (0.5 - u).abs() + 1e-6))
@@ -54,12 +53,12 @@ def _from_alpha_bar(alpha_bar, num_train_timesteps: int) -> torch.Tensor:
 
 
 def squaredcos_cap_v2(num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
-    """The cosine schedule with beta capped at 0.999; it has no ends to set. See `cosine_alpha_bar`."""
+    """The cosine schedule with beta capped at 0.999; it ignores the ends. See `cosine_alpha_bar`."""
     return _from_alpha_bar(cosine_alpha_bar, num_train_timesteps)
 
 
 def laplace(num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
-    """The Laplace schedule with beta capped at 0.999; it has no ends to set. See `laplace_alpha_bar`."""
+    """The Laplace schedule with beta capped at 0.999; it ignores the ends. See `laplace_alpha_bar`."""
     return _from_alpha_bar(laplace_alpha_bar, num_train_timesteps)
 
 
@@ -71,30 +70,22 @@ NOISE_SCHEDULES = {
     "laplace": laplace,
 }
 
-# Those whose betas grow in proportion to their ends, so that 1000/T times the ends keeps the continuous limit.
+# Their betas are proportional to the ends, so scaling the ends by 1000/T keeps the continuous limit.
 _SCALABLE_SCHEDULES = ("linear", "scaled_linear", "sigmoid")
 
 
 def scaled_ends(
     num_train_timesteps: int, schedule: str, beta_start: float = 0.0001, beta_end: float = 0.02
 ) -> dict[str, float]:
-    """`beta_start` and `beta_end` for T timesteps from those for 1000: times 1000/T where the schedule uses them."""
+    """`beta_start` and `beta_end` for T timesteps from those for 1000: scaled by 1000/T if the schedule uses them."""
     scale = 1000 / num_train_timesteps if schedule in _SCALABLE_SCHEDULES else 1.0
     return {"beta_start": beta_start * scale, "beta_end": beta_end * scale}
 
 
-def trained(betas: Sequence[float]) -> torch.Tensor:
-    """Given betas as float64. Raises ValueError unless they are a flat list."""
-    betas = torch.as_tensor(betas, dtype=torch.float64)
-    if betas.ndim != 1:
-        raise ValueError(f"`trained_betas` must be a flat list, but has shape {tuple(betas.shape)}.")
-    return betas
-
-
 def rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    """Betas whose last timestep holds no signal: Lin et al. 2023 (arXiv 2305.08891), Algorithm 1.
+    """Betas with no signal at the last timestep: Lin et al. 2023 (arXiv 2305.08891), Algorithm 1.
 
-    √alpha_bar is shifted and scaled so that it ends at 0 and its first value stays.
+    √alpha_bar is shifted and scaled to end at 0 and keep its first value.
 
     Args:
         betas: shape (T,), T ≥ 2, in [0, 1).
@@ -103,10 +94,10 @@ def rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
         Shape (T,), the last value exactly 1.
 
     Raises:
-        ValueError: for a single timestep, which cannot keep its value and be 0 too.
+        ValueError: for a single timestep, which cannot both keep its value and be 0.
     """
     if len(betas) < 2:
-        raise ValueError(f"`rescale_betas_zero_snr` needs at least 2 timesteps, but there is {len(betas)}.")
+        raise ValueError(f"`rescale_betas_zero_snr` needs at least 2 timesteps, got {len(betas)}.")
     root = torch.cumprod(1 - betas, dim=0).sqrt()
     alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
@@ -123,13 +114,16 @@ def betas_from_config(config: Mapping[str, Any]) -> torch.Tensor:
         float64 tensor of shape (T,) on the CPU.
 
     Raises:
-        ValueError: for an unknown schedule, trained betas that are no flat list, or a zero terminal SNR with T = 1.
+        ValueError: for an unknown schedule, trained betas that are not a flat list, or zero terminal SNR with T = 1.
     """
     if config["trained_betas"] is not None:
-        betas = trained(config["trained_betas"])
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        if betas.ndim != 1:
+            raise ValueError(f"`trained_betas` must be a flat list, got shape {tuple(betas.shape)}.")
     elif config["beta_schedule"] in NOISE_SCHEDULES:
         schedule = NOISE_SCHEDULES[config["beta_schedule"]]
         betas = schedule(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
     else:
-        raise ValueError(f"`beta_schedule` is {config['beta_schedule']!r}; choose from {', '.join(NOISE_SCHEDULES)}.")
+        choices = ", ".join(NOISE_SCHEDULES)
+        raise ValueError(f"`beta_schedule` must be one of {choices}, got {config['beta_schedule']!r}.")
     return rescale_zero_terminal_snr(betas) if config["rescale_betas_zero_snr"] else betas

@@ -2,10 +2,10 @@
 
 Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239); equation numbers are that paper's
 unless another is named. The paper counts t = 1 … T, code counts i = t - 1: `alphas_cumprod[i]` is alpha_bar_{i+1}.
-Timestep -1 stands for the data, before the first step, where alpha_bar is 1.
+Timestep -1 is the data, where alpha_bar is 1.
 
-This is the one home of these formulas: `step`, the losses and the bound call the methods below, and coefficients.py
-holds their coefficients, from float64 tables. Variances are log-variances everywhere, in nats.
+Each formula exists once: `step`, the losses and the bound call the methods below, whose coefficients come from the
+float64 tables in coefficients.py. Variances are log-variances everywhere, in nats.
 """
 
 import functools
@@ -31,29 +31,28 @@ FORWARD_VARIANCES = ("fixed_large", "fixed_large_log")
 LEARNED_VARIANCES = ("learned", "learned_range")
 VARIANCE_TYPES = POSTERIOR_VARIANCES + FORWARD_VARIANCES + LEARNED_VARIANCES
 
-
 EPSILON_WITHOUT_SIGNAL = (
-    "`prediction_type='epsilon'` cannot go with `rescale_betas_zero_snr=True`: at the last timestep the image is pure "
-    "noise, and x_0 = (x_t - √(1 - alpha_bar) eps) / √alpha_bar divides by zero. Choose 'v_prediction' or 'sample', "
-    "or leave the betas as they are."
+    "`prediction_type='epsilon'` cannot be used with `rescale_betas_zero_snr=True`: at the last timestep the image is "
+    "pure noise, and x_0 = (x_t - √(1 - alpha_bar) eps) / √alpha_bar divides by zero. Choose 'v_prediction' or "
+    "'sample', or do not rescale the betas."
 )
 
 
 class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
-    """`DDPMScheduler` with exact tables and with formulas that take one timestep per image.
+    """`DDPMScheduler` with exact tables and formulas that take one timestep per image.
 
     Arguments and config are `DDPMScheduler`'s. `step` draws the same random numbers, so the same generator gives the
-    same image. What differs, and why:
+    same image. Differences:
 
-    - The last step of any chain adds no noise (Algorithm 2), and every `set_timesteps(n)` gives n distinct timesteps.
-    - `variance_type` has one meaning each: `fixed_small` and `fixed_small_log` are the posterior variance,
-      `fixed_large` and `fixed_large_log` are beta, `learned` is a predicted log-variance and `learned_range` a
-      predicted place between the two fixed log-variances (Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 15).
-    - Predicting epsilon with zero terminal SNR is refused where the process is used, since x_0 cannot be had from
-      pure noise; `__init__`, which must read any config that stock reads, warns.
+    - The last step of any chain adds no noise (Algorithm 2), and `set_timesteps(n)` always gives n distinct timesteps.
+    - `variance_type`: `fixed_small` and `fixed_small_log` are the posterior variance, `fixed_large` and
+      `fixed_large_log` are beta, `learned` is a predicted log-variance and `learned_range` a predicted interpolation
+      between the two fixed log-variances (Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 15).
+    - Predicting epsilon with zero terminal SNR is an error when the process is used, since pure noise does not
+      determine x_0; `__init__`, which must read any config that stock reads, only warns.
 
     In all methods `timesteps` is an int, a 0-d tensor or a tensor of shape (batch,), in [0, T), on any device; images
-    are (batch, channels, height, width) or any other shape that starts with the batch. Results have the images'
+    have shape (batch, channels, height, width) or any other that starts with the batch. Results have the images'
     dtype; half precision is computed in float32.
     """
 
@@ -62,7 +61,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         try:
             super().__init__(*args, **kwargs)
         except NotImplementedError:
-            betas_from_config(self.config)  # says which schedules there are
+            betas_from_config(self.config)  # raises an error that names the schedules
             raise
         self.betas, self.alphas = self._betas.float(), (1 - self._betas).float()
         self.alphas_cumprod = self._alpha_bar.float()
@@ -80,34 +79,30 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         config = self.config
         for name, choices in (("prediction_type", PREDICTION_TYPES), ("timestep_spacing", TIMESTEP_SPACINGS)):
             if config[name] not in choices:
-                raise ValueError(f"`{name}` is {config[name]!r}; choose from {', '.join(choices)}.")
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {config[name]!r}.")
         if config.variance_type not in VARIANCE_TYPES:
             warnings.warn(
-                f"`variance_type` is {config.variance_type!r}, none of {', '.join(VARIANCE_TYPES)}. It is taken for "
-                "'fixed_small', as DDPMScheduler does.",
+                f"`variance_type` must be one of {', '.join(VARIANCE_TYPES)}, got {config.variance_type!r}. It is "
+                "treated as 'fixed_small', as in DDPMScheduler.",
                 stacklevel=3,
             )
         if self._lacks_signal:
             warnings.warn(EPSILON_WITHOUT_SIGNAL, stacklevel=3)
-        if not self._loses_signal_at_every_step:
+        # Unless 1 > alpha_bar_1 > … > alpha_bar_T ≥ 0, which is also false for NaN, some coefficient is 0/0.
+        with_data = torch.cat([torch.ones(1, dtype=torch.float64), self._alpha_bar])
+        if not ((with_data.diff() < 0).all() and with_data[-1] >= 0):
             given = self._betas if config.trained_betas is None else torch.as_tensor(config.trained_betas)
             problem = (
-                f"betas range from {given.min():g} to {given.max():g}; each must be above 0, below 1 (the last may be "
-                "1) and leave some signal for the timestep after it."
+                "must be above 0 and below 1 (the last may be 1) and leave some signal for the next timestep, got "
+                f"{given.min():g} to {given.max():g}."
             )
             if config.trained_betas is not None:
-                raise ValueError(f"`trained_betas`: {problem}")
-            warnings.warn(problem, stacklevel=3)
-
-    @property
-    def _loses_signal_at_every_step(self) -> bool:
-        """Whether 1 > alpha_bar_1 > … > alpha_bar_T ≥ 0: without it some coefficient is 0/0. False for NaN."""
-        with_data = torch.cat([torch.ones(1, dtype=torch.float64), self._alpha_bar])
-        return bool((with_data.diff() < 0).all() and with_data[-1] >= 0)
+                raise ValueError(f"`trained_betas` {problem}")
+            warnings.warn(f"The betas {problem}", stacklevel=3)
 
     @functools.cached_property
     def lacks_terminal_signal(self) -> bool:
-        """Whether the last timestep is pure noise (zero terminal SNR): its beta is 1, as given or by rescaling."""
+        """Whether the last timestep is pure noise (zero terminal SNR), i.e. its beta is 1."""
         return float(self._betas[-1]) == 1
 
     @property
@@ -116,10 +111,10 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
 
     @classmethod
     def for_timesteps(cls, num_train_timesteps: int, **kwargs) -> "LinearDDPMScheduler":
-        """A scheduler for another T that tends to the same continuous process: beta's ends times 1000/T.
+        """A scheduler for another T with the same continuous limit: beta's ends are scaled by 1000/T.
 
-        `beta_start` and `beta_end` mean the ends at T = 1000, as in the paper. The schedules `squaredcos_cap_v2` and
-        `laplace` have this property by themselves and stay as they are.
+        `beta_start` and `beta_end` are those for T = 1000, as in the paper. The schedules `squaredcos_cap_v2` and
+        `laplace` need no scaling.
 
         Args:
             num_train_timesteps: T ≥ 1.
@@ -129,23 +124,23 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             ValueError: if beta would reach 1 (T ≤ 20 for the default ends), or with `trained_betas`.
         """
         if kwargs.get("trained_betas") is not None:
-            raise ValueError("`trained_betas` belong to one T; build the scheduler directly.")
+            raise ValueError("`trained_betas` cannot be scaled to another T; call the constructor instead.")
         if num_train_timesteps < 1:
-            raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be at least 1.")
+            raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
         ends = {name: kwargs[name] for name in ("beta_start", "beta_end") if name in kwargs}
         ends = scaled_ends(num_train_timesteps, kwargs.get("beta_schedule", "linear"), **ends)
         if ends["beta_end"] >= 1:
             raise ValueError(
-                f"`num_train_timesteps` is {num_train_timesteps}: beta_end times 1000/T is {ends['beta_end']:g} "
-                "and must stay below 1. Choose a larger T, a smaller `beta_end` or 'squaredcos_cap_v2'."
+                f"`beta_end` times 1000/T must be below 1, got {ends['beta_end']:g} for `num_train_timesteps="
+                f"{num_train_timesteps}`. Choose a larger T, a smaller `beta_end` or 'squaredcos_cap_v2'."
             )
         return cls(num_train_timesteps=num_train_timesteps, **kwargs | ends)
 
-    # The chain: which timesteps are visited, and in which order.
+    # The chain of timesteps
 
     @property
     def timesteps(self) -> torch.Tensor:
-        """The chain: int64, shape (number of steps,), decreasing. Assigning another one changes the chain."""
+        """The chain: int64, shape (number of steps,), decreasing. Can be assigned."""
         return self._timesteps
 
     @timesteps.setter
@@ -159,19 +154,19 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
     ) -> None:
-        """Chooses the chain: `num_inference_steps` timesteps by `config.timestep_spacing`, or a list of your own.
+        """Set the chain: `num_inference_steps` timesteps by `config.timestep_spacing`, or given `timesteps`.
 
         Args:
             num_inference_steps: 1 … T.
-            device: where `self.timesteps` goes.
+            device: of `self.timesteps`.
             timesteps: strictly decreasing integers in [0, T).
 
         Raises:
-            ValueError: if both or neither is given, for a count outside 1 … T, timesteps that are not decreasing or
-                outside [0, T), or where the process cannot be sampled at all (epsilon with zero terminal SNR).
+            ValueError: unless exactly one is given and valid, or if the process cannot be sampled (epsilon with zero
+                terminal SNR).
         """
         if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("Pass one of `num_inference_steps` and `timesteps`.")
+            raise ValueError("Either `num_inference_steps` or `timesteps` must be given.")
         if self._lacks_signal:
             raise ValueError(EPSILON_WITHOUT_SIGNAL)
         if timesteps is None:
@@ -184,28 +179,28 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             self.num_inference_steps = num_inference_steps
 
     def _spaced_timesteps(self, n: int) -> list[int]:
-        """n distinct timesteps: Table 2 of Lin et al. 2023 (arXiv 2305.08891). Where stock is right, its values."""
+        """n distinct timesteps, by Table 2 of Lin et al. 2023 (arXiv 2305.08891); equal to stock's unless it errs."""
         total, offset = self.config.num_train_timesteps, self.config.steps_offset
         if not 1 <= n <= total:
-            raise ValueError(f"`num_inference_steps` is {n}; the model was trained for 1 to {total} timesteps.")
+            raise ValueError(f"`num_inference_steps` must be between 1 and {total}, got {n}.")
         if self.config.timestep_spacing == "linspace":
-            # One step starts at T-1 too; np.linspace would give [0].
+            # A single step starts at T-1; np.linspace would give [0].
             chain = np.linspace(0, total - 1, n).round()[::-1] if n > 1 else np.array([total - 1])
         elif self.config.timestep_spacing == "leading":
             chain = np.arange(n)[::-1] * (total // n) + offset
             if chain[0] >= total:
-                raise ValueError(f"`steps_offset={offset}` leaves no room for {n} of {total} timesteps.")
+                raise ValueError(f"`steps_offset` must leave room for {n} of {total} timesteps, got {offset}.")
         else:
             # The rounding in T / n can make np.arange one value too long, and that value is -1.
             chain = np.arange(total, 0, -total / n)[:n].round() - 1
         return chain.astype(np.int64).tolist()
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int | torch.Tensor:
-        """The chain's next lower timestep, -1 after its last; an int for an int, a tensor for a tensor.
+        """The next timestep of the chain, -1 after its last; an int for an int, a tensor for a tensor.
 
         Raises:
-            ValueError: for an int that is not in the chain. The entries of a tensor are not checked, since reading
-                them can mean waiting for a device: one outside the chain is followed by the chain's next lower one.
+            ValueError: for an int that is not in the chain. A tensor's entries are not checked, because that could
+                wait for a device; one that is not in the chain gets the chain's next lower timestep.
         """
         if isinstance(timestep, torch.Tensor):
             return self.coefficients.at("previous", timestep).long()
@@ -216,8 +211,8 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         chain = self.coefficients.chain
         if timestep not in self.coefficients.previous:
             raise ValueError(
-                f"`timestep` {timestep} is not among the {len(chain)} timesteps of the chain, from {chain[0]} to "
-                f"{chain[-1]}, that `set_timesteps` chose."
+                f"`timestep` must be one of the {len(chain)} timesteps set by `set_timesteps`, from {chain[0]} to "
+                f"{chain[-1]}, got {timestep}."
             )
 
     def _check_signal(self, timesteps: int | torch.Tensor) -> None:
@@ -225,7 +220,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         if self._lacks_signal and bool((torch.as_tensor(timesteps) == last).any()):
             raise ValueError(EPSILON_WITHOUT_SIGNAL)
 
-    # The forward process q.
+    # The forward process q
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor
@@ -243,31 +238,30 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
 
     def snr(self, timesteps: int | torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t): float32, of the timesteps' shape and device."""
-        return self.coefficients.at("snr", timesteps).clone()  # else an int gives a view of the table
+        return self.coefficients.at("snr", timesteps).clone()  # for an int it is a view of the table
 
     def _signal_and_noise(
         self, timesteps: int | torch.Tensor, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """√alpha_bar_t and √(1 - alpha_bar_t)."""
         at = self.coefficients.at
         return at("root_alpha_bar", timesteps, like), at("root_noise", timesteps, like)
 
-    # From the network's output to x_0 and eps.
+    # From the network's output to x_0 and eps
 
     def split_model_output(
         self, model_output: torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The prediction and, for the learned variance types, the predicted variance, else None; each like `sample`.
+        """The prediction, and the predicted variance for learned variance types (else None), each like `sample`.
 
         Raises:
-            ValueError: unless the output has C channels, or 2C for `learned` and `learned_range`; C is the sample's.
+            ValueError: unless the output has the sample's C channels, or 2C for `learned` and `learned_range`.
         """
         channels, variance_type = sample.shape[1], self.config.variance_type
         expected = channels * (2 if variance_type in LEARNED_VARIANCES else 1)
         if model_output.shape[1] != expected:
             raise ValueError(
-                f"`model_output` has {model_output.shape[1]} channels; with variance_type={variance_type!r} and "
-                f"samples of {channels} it must have {expected}. Change `variance_type` or the model's `out_channels`."
+                f"`model_output` must have {expected} channels for samples with {channels} and `variance_type="
+                f"{variance_type!r}`, got {model_output.shape[1]}. Change `variance_type` or `out_channels`."
             )
         if variance_type in LEARNED_VARIANCES:
             return torch.split(model_output, channels, dim=1)
@@ -281,10 +275,10 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         Args:
             model_output: the prediction alone (see `split_model_output`), shaped like `sample`.
             sample: x_t.
-            timesteps: of each image.
+            timesteps: of the images.
 
         Raises:
-            ValueError: at the last timestep of a process with zero terminal SNR that predicts epsilon.
+            ValueError: for epsilon at the last timestep of a process with zero terminal SNR.
         """
         if self.config.prediction_type == "sample":
             return in_dtype_of(sample, model_output)
@@ -319,7 +313,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
             return x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return x_0
 
-    # The posterior q(x_{t-1} | x_t, x_0) and the reverse process p.
+    # The posterior q(x_{t-1} | x_t, x_0) and the reverse process p
 
     def posterior_mean(
         self,
@@ -331,10 +325,10 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         """Mean of q(x_prev | x_t, x_0), Eq. 7.
 
         Args:
-            x_0, x_t: images of one shape.
-            timesteps: of each image.
-            prev_timesteps: where the step goes, in [-1, timesteps); by default the chain's previous timestep. Given
-                pairs are worked out on the CPU and wait for the device of the timesteps.
+            x_0, x_t: images of the same shape.
+            timesteps: of the images.
+            prev_timesteps: where the step goes, in [-1, timesteps); by default the next of the chain. If given, the
+                coefficients are computed on the CPU, which waits for the timesteps' device.
         """
         given, (x_0, x_t) = x_t, at_least_float32(x_0, x_t)
         share_of_x_0 = self.coefficients.between("posterior_x_0", timesteps, prev_timesteps, x_t)
@@ -350,13 +344,13 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
     ) -> torch.Tensor:
         """Log of the variance of q(x_prev | x_t, x_0), Eq. 7.
 
-        The variance of the step to the data is 0; its log is clipped to that of the step before in the chain (or, if
-        `prev_timesteps` is given, to that of the step from timesteps + 1), as in the published code.
+        The variance of the step to the data is 0; its log is clipped to that of the chain's preceding step (or, if
+        `prev_timesteps` is given, of the step from timesteps + 1), as in the published code.
 
         Args:
             timesteps, prev_timesteps: as in `posterior_mean`.
-            like: images that the result is for; gives it their device, their dtype (at least float32) and the shape
-                (batch, 1, 1, 1). Without it: float32, the timesteps' shape and device.
+            like: images; the result gets their device, their dtype (at least float32) and shape (batch, 1, 1, 1).
+                Without it: float32, the timesteps' shape and device.
         """
         return self.coefficients.between("posterior_log_variance", timesteps, prev_timesteps, like).clone()
 
@@ -384,7 +378,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         if variance_type not in LEARNED_VARIANCES:
             return self.posterior_log_variance(timesteps, prev_timesteps, like=like)
         if predicted is None:
-            raise ValueError(f"`predicted` is needed for variance_type={variance_type!r}.")
+            raise ValueError(f"`predicted` must be given for `variance_type={variance_type!r}`.")
         predicted, like = at_least_float32(predicted, predicted if like is None else like)
         if variance_type == "learned":
             return predicted
@@ -401,13 +395,11 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """One step of Algorithm 2: x_{t-1} ~ p(x_{t-1} | x_t), from `timestep` to the next of the chain.
-
-        It never waits for a device.
+        """One step of Algorithm 2, x_{t-1} ~ p(x_{t-1} | x_t), to the chain's next timestep. Never waits for a device.
 
         Args:
             model_output: the network's output for `sample`, (batch, C or 2C, ...).
-            timestep: an entry of `self.timesteps`, its value as an int, or one for each image, (batch,).
+            timestep: an entry of `self.timesteps`, its value as an int, or one per image, (batch,).
             sample: x_t, (batch, C, ...).
             generator: one for the batch, or a list of one per image.
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
@@ -430,8 +422,8 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         # 4. Mean of q(x_{t-1} | x_t, x_0), Eq. 7
         prev_sample = self.posterior_mean(x_0, x_t, t)
 
-        # 5. Noise of standard deviation sigma_t, but none in the chain's last step. Stock draws it whenever t > 0, and
-        #    so do we, to leave the generator as stock leaves it; at a timestep that only the device knows always
+        # 5. Noise of standard deviation sigma_t, 0 in the chain's last step. It is drawn whenever t > 0, to leave the
+        #    generator as stock does, and always for a timestep that only the device knows
         if not isinstance(t, int) or t > 0:
             z = standard_normal(prediction, generator, noise_dtype)
             prev_sample.addcmul_(self._sigma(t, predicted_variance, x_t), z)
@@ -444,7 +436,7 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
     def _sigma(
         self, t: int | torch.Tensor, predicted_variance: torch.Tensor | None, like: torch.Tensor
     ) -> torch.Tensor:
-        """Standard deviation of p(x_prev | x_t), 0 in the step to the data."""
+        """Standard deviation of p(x_prev | x_t), 0 for the step to the data."""
         if predicted_variance is None:
             kind = "forward_sigma" if self.config.variance_type in FORWARD_VARIANCES else "posterior_sigma"
             return self.coefficients.at(kind, t, like)
@@ -452,9 +444,9 @@ class LinearDDPMScheduler(PortableConfig, DDPMScheduler):
         return torch.exp(0.5 * log_variance) * self.coefficients.at("noise_switch", t, like)
 
     def _on_host(self, timestep: int | torch.Tensor) -> int | torch.Tensor:
-        """One timestep as an int of the chain; unchanged if there are several or reading it means to wait."""
+        """One timestep as an int; unchanged if there are several or reading it would wait for a device."""
         if isinstance(timestep, torch.Tensor) and not (timestep.is_cpu and timestep.numel() == 1):
-            # `for t in scheduler.timesteps` yields views, whose address says which entry they are.
+            # `for t in scheduler.timesteps` yields views, which their address identifies.
             chain = self._timesteps
             index, rest = divmod(timestep.data_ptr() - chain.data_ptr(), chain.element_size())
             known = timestep.ndim == 0 and timestep.device == chain.device and rest == 0 and 0 <= index < len(chain)

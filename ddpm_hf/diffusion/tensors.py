@@ -1,4 +1,4 @@
-"""What the formulas have in common: the dtype they are worked out in, and the noise."""
+"""The dtype of computations, and standard normal noise."""
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -7,7 +7,7 @@ _PRECISE = (torch.float32, torch.float64)
 
 
 def at_least_float32(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in the narrowest dtype that holds either and is no half precision."""
+    """Both in the smallest dtype that holds either, at least float32."""
     if x.dtype is y.dtype and x.dtype in _PRECISE:
         return x, y
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
@@ -15,16 +15,16 @@ def at_least_float32(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def in_dtype_of(given: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype of `given`; `Tensor.to` takes as long as a small sum even where there is nothing to do."""
+    """x in the dtype of `given`. Checked first: even a `Tensor.to` without effect takes as long as a small sum."""
     return x if x.dtype is given.dtype else x.to(given.dtype)
 
 
 def standard_normal(
     like: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """diffusers' `randn_tensor`, the same numbers, without its detours where the generator is on the device."""
+    """The same numbers as diffusers' `randn_tensor`, faster when the generator is on the device."""
     if isinstance(generator, torch.Generator) and generator.device == like.device:
-        # What torch.randn does inside, without the time it takes to parse a shape.
+        # What torch.randn does, without the cost of parsing a shape.
         empty = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
         return empty.normal_(generator=generator)
     return randn_tensor(like.shape, generator, like.device, dtype)

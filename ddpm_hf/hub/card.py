@@ -1,4 +1,4 @@
-"""The model card: a page whose every sentence has its source in the model folder."""
+"""The model card, written from the files of the model folder; its sentences are in `model_card.md`."""
 
 import os
 import re
@@ -23,45 +23,43 @@ from .folder import (
 from .stock import betas_argument, fast_samplers, needs_standalone, obstacles, write_standalone
 
 TEMPLATE_FILE = "model_card.md"
-MARKER = "Written by ddpm_hf, and written anew by it; without this line the card stays as it is."
+MARKER = "Written by ddpm_hf, which overwrites this file; delete this line to keep changes of your own."
 TASK = "unconditional-image-generation"
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-# Settings of this machine and this folder, of no use to anybody else.
+# Settings of no use on other machines.
 _PRIVATE_SETTINGS = frozenset("output_dir cache_dir logging_dir resume_from_checkpoint".split())
 _PATH_SETTINGS = ("dataset_name", "train_data_dir", "init_from", "model_config_name_or_path")
-CONFIG_HEADER = (
-    "# The settings of the run, for `train.py --config`; paths of the machine that it ran on are cut off.\n"
-)
+CONFIG_HEADER = "# The settings of the run, for `train.py --config`; of local paths only the last part is kept.\n"
 
 
 def write_card(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> Path:
-    """Write the card of a model folder, and the one-file pipeline if diffusers alone cannot draw with the model.
+    """Write the card of a model folder, and the one-file pipeline if stock diffusers cannot sample from the model.
 
-    A card from which the last line, the mark of this function, was taken out belongs to its author and stays.
+    A card without `MARKER` belongs to its author and is left alone.
 
     Args:
-        folder: a saved pipeline with whatever a run wrote beside it.
-        repo_id: "user/name" for the code examples; without one they load the folder they are run in.
-        license: an identifier of the Hub's list; None keeps that of an earlier card, or leaves it open.
+        folder: a saved pipeline with the files a run wrote beside it.
+        repo_id: "user/name" for the code examples; without it they load the current folder.
+        license: an identifier from the Hub's list; None keeps that of an earlier card, if any.
 
     Returns:
         The card's file.
 
     Raises:
-        ValueError: if it is no folder of a DDPM pipeline, or one of its files is not what it should be.
+        ValueError: if the folder holds no DDPM pipeline, or one of its files is malformed.
     """
     model = ModelFolder.read(folder)
     write_standalone(model)
     file = model.path / CARD_FILE
     before = ModelCard.load(file) if file.is_file() else None
-    if before is None or MARKER in before.text:
+    if before is None or MARKER.partition(",")[0] in before.text:
         render_card(model, repo_id, license or (before and before.data.license)).save(file)
     return file
 
 
 def render_card(model: ModelFolder, repo_id: str | None = None, license: str | None = None) -> ModelCard:
-    """The card of a model folder; arguments as in `write_card`."""
+    """The card of a model folder, as in `write_card`."""
     name = repo_id.rpartition("/")[2] if repo_id else model.path.resolve().name
     return ModelCard.from_template(
         card_data(model, name, license),
@@ -76,7 +74,7 @@ def render_card(model: ModelFolder, repo_id: str | None = None, license: str | N
 
 
 def template() -> str:
-    """The text of `model_card.md`: in the installed package, else at the top level of the checkout."""
+    """The text of `model_card.md`, from the installed package or the top level of the checkout."""
     packaged = files("ddpm_hf") / TEMPLATE_FILE
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -84,7 +82,7 @@ def template() -> str:
 
 
 def card_data(model: ModelFolder, name: str, license: str | None = None) -> ModelCardData:
-    """The metadata of the card; `model-index` has every metric of the evaluation report."""
+    """The card's metadata; `model-index` holds every metric of the evaluation report."""
     dataset = model.settings.get("dataset_name")
     start = model.settings.get("init_from")
     results = [
@@ -114,7 +112,7 @@ def card_data(model: ModelFolder, name: str, license: str | None = None) -> Mode
 
 
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run as they may be published: of paths on this machine only the last part is left."""
+    """The settings of a run for publication: of local paths only the last part is kept."""
     public = {name: value for name, value in settings.items() if name not in _PRIVATE_SETTINGS}
     for name in _PATH_SETTINGS:
         if public.get(name):
@@ -125,15 +123,12 @@ def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def public_metrics(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The metrics of a report as they may be published."""
-    return [
-        {**metric, "dataset": public_name(metric["dataset"])} if metric.get("dataset") else metric
-        for metric in metrics
-    ]
+    """The metrics of a report for publication."""
+    return [m | {"dataset": public_name(m["dataset"])} if m.get("dataset") else m for m in metrics]
 
 
 def public_name(name: str) -> str:
-    """A name of the Hub as it is; of a path on this machine only the last part."""
+    """A Hub name unchanged; of a local path only the last part."""
     return name if _is_hub_name(name) else Path(name).name or name
 
 
@@ -141,7 +136,7 @@ def _is_hub_name(name: str) -> bool:
     return bool(_HUB_NAME.fullmatch(name)) and not os.path.exists(name)
 
 
-# What the template is filled with
+# Values for the template
 
 
 def _what_it_is(model: ModelFolder) -> dict[str, Any]:
@@ -153,29 +148,28 @@ def _what_it_is(model: ModelFolder) -> dict[str, Any]:
         data = (f"{count:,} images of " if count else "a stream of ") + f"`{public_name(summary['dataset'])}`"
         if model.settings.get("init_from"):
             data += f", starting from the weights of `{public_name(model.settings['init_from'])}`"
-    unfinished = None
-    if summary.get("status") == "running" and "step" in summary:
-        unfinished = {"step": f"{summary['step']:,}", "steps": f"{summary['steps']:,}"}
     return {
         "kind": kinds.get(model.channels, f"{model.channels}-channel"),
         "height": height,
         "width": width,
         "data": data,
-        "unfinished": unfinished,
+        "unfinished": summary if summary.get("status") == "running" and "step" in summary else None,
         "timesteps": model.timesteps,
-        "limits": _limits(model),
+        "class_count": len(model.class_names),
+        "training_images": None if model.settings.get("init_from") else summary.get("training_images"),
+        "limits": [_left_out(summary["unreadable"])] * bool(summary.get("unreadable"))
+        + [sentence for name, sentence in summary.get("left_out", {}).items() if name != "bits_per_dim"],
     }
 
 
 def _how_to_use(model: ModelFolder) -> dict[str, Any]:
-    """Calls and sentences for the section on use."""
     names, blocked = model.class_names, obstacles(model)
-    # As Python source: a name, or a number where classes have no names.
+    # As Python source: names, or numbers if the classes have no names.
     labels = [repr(name) if model.index.get("id2label") else name for name in names]
     one_class = [f"class_labels={labels[0]}"] if names else []
     if model.is_guided:
         one_class.append("guidance_scale=2.0")
-    # Only diffusers' own pipeline does not know the number by itself.
+    # Stock `DDPMPipeline` assumes 1000.
     all_steps = [f"num_inference_steps={model.timesteps}"] if model.timesteps != 1000 and not blocked else []
     several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
     fewer_steps = FAST_CALLS if model.timesteps > 2 * FAST_CALLS else None
@@ -195,21 +189,8 @@ def _how_to_use(model: ModelFolder) -> dict[str, Any]:
     }
 
 
-def _limits(model: ModelFolder) -> list[str]:
-    height, width = model.size
-    left_out = model.summary.get("left_out", {})
-    limits = [f"It draws {width}x{height} pixels and no other size."]
-    if model.class_names:
-        limits.append(f"It draws the {len(model.class_names)} classes named above and no others.")
-    if model.summary.get("training_images") and not model.settings.get("init_from"):
-        limits.append(f"All that it knows comes from {model.summary['training_images']:,} training images.")
-    if model.summary.get("unreadable"):
-        limits.append(_left_out(model.summary["unreadable"]))
-    return limits + [sentence for name, sentence in left_out.items() if name != "bits_per_dim"]
-
-
 def _left_out(unreadable: list[str], named: int = 100) -> str:
-    """Which images were left out, by row and the last part of their path; from lines "row 17 (path): reason"."""
+    """Which images were left out, by row and file name; from lines "row 17 (path): reason"."""
     names = []
     for line in unreadable[:named]:
         row, path = re.match(r"(row \d+)(?: \((.*?)\))?: ", line, re.DOTALL).groups()
@@ -220,79 +201,21 @@ def _left_out(unreadable: list[str], named: int = 100) -> str:
 
 
 def _what_the_run_says(model: ModelFolder) -> dict[str, Any]:
-    """Pictures, figures and settings; nothing for a folder that no run has written."""
+    """Pictures, figures and settings; empty for a folder that was not written by a run."""
+    summary, settings = model.summary, public_settings(model.settings)
+    settings.pop(RECORDED, None)
     return {
-        "samples": _samples(model),
-        "chain": _chain(model),
-        "curve": _curve(model),
+        "samples": summary.get("samples") if model.has(SAMPLES_FILE) else None,
+        "chain": summary.get("chain") if model.has(CHAIN_FILE) and model.has(ANIMATION_FILE) else None,
+        "final_loss": summary.get("final_loss") if model.has(CURVE_FILE) else None,
+        "files": {"samples": SAMPLES_FILE, "chain": CHAIN_FILE, "animation": ANIMATION_FILE, "curve": CURVE_FILE},
         "metrics": _measured(model.metrics) if model.metrics else None,
-        "unmeasured": model.summary.get("left_out", {}).get("bits_per_dim"),
+        "unmeasured": summary.get("left_out", {}).get("bits_per_dim"),
         "evaluation_pictures": model.evaluation_pictures,
-        "training": _training(model),
-        "settings": yaml.safe_dump(
-            {name: value for name, value in public_settings(model.settings).items() if name != RECORDED},
-            sort_keys=False,
-            allow_unicode=True,
-        ).strip(),
-        "cost": _cost(model.summary),
+        "training": summary if model.settings and "step" in summary else None,
+        "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
+        "cost": _cost(summary),
     }
-
-
-def _samples(model: ModelFolder) -> dict[str, str] | None:
-    facts = model.summary.get("samples")
-    if not facts or not model.has(SAMPLES_FILE):
-        return None
-    rows = f", a row for each class: {', '.join(facts['classes'])}" if facts.get("classes") else ""
-    height, width = model.size
-    return {
-        "file": SAMPLES_FILE,
-        "alt": f"A grid of {facts['count']} generated images of {width}x{height} pixels{rows}",
-        "caption": f"{facts['count']} images, not selected{rows}. {_drawn(model, facts)}",
-    }
-
-
-def _drawn(model: ModelFolder, facts: dict[str, Any]) -> str:
-    weights = "the moving average of the weights" if facts["ema"] else "the weights of the last step"
-    return (
-        f"Drawn after step {facts['step']:,} with {weights}, seed {facts['seed']}, in {facts['num_inference_steps']} "
-        f"of {model.timesteps} denoising steps of the DDPM sampler."
-    )
-
-
-def _chain(model: ModelFolder) -> dict[str, str] | None:
-    facts = model.summary.get("chain")
-    if not facts or not model.has(CHAIN_FILE) or not model.has(ANIMATION_FILE):
-        return None
-    shown = ", ".join(map(str, facts["shown_steps"]))
-    return {
-        "strip": CHAIN_FILE,
-        "strip_alt": f"{facts['count']} rows of images that turn from noise on the left into pictures on the right",
-        "animation": ANIMATION_FILE,
-        "animation_alt": f"The same {facts['count']} images in motion, from noise to picture",
-        "caption": f"{facts['count']} images after {shown} steps. {_drawn(model, facts)}",
-    }
-
-
-def _curve(model: ModelFolder) -> dict[str, str] | None:
-    if not model.has(CURVE_FILE) or "final_loss" not in model.summary:
-        return None
-    final = f"{model.summary['final_loss']:.4f}"
-    return {
-        "file": CURVE_FILE,
-        "alt": f"Curve of the training loss over the optimizer steps, which ends at {final}",
-        "caption": f"The training loss over the optimizer steps, both axes logarithmic. The last value is {final}.",
-    }
-
-
-def _training(model: ModelFolder) -> str | None:
-    if not model.settings or "step" not in model.summary:
-        return None
-    summary = model.summary
-    software = ", ".join(f"{name} {version}" for name, version in summary.get("software", {}).items())
-    return (
-        f"{summary['step']:,} optimizer steps of {summary['global_batch_size']} images, "
-        f"{summary['parameters']:,} parameters{f', with {software}' if software else ''}. All settings:"
-    )
 
 
 def _cost(summary: dict[str, Any]) -> str | None:
@@ -303,45 +226,41 @@ def _cost(summary: dict[str, Any]) -> str | None:
         "training": duration(summary["training_seconds"]),
         "hardware": ", later ".join(summary["hardware"]),
         "precision": {"no": "float32"}.get(summary["precision"], summary["precision"]),
-        "images a second": f"{summary['images_per_second']:,.1f}",
+        "images per second": f"{summary['images_per_second']:,.1f}",
         "peak memory": "not measured" if memory is None else f"{memory / 1e9:.2f} GB per process",
     }
-    return _table([cells]) + "\n\nThe time is that of the training steps; pictures and checkpoints are not counted."
+    return _table([cells])
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "2 h 03 min", "4 min 05 s", "0.7 s"."""
+    """Seconds for people: "2 h 03 min", "4 min 05 s", "0.7 s"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes = round(seconds) // 60
-    return (
-        f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _conditions(metric: dict[str, Any]) -> dict[str, Any]:
-    """All that a metric says beside what it is, its value and its data."""
+    """How a metric was measured: everything but its name, value and data."""
     return {key: value for key, value in metric.items() if key not in ("name", "value", "dataset", "split")}
 
 
-# What stands in the table of metrics; the other conditions stand below it.
+# Columns of the table of metrics; other conditions are listed below it.
 _COLUMNS = ("standard_error", "floor", "n", "seed", "sampler", "steps")
 _INTERVAL = ("interval_low", "interval_high")
 
 
 def _measured(metrics: list[dict[str, Any]]) -> str:
-    """A table of metrics, and under it all other conditions, once for those that share them."""
+    """A table of metrics, followed by all other conditions, grouped by metrics that share them."""
     shared: dict[str, list[str]] = {}
     for metric in metrics:
         rest = {key: value for key, value in _conditions(metric).items() if key not in (*_COLUMNS, *_INTERVAL)}
-        words = ", ".join(
-            f"{key.replace('_', ' ')} {_cell(value)}" for key, value in rest.items() if value is not None
-        )
+        known = {key.replace("_", " "): value for key, value in rest.items() if value is not None}
+        words = ", ".join(f"{key} {_cell(value)}" for key, value in known.items())
         shared.setdefault(words, []).append(metric["name"])
     lines = [f"- {', '.join(dict.fromkeys(names))}: {words}." for words, names in shared.items() if words]
-    floor = "The floor is what real images get in the place of the model's." * any(
-        metric.get("floor") is not None for metric in metrics
-    )
+    has_floor = any(metric.get("floor") is not None for metric in metrics)
+    floor = "The floor is the score of the same number of real training images, the best one can expect." * has_floor
     return "\n\n".join(part for part in (_table(list(map(_row, metrics))), floor, "\n".join(lines)) if part)
 
 
@@ -355,7 +274,7 @@ def _row(metric: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table with a column for every key that any of the rows has."""
+    """A Markdown table with a column for every key in the rows."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns)]
     lines += [[_cell(row.get(column)) for column in columns] for row in rows]

@@ -1,4 +1,4 @@
-"""What a model folder holds: its index, its configs, and what the run that made it wrote beside them."""
+"""The contents of a model folder: index, configs, and what the run wrote beside them."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..data.transforms import parse_resolution
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import check_index, load_pipeline
 from ..pipelines.samplers import LEARNED_VARIANCES
@@ -33,9 +34,9 @@ class RunFile(NamedTuple):
     """A file or folder at the top of an output folder.
 
     Attributes:
-        name: where <N> stands for a number.
-        writer: who writes it; for some it is the flag of train.py that asks for it.
-        on_page: whether it belongs on the page of the model, as far as it says nothing of this machine.
+        name: may contain <N> for a number.
+        writer: the script that writes it, or the flag of train.py that asks for it.
+        on_page: whether it is pushed to the model page, after local paths are removed.
     """
 
     name: str
@@ -44,19 +45,18 @@ class RunFile(NamedTuple):
 
     @property
     def pattern(self) -> str:
-        """A regular expression for the name."""
         return re.escape(self.name).replace("<N>", r"\d+")
 
 
 EVERY_RUN, KILLED_RUN, OLDER_VERSION = "train.py", "a killed train.py", "an older version"
-# Everything that a run leaves, but for the folders of trackers in `--logging_dir`. `--overwrite_output_dir` removes
-# these and nothing else; `--dry_run` and the page of the Hub name what is here.
+# Everything a run leaves, except for the trackers' folders in `--logging_dir`. `--overwrite_output_dir` removes these
+# and nothing else; `--dry_run` and the push to the Hub choose from them.
 RUN_FILES = (
     RunFile(INDEX_FILE, EVERY_RUN, on_page=True),
     RunFile("unet", EVERY_RUN, on_page=True),
     RunFile("scheduler", EVERY_RUN, on_page=True),
     RunFile(CARD_FILE, EVERY_RUN, on_page=True),
-    RunFile(STANDALONE_FILE, "train.py, where stock diffusers cannot draw with the model", on_page=True),
+    RunFile(STANDALONE_FILE, "train.py, if stock diffusers cannot sample from the model", on_page=True),
     RunFile(SAMPLES_FILE, EVERY_RUN, on_page=True),
     RunFile(CHAIN_FILE, EVERY_RUN, on_page=True),
     RunFile(ANIMATION_FILE, EVERY_RUN, on_page=True),
@@ -79,8 +79,8 @@ RUN_FILES = (
     RunFile("sampling.json", OLDER_VERSION),
 )
 
-# Of an evaluation: picture -> a figure without which it is of other weights, and what it shows. Pictures of training
-# images are not among them: whose they are and who may see them is not for a program to decide.
+# Pictures of an evaluation -> a figure that must be present (else they show other weights), and a caption. Pictures of
+# training images are not published: a program cannot know who may see them.
 EVALUATION_PICTURES = {
     "evaluation/comparison.png": (
         "network_calls",
@@ -88,24 +88,24 @@ EVALUATION_PICTURES = {
     ),
     "evaluation/comparison_samples.png": (
         "network_calls",
-        "The first images of each of these contenders, drawn from the same noise",
+        "The first images of each of them, drawn from the same noise",
     ),
-    "evaluation/nll_terms.png": ("rate", "Bits/dim of each term of the bound by its timestep"),
+    "evaluation/nll_terms.png": ("rate", "Bits/dim of each term of the bound by timestep"),
     "evaluation/nll_rate_distortion.png": (
         "rate",
-        "Error of the predicted image by the bits that were sent, as in Fig. 5 of Ho et al. 2020",
+        "Error of the predicted image against the bits sent, as in Fig. 5 of Ho et al. 2020",
     ),
     "evaluation/closest_pixels_distances.png": (
         "median_distance",
-        "How near samples and held-out images are to their nearest training images, by pixels",
+        "Distance of samples and of held-out images to their nearest training images, by pixels",
     ),
     "evaluation/closest_features_distances.png": (
         "median_distance",
-        "How near samples and held-out images are to their nearest training images, by features",
+        "Distance of samples and of held-out images to their nearest training images, by features",
     ),
 }
 
-# The key under which `training_config.yaml` holds what was found rather than set: held-out rows, classes, sizes.
+# The key in `training_config.yaml` for what was found rather than set: held-out rows, classes, sizes.
 RECORDED = "recorded"
 
 
@@ -115,9 +115,9 @@ class ModelFolder:
 
     Attributes:
         path: of the folder.
-        index, unet, scheduler: its configs as they stand in the files.
-        settings: `training_config.yaml`; empty without.
-        summary: `training_summary.json`; empty without.
+        index, unet, scheduler: the content of its config files.
+        settings: `training_config.yaml`; empty if missing.
+        summary: `training_summary.json`; empty if missing.
     """
 
     path: Path
@@ -129,14 +129,14 @@ class ModelFolder:
 
     @classmethod
     def read(cls, path: str | Path) -> "ModelFolder":
-        """Read a folder's small files; weights are not looked at.
+        """Read a folder's small files, not its weights.
 
         Raises:
-            ValueError: if it is no folder of a DDPM pipeline, or one of its files is not what it should be.
+            ValueError: if it holds no DDPM pipeline, or one of its files is malformed.
         """
         path = Path(path)
         if not (path / INDEX_FILE).is_file():
-            raise ValueError(f"{path} is no pipeline folder: it has no {INDEX_FILE}")
+            raise ValueError(f"{path} is not a pipeline folder: it has no {INDEX_FILE}")
         index = _json(path / INDEX_FILE)
         check_index(index, str(path))
         return cls(
@@ -150,10 +150,10 @@ class ModelFolder:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """Of `evaluation.json`, each with at least `name` and `value`; none without it, or if it is of other weights.
+        """From `evaluation.json`, each with at least `name` and `value`; none if it is missing or of other weights.
 
         Raises:
-            ValueError: if the file is no such report, or the weights that it names cannot be loaded.
+            ValueError: if the file is malformed, or the weights cannot be loaded to compare.
         """
         file = self.path / EVALUATION_FILE
         if not file.is_file():
@@ -166,7 +166,7 @@ class ModelFolder:
 
     @property
     def evaluation_pictures(self) -> dict[str, str]:
-        """Pictures of what was measured on these weights: file -> what it shows."""
+        """Pictures of what was measured on these weights: file -> caption."""
         return {
             name: words
             for name, (figure, words) in EVALUATION_PICTURES.items()
@@ -174,14 +174,13 @@ class ModelFolder:
         }
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Whether the file exists."""
         return (self.path / name).is_file()
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images in pixels."""
-        size = self.unet["sample_size"]
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return parse_resolution(self.unet["sample_size"])
 
     @property
     def channels(self) -> int:
@@ -190,29 +189,29 @@ class ModelFolder:
 
     @property
     def timesteps(self) -> int:
-        """T, the noise levels that the network was trained on."""
+        """T."""
         return self.scheduler["num_train_timesteps"]
 
     @property
     def learns_variance(self) -> bool:
-        """Whether half of the network's output is a variance."""
+        """Whether the network also predicts a variance."""
         return self.scheduler.get("variance_type") in LEARNED_VARIANCES
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Names of the classes, by number; numbers where they have no names; empty for an unconditional model."""
+        """Class names by number, or the numbers if there are no names; empty for an unconditional model."""
         names = self.index.get("id2label") or {}
         count = len(names) or self.unet.get("num_class_embeds") or 0
         return [names.get(str(number), str(number)) for number in range(count)]
 
     @property
     def is_guided(self) -> bool:
-        """Whether the network was trained with a class for "none", which guidance needs."""
+        """Whether the network has a null class, which guidance needs."""
         return bool(self.class_names) and self.unet["num_class_embeds"] == len(self.class_names) + 1
 
 
 def component_folder(path: Path, component: str) -> Path:
-    """Where a component's files lie: in a folder of its name, or, as in the first repositories, beside the index."""
+    """The folder of a component's files: its own, or, as in old repositories, that of the index."""
     return path / component if (path / component).is_dir() else path
 
 
@@ -222,7 +221,7 @@ def _json(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
         raise ValueError(f"{file} cannot be read as JSON: {problem}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__} where there should be a mapping")
+        raise ValueError(f"{file} must hold a mapping, got a {type(content).__name__}")
     return content
 
 
@@ -234,18 +233,18 @@ def _settings(file: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as problem:
         raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{file} holds no mapping of settings to values")
+        raise ValueError(f"{file} must hold a mapping of settings to values")
     return settings
 
 
 def _metrics(report: dict[str, Any], file: Path) -> list[dict[str, Any]]:
     if report.get("schema") != 1:
-        raise ValueError(f"{file} has schema {report.get('schema')!r}; this version reads schema 1")
+        raise ValueError(f"{file} must have schema 1, got {report.get('schema')!r}")
     metrics = report.get("metrics")
     if not isinstance(metrics, list):
-        raise ValueError(f"{file} has no list of metrics")
+        raise ValueError(f"{file} must have a list of metrics")
     for metric in metrics:
         number = metric.get("value") if isinstance(metric, dict) else None
         if not isinstance(number, int | float) or isinstance(number, bool) or not metric.get("name"):
-            raise ValueError(f"{file}: each metric has a name and a number as its value; this one has not: {metric!r}")
+            raise ValueError(f"{file}: each metric must have a name and a number as its value, got {metric!r}")
     return metrics

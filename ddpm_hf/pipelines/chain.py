@@ -1,4 +1,4 @@
-"""The denoising chain as pictures: how x_T becomes x_0, and which x_0 the network predicts on the way."""
+"""The denoising chain as pictures: x_T turning into x_0, or the x_0 predicted on the way."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,22 +29,22 @@ def denoising_chain(
     predicted: bool = False,
     **call_arguments,
 ) -> tuple[np.ndarray, list[int]]:
-    """Draw the images with the given indices and keep the steps on the way.
+    """Draw the images with the given indices and keep intermediate steps.
 
     Args:
         pipeline: with any sampler.
         indices, seed: as in `generate`, which gives the same images.
         num_inference_steps: of the chain.
-        frames: how many steps to keep, evenly spaced from the first network call to the last; all if there are fewer,
-            and for 1 the last, which is the image.
+        frames: how many steps to keep, evenly spaced over the network calls, always including the last, which is the
+            image; all if there are fewer.
         class_labels: one per index, for class-conditional models.
-        predicted: instead of x_t keep the x_0 predicted from it, the progressive generation of Ho et al. 2020 (arXiv
-            2006.11239), Fig. 6: as the sampler computes it, else by Eq. 15. The last frame is the image in any case.
-        call_arguments: passed on to the pipeline call (`guidance_scale`, …).
+        predicted: keep the x_0 predicted from x_t instead of x_t, the progressive generation of Ho et al. 2020 (arXiv
+            2006.11239), Fig. 6: as computed by the sampler, else by Eq. 15. The last frame is still the image.
+        call_arguments: for the pipeline call (`guidance_scale`, …).
 
     Returns:
-        Frames after these network calls, uint8 of shape (frames, N, H, W, C), [-1, 1] shown as black to white, x_t at
-        unit variance; and the numbers of the calls, from 1.
+        Frames, uint8 of shape (frames, N, H, W, C), [-1, 1] shown as black to white, x_t at unit variance; and the
+        numbers of the network calls, from 1, after which they were taken.
     """
     pipeline.scheduler.set_timesteps(num_inference_steps)
     last = len(pipeline.scheduler.timesteps) - 1
@@ -54,7 +54,7 @@ def denoising_chain(
 
     def keep(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         if not predicted and step - 1 in chosen:
-            kept.append(to_uint8(tensors["network_input"]))  # at unit variance, whatever the sampler's own scale
+            kept.append(to_uint8(tensors["network_input"]))  # at unit variance for any sampler
         elif predicted and step in chosen[:-1]:
             kept.append(to_uint8(_predicted_original_sample(process, timestep, tensors)))
         if step == last:
@@ -75,7 +75,7 @@ def denoising_chain(
 def _predicted_original_sample(
     process: LinearDDPMScheduler, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """The sampler's own; the multistep solvers, whose timesteps are whole numbers, do not return theirs."""
+    """The sampler's own, if it returns one; the multistep solvers, whose timesteps are integers, do not."""
     x_0 = tensors["pred_original_sample"]
     if x_0 is None:
         x_0 = process.predict_original_sample(tensors["model_output"], tensors["network_input"], int(timestep))
@@ -88,15 +88,15 @@ def save_chain(chain: np.ndarray, strip: Path, animation: Path, columns: int = 9
 
     Args:
         chain: uint8, (frames, N, H, W, C), from `denoising_chain`.
-        strip, animation: files to write; the animation a .gif, exact for grey images, or a .webp, which shows colours
-            better than a palette of 256 and is smaller.
-        columns: moments in the strip, evenly spaced.
+        strip, animation: files to write; the animation is a .gif, exact for grey images, or a .webp, which is smaller
+            and not limited to 256 colours.
+        columns: frames in the strip, evenly spaced.
 
     Returns:
-        Which frames the strip shows.
+        The frames shown in the strip.
     """
     shown = np.unique(np.linspace(0, len(chain) - 1, min(columns, len(chain))).round().astype(int)).tolist()
-    rows = chain[shown].swapaxes(0, 1)  # (N, moments, H, W, C)
+    rows = chain[shown].swapaxes(0, 1)  # (N, columns, H, W, C)
     _fitted(image_grid(rows.reshape(-1, *chain.shape[2:]), columns=len(shown)), _STRIP_WIDTH).save(strip)
     pictures = [_fitted(image_grid(frame, columns=len(frame)), _ANIMATION_WIDTH) for frame in chain]
     durations = [_FRAME_MILLISECONDS] * (len(pictures) - 1) + [_LAST_FRAME_MILLISECONDS]
@@ -106,7 +106,7 @@ def save_chain(chain: np.ndarray, strip: Path, animation: Path, columns: int = 9
 
 
 def _fitted(picture: Image.Image, width: int) -> Image.Image:
-    """Noise cannot be compressed, so that large pictures of it would be large files."""
+    """Shrunk to at most this width: noise does not compress, so large pictures of it would be large files."""
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     return picture

@@ -21,10 +21,10 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all CPUs in a per
 def native_precision(device: torch.device) -> str:
     """ "bf16" if the device has instructions for it, else "no": emulated, it is slower than float32."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
-    return "no"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if native else "no"
 
 
 def has_fused_optimizer(device: torch.device) -> bool:

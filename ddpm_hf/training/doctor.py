@@ -77,7 +77,7 @@ def report(findings: list[Finding], earlier: list[dict[str, str]]) -> list[dict[
 
 
 def sample_pixels(images: TrainingImages) -> np.ndarray:
-    """Up to 256 training images, uint8 (n, channels, height, width): spread over the data, or the first of a stream."""
+    """Up to 256 training images, uint8 (n, C, H, W): spread over the data, or the first of a stream."""
     source, data = images.source, images.data
     if not isinstance(data, StreamingData):
         return data.store.gather(data.indices[_spread(len(data), _IMAGES_LOOKED_AT)])
@@ -131,8 +131,8 @@ def _process(plan: Plan) -> Iterator[Finding]:
             severity="error" if left > 0.3 and plan.config.model.init_from is None else "warning",
             what=f"the last of {len(noise)} timesteps keeps {left:.1%} of the image's amplitude (alpha_bar_T is "
             f"{left**2:.3g})",
-            why="Sampling starts from pure noise, which the network never sees in training: brightness and colour come "
-            "out wrong (Lin et al. 2023, arXiv 2305.08891)",
+            why="Sampling starts from pure noise, which the network never sees in training: brightness and colour "
+            "come out wrong (Lin et al. 2023, arXiv 2305.08891)",
             change="Leave out --beta_start and --beta_end, whose defaults fit the number of timesteps, or choose "
             "--beta_schedule squaredcos_cap_v2",
         )
@@ -173,7 +173,7 @@ def _pixels(pixels: np.ndarray) -> Iterator[Finding]:
             what=f"pixel values {among} range only from {low} to {high}, not from 0 to 255",
             why="Unit noise drowns such low contrast at almost every timestep, so most of the training is wasted",
             change="Stretch the values to 0 to 255 before training (12-bit images stored as 16-bit need a factor of "
-            "16)",
+            "16, masks with small class numbers a larger one)",
         )
     spans = np.ptp(pixels, axis=(0, 2, 3))
     flat = [channel for channel, span in enumerate(spans) if span == 0]

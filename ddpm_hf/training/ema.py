@@ -42,14 +42,6 @@ class EMA:
         weights = [whole(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averaged weights under the network's own names."""
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Continue from what `state_dict` returned."""
-        self.model.load_state_dict(state)
-
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A weight or norm, unsharded and in float32: FSDP shards it, DeepSpeed keeps it in half precision."""

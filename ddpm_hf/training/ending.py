@@ -1,4 +1,4 @@
-"""What follows the last step: a look at what was learnt, for a tenth of the time that the training took."""
+"""What follows the last step: measuring and drawing, within a tenth of the training time."""
 
 import math
 import time
@@ -20,18 +20,18 @@ from .previews import CHAIN_IMAGES
 from .scoring import Scorer
 
 LEAST_SECONDS, SHARE_OF_TRAINING = 60, 0.1
-_FEWEST_STEPS = 10  # of a preview; after fewer there is little to see
-# Of the bound, for each image. Images differ by more than the choice of terms adds: on digits a single image scatters
-# by 0.56 bits/dim with 10 terms and by 0.55 with 50.
+_FEWEST_STEPS = 10  # of a preview; with fewer there is little to see
+# Of the bound, per image. More would not help, because images differ: on digits the standard deviation of a single
+# image's estimate is 0.56 bits/dim with 10 terms and 0.55 with 50.
 _TERMS = 10
 
 
 class Budget:
-    """Time that all processes spend together. The clock of the main one decides what fits, so that all do the same.
+    """Time that all processes share. The main process's clock decides what fits, so that all do the same.
 
     Args:
         seconds: from now.
-        clock: seconds that go by.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
@@ -39,11 +39,11 @@ class Budget:
         self.end = clock() + seconds
 
     def part(self, share: float) -> "Budget":
-        """A share of the time left, which begins now."""
+        """A share of the time left, starting now."""
         return type(self)(share * max(0.0, self.end - self.clock()), self.clock)
 
     def fitting(self, wanted: int, each: float) -> int:
-        """How many of `wanted` things that take `each` seconds fit into the time left."""
+        """How many of `wanted` things of `each` seconds fit into the time left."""
         return self._agreed(max(0, min(wanted, int((self.end - self.clock()) / each))))
 
     def is_left(self) -> bool:
@@ -55,16 +55,14 @@ class Budget:
 
 
 class Ending:
-    """Measures and draws after the last step, as much as its budget allows. All processes do the same with it.
+    """Measures and draws after the last step what its budget allows; all processes call it together.
 
     Attributes:
-        left_out: what did not fit, by the name of its figure or file, as a sentence for the card.
+        left_out: figure or file that did not fit -> a sentence for the card.
 
     Args:
-        plan: of the run.
-        accelerator: its processes.
-        scorer: with the images that were held out; None if there are none.
-        seconds: that the training took.
+        scorer: has the held-out images; None if there are none.
+        seconds: training time.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, scorer: Scorer | None, seconds: float):
@@ -73,14 +71,14 @@ class Ending:
         self.left_out: dict[str, str] = {}
         work = ["bits/dim of held-out images"] * (scorer is not None) + [SAMPLES_FILE, CHAIN_FILE]
         accelerator.print(
-            f"the last step is done and the pipeline is saved; in at most {self.budget.seconds:.0f} s follow: "
+            f"training is done and the pipeline saved; still to come, in at most {self.budget.seconds:.0f} s: "
             f"{', '.join(work)}"
         )
 
     def measure(self, pipeline: DDPMPipeline, step: int, output: OutputFolder) -> None:
-        """Bits/dim of held-out images, and what else was scored after this step, into the report of the evaluation."""
+        """Write bits/dim of held-out images, and any other scores of this step, into the evaluation report."""
         if self.scorer is None:
-            self._leave_out("bits_per_dim", "Bits/dim was not measured, because no image was held out of training.")
+            self._leave_out("bits_per_dim", "Bits/dim was not measured, because no images were held out of training.")
             return
         figures = self.scorer.figures_after(step)
         if not any(figure["name"] == "bits_per_dim" for figure in figures):
@@ -96,41 +94,41 @@ class Ending:
         budget = self.budget.part(0.5)  # the rest is for the pictures
         count = budget.fitting(wanted, each)
         if count < 2:
-            self._leave_out("bits_per_dim", f"Bits/dim was not measured: it takes {each:.0f} s for each image.")
+            self._leave_out("bits_per_dim", f"Bits/dim was not measured: it would take {each:.0f} s per image.")
             return []
         try:
             figure = self.scorer.bits_per_dim(pipeline, count, terms, budget.is_left)
-        except ValueError as error:  # an image that cannot be read, a bound that is not finite: the training is done
+        except ValueError as error:  # an unreadable image or an infinite bound must not fail a finished training
             self._leave_out("bits_per_dim", f"Bits/dim was not measured: {error}.")
             return []
         self.accelerator.log({"eval/bits_per_dim": figure["value"]}, step=step)
         self.accelerator.print(
             f"bits/dim {figure['value']:.3f} (standard error {figure['standard_error'] or math.nan:.3f}) on "
-            f"{figure['n']} held-out images, {terms} of {figure['steps']} terms for each"
+            f"{figure['n']} held-out images, from {terms} of {figure['steps']} terms each"
         )
         return [figure]
 
     def preview_steps(self, pipeline: DDPMPipeline) -> int:
-        """How many denoising steps the last preview may have; 0 if there is no time for it."""
+        """How many denoising steps there is time for in the last preview; 0 for none."""
         wanted, batch = self.plan.preview_inference_steps, self.plan.config.optimization.train_batch_size
         share = math.ceil(self.plan.preview_layout()[0] / self.accelerator.num_processes)
         each = math.ceil(share / batch) * self._seconds_per_call(pipeline, min(share, batch))
         steps = self.budget.part(0.75).fitting(wanted, each)
         if steps >= min(wanted, _FEWEST_STEPS):
             return steps
-        self._leave_out(SAMPLES_FILE, f"No samples were drawn at the end: one denoising step takes {each:.0f} s.")
+        self._leave_out(SAMPLES_FILE, f"No samples were drawn at the end: a denoising step takes {each:.0f} s.")
         return 0
 
     def has_time_for_chain(self, pipeline: DDPMPipeline, steps: int) -> bool:
-        """Whether the first images of a preview of so many steps can be drawn once more."""
+        """Whether there is time to draw a denoising chain of this many steps."""
         each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
         if steps and self.budget.part(0.9).fitting(steps, each) == steps:
             return True
-        self._leave_out(CHAIN_FILE, "The way from noise to image was not drawn: there was no time left for it.")
+        self._leave_out(CHAIN_FILE, "The denoising chain was not drawn, for lack of time.")
         return False
 
     def _seconds_per_call(self, pipeline: DDPMPipeline, images: int) -> float:
-        """Of the network for a batch of so many images; where measuring that would take long, by a single one."""
+        """Of the network for a batch of images; extrapolated from a single image if measuring would take long."""
         alone = self._measured(pipeline, 1)
         if self.budget.part(0.1).fitting(1, 2 * images * alone):
             return self._measured(pipeline, images)
@@ -138,14 +136,14 @@ class Ending:
 
     @torch.no_grad()
     def _measured(self, pipeline: DDPMPipeline, images: int) -> float:
-        """Seconds of the second of two network calls, as the first has more to prepare."""
+        """Seconds of the second of two network calls; the first one warms up."""
         network, device = network_of(pipeline), pipeline.device
         x_t = torch.randn(images, *self.plan.images.shape, device=device)
         timesteps = torch.zeros(images, dtype=torch.long, device=device)
         conditions = {} if self.plan.id2label is None else {"class_labels": timesteps}
         for _ in range(2):
             started = time.monotonic()
-            network(x_t, timesteps, **conditions).sum().item()  # which waits for the device
+            network(x_t, timesteps, **conditions).sum().item()  # waits for the device
         return time.monotonic() - started
 
     def _leave_out(self, name: str, sentence: str) -> None:

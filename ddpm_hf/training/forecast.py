@@ -1,4 +1,4 @@
-"""What a run will cost, before its first step: bytes of memory and floating-point operations, estimated."""
+"""An estimate of what a run will cost: bytes of memory and floating-point operations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,23 +14,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .plan import Plan
 
-# Resident bytes of a step on a CPU for each one that is kept, without and with gradient checkpointing: temporaries and
-# gaps between blocks come on top. Measured on Linux with glibc.
+# Resident bytes of a step on a CPU per byte kept for the backward pass, without and with gradient checkpointing; the
+# excess is temporaries and fragmentation. Measured on Linux with glibc.
 _ON_CPU = {False: 1.8, True: 2.3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What one process needs while it trains, in bytes, and what a step of all processes together computes.
+    """Bytes that one process needs for training, and the operations of a step of all processes together.
 
-    Libraries, decoded images in the file cache, and pictures drawn on the way are not in it.
+    Libraries, decoded images in the file cache, and previews are not included.
 
     Attributes:
         parameters, gradients, optimizer, ema: float32 weights, their gradients with the buckets of
             DistributedDataParallel, Adam's two moments, the moving average. Exact.
         activations: what the forward pass of a micro-step keeps for the backward pass; on a CPU with temporaries.
-        flops: floating-point operations of an optimizer step, forwards and backwards, a multiplication and an addition
-            counted as two.
+        flops: floating-point operations of an optimizer step, forward and backward; a multiply-add counts as two.
     """
 
     parameters: int
@@ -47,12 +46,12 @@ class Forecast:
 
 
 def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
-    """An estimate of what the run of this plan will need and compute.
+    """Estimate the memory and operations of a run.
 
-    On a CPU its total was within a quarter of the peak of resident memory: 5 % below to 21 % above with the presets
-    `small-32` and `ddpm-cifar10` (benchmarks/memory.py), 1 to 22 % below with `digits`, in float32 and bf16, with and
-    without gradient checkpointing. On a GPU it has not been measured, and temporaries come on top of it. Sharding by
-    FSDP or DeepSpeed is not counted.
+    On a CPU the total was within a quarter of peak resident memory: 5 % below to 21 % above for the presets `small-32`
+    and `ddpm-cifar10` (benchmarks/memory.py), 1 to 22 % below for `digits`, in float32 and bf16, with and without
+    gradient checkpointing. On a GPU it has not been measured, and does not include temporaries. Sharding by FSDP or
+    DeepSpeed is ignored.
     """
     options = plan.config.optimization
     half = options.mixed_precision in ("bf16", "fp16")
@@ -74,17 +73,17 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
 def count_pass(
     unet: nn.Module, shape: tuple[int, int, int], half: bool = False, gradient_checkpointing: bool = False
 ) -> tuple[int, int]:
-    """What a training pass keeps and computes for one image, counted on tensors without values (device "meta").
+    """Memory and operations of a training pass for one image, counted on the device "meta".
 
     Args:
-        unet: the network; only its configuration is looked at.
+        unet: only its configuration is used.
         shape: (channels, height, width) of an image.
-        half: computes in a precision of 16 bits.
-        gradient_checkpointing: drops what is inside a block, and computes it again in the backward pass.
+        half: compute in 16-bit precision.
+        gradient_checkpointing: keep only the inputs of blocks, and recompute the rest in the backward pass.
 
     Returns:
-        Bytes kept for the backward pass, and floating-point operations of both passes, the backward one counted as two
-        forward ones: a layer computes the gradients of its input and of its weights, each as much work as its output.
+        Bytes kept for the backward pass, and floating-point operations of both passes. The backward pass counts as two
+        forward passes: the gradients of a layer's input and of its weights each take as much work as its output.
     """
     with torch.device("meta"):
         unet = type(unet).from_config(unet.config).train()
@@ -92,7 +91,7 @@ def count_pass(
         image, timestep = torch.empty(1, *shape, dtype=dtype), torch.zeros(1, dtype=torch.int64)
     nn.Module.to(unet, dtype)
     weights = {parameter.untyped_storage() for parameter in unet.parameters()}
-    kept, again, repeated_flops = set(), [0], 0  # memory once, however many tensors share it
+    kept, again, repeated_flops = set(), [0], 0  # storages: tensors may share one
     counter = FlopCounterMode(display=False)
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -122,7 +121,7 @@ def _bytes(storages: set[torch.UntypedStorage]) -> int:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Keeps query, key and value but no attention map, as kernels of CPUs and GPUs do and device "meta" does not."""
+    """Keeps query, key and value but no attention map, like the kernels of CPUs and GPUs, unlike device "meta"."""
 
     def __init__(self, keep: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
@@ -139,7 +138,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def available_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that a process could still have on its device, and that the device has in all."""
+    """Free and total bytes of memory on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     memory = psutil.virtual_memory()

@@ -57,12 +57,6 @@ class TrainingImages:
         if isinstance(self.data, StreamingData):
             self.data.unreadable.update({int(row): problem for row, problem in found.items()})
 
-    def describe_unreadable(self) -> str:
-        """A heading and a line for each image left out; "" for none."""
-        if not (left_out := self.unreadable):
-            return ""
-        return "\n".join([f"{len(left_out)} images could not be read and were left out:", *left_out, ""])
-
     def facts(self) -> dict[str, Any]:
         """What must be unchanged for a run to continue."""
         names = self.source.class_names

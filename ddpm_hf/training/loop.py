@@ -175,9 +175,9 @@ class Trainer:
             self.summary["tracker_run"] = progress["tracker_run"]
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
 
-    def _holders(self) -> dict[str, EMA | SecondMomentSampler]:
+    def _holders(self) -> dict[str, torch.nn.Module | SecondMomentSampler]:
         """State beside model and optimizer, by the name of its checkpoint file."""
-        holders = {"ema": self.ema, "timestep_sampler": self.draws.sampler}
+        holders = {"ema": self.ema and self.ema.model, "timestep_sampler": self.draws.sampler}
         return {name: holder for name, holder in holders.items() if holder is not None}
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -208,7 +208,9 @@ class Trainer:
         summary = {"status": "finished", **self._look_back()}
         if self.publisher is not None:
             self.output.write_summary(self._summary_so_far() | summary)
-        self.accelerator.print(self.plan.images.describe_unreadable(), end="")
+        if unreadable := self.plan.images.unreadable:
+            heading = f"{len(unreadable)} images could not be read and were left out:"
+            self.accelerator.print(heading, *unreadable, sep="\n")
         self._leave()
         # In the main process alone: the others have ended.
         if self.publisher is not None:

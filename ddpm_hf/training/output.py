@@ -1,4 +1,4 @@
-"""The output folder of a run: what it may be written into, its tables and its curves."""
+"""The output folder of a run: who may write into it, its tables and its curves."""
 
 import csv
 import json
@@ -21,17 +21,13 @@ from ..hub.folder import CONFIG_FILE, RUN_FILES, SUMMARY_FILE
 from .config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, RECORDED, Config
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
-# The folders that tensorboard and wandb make in `--logging_dir`, the first by the name of the project.
+# The folders that tensorboard (named after the project) and wandb create in `--logging_dir`.
 TRACKER_PROJECT = "ddpm_hf"
 _TRACKER_FOLDERS = (TRACKER_PROJECT, "wandb")
 
 
 class OutputFolder:
-    """The folder named by `--output_dir`.
-
-    Args:
-        path: may not exist yet.
-    """
+    """The folder given as `--output_dir`, which need not exist yet."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -42,31 +38,31 @@ class OutputFolder:
         return self.path / name
 
     def check_is_ours(self, overwrite: bool) -> None:
-        """Refuse a place that is not empty and holds no run; quick, so that it can come before any data are read.
+        """Refuse a folder that is not empty and holds no run; quick enough to do before reading data.
 
         Raises:
-            ValueError: for a file, or a folder with other people's files.
+            ValueError: for a file, or a folder with other files.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--output_dir {self.path} is a file; name a folder")
+            raise ValueError(f"--output_dir must be a folder, got the file {self.path}")
         if overwrite or not self.path.is_dir() or (self / CONFIG_FILE).is_file():
             return
         names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if names:
             raise ValueError(
-                f"--output_dir {self.path} holds something else ({', '.join(names[:3])}{', …' * (len(names) > 3)}); "
-                "name a new or empty folder, or add --overwrite_output_dir to write beside it"
+                f"--output_dir {self.path} has other files in it ({', '.join(names[:3])}{', …' * (len(names) > 3)}); "
+                "choose a new or empty folder, or add --overwrite_output_dir to write beside them"
             )
 
     def open(self, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
-        """Make the folder this run's own, or find the same run in it.
+        """Start a run in the folder, or continue the one it holds.
 
         Args:
             config: with every value filled in.
-            facts: of data and model, e.g. the number of training images; a run cannot go on with others.
+            facts: about data and model, e.g. the number of training images; they must not change during a run.
 
         Returns:
-            The summary so far: `status` is "running" or "finished".
+            The summary so far; `status` is "running" or "finished".
 
         Raises:
             ValueError: if the folder holds a run with other settings, listing the differences.
@@ -87,10 +83,10 @@ class OutputFolder:
         return summary
 
     def lock(self) -> None:
-        """Keep other runs out until `unlock` or the end of this process, however it ends.
+        """Keep other runs out until `unlock` or the end of this process.
 
         Raises:
-            ValueError: if another process has the folder, naming it.
+            ValueError: if another process uses the folder, naming it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self / ".owner.json"
@@ -101,7 +97,7 @@ class OutputFolder:
             other = json.loads(owner.read_text(encoding="utf-8"))
             raise ValueError(
                 f"--output_dir {self.path} is in use by process {other['pid']} on {other['host']}; wait for it, or "
-                "name another folder"
+                "choose another folder"
             ) from None
         write_text(owner, json.dumps({"pid": os.getpid(), "host": platform.node()}))
 
@@ -112,12 +108,12 @@ class OutputFolder:
 
     @contextmanager
     def sparing_the_run(self, what: str) -> Iterator[None]:
-        """Around a write that the run can do without: a full disk costs a line, told once until it works again."""
+        """Around a write that the run can do without: a failure, such as a full disk, is reported once per `what`."""
         try:
             yield
         except (OSError, SafetensorError) as error:
             if what not in self._failing:
-                tqdm.write(f"{what} cannot be written: {error}; the run goes on")
+                tqdm.write(f"cannot write {what}: {error}; the run continues")
             self._failing.add(what)
         else:
             self._failing.discard(what)
@@ -139,33 +135,33 @@ class OutputFolder:
             for name in flags
             if name not in NOT_PART_OF_THE_RESULT and saved.get(name) != flags[name]
         ]
-        facts = json.loads(json.dumps(facts))  # as the saved ones: JSON knows no tuples
-        if not changed:  # the facts follow from the flags; alone they tell of changed data or processes
+        facts = json.loads(json.dumps(facts))  # like the saved ones: JSON has no tuples
+        if not changed:  # only then do other facts mean changed data or processes
             differing = [name for name in facts if summary[name] != facts[name]]
             changed = [f"{name}: {summary[name]} there, {facts[name]} now" for name in differing]
         if changed:
             raise ValueError(
-                f"--output_dir {self.path} holds a run with other settings ({'; '.join(changed)}); name another "
-                "folder, or add --overwrite_output_dir to start anew"
+                f"--output_dir {self.path} holds a run with other settings ({'; '.join(changed)}); choose another "
+                "folder, or add --overwrite_output_dir to start over"
             )
 
     def _clear(self, logging_dirs: Iterable[str]) -> None:
-        """Remove what runs wrote, and what a kill left of it half-written, and nothing else."""
+        """Remove what runs wrote, complete or not, and nothing else."""
         settings = self / CONFIG_FILE
-        if settings.is_file():  # older versions noted the folder of their trackers there alone
+        if settings.is_file():  # older versions recorded the folder of their trackers only there
             saved = yaml.safe_load(settings.read_text(encoding="utf-8"))
             logging_dirs = {*logging_dirs, saved.get("logging_dir", "logs")}
         for name in logging_dirs:
             self._clear_trackers(name)
         names = "|".join(file.pattern for file in RUN_FILES)
-        own = re.compile(rf"{names}|\.({names})\.partial")  # the second as `write_text` has them
+        own = re.compile(rf"{names}|\.({names})\.partial")  # the second form is from `write_text`
         for path in list(self.path.iterdir()) if self.path.is_dir() else ():
             if own.fullmatch(path.name):
                 _remove(path)
 
     def _clear_trackers(self, logging_dir: str) -> None:
         root, place = self.path.resolve(), Path(f"{self.path}/{logging_dir}").resolve()
-        if not place.is_relative_to(root):  # a folder that other runs may share
+        if not place.is_relative_to(root):  # other runs may share it
             return
         for name in _TRACKER_FOLDERS:
             _remove(place / name)
@@ -175,12 +171,12 @@ class OutputFolder:
 
 
 class StepTable:
-    """A CSV file of numbers with a line for a step; continuing a run drops the lines after its checkpoint.
+    """A CSV file of numbers, one line per step; a resumed run drops the lines after its checkpoint.
 
     Args:
-        file: may not exist yet.
-        resumed_step: the last step that has been.
-        columns: "step" and others. Those that the file had before are kept.
+        file: need not exist yet.
+        resumed_step: the last step to keep.
+        columns: "step" and others, in addition to those already in the file.
     """
 
     def __init__(self, file: Path, resumed_step: int, columns: Sequence[str]):
@@ -196,7 +192,7 @@ class StepTable:
         self._is_whole = False
 
     def append(self, **row: float) -> None:
-        """Add a line; the keys are columns. One that could not be written comes with the next."""
+        """Add a line, by column. One that could not be written is written with the next."""
         self.rows.append(row)
         was_whole, self._is_whole = self._is_whole, False
         if was_whole:
@@ -218,7 +214,7 @@ class LossTable(StepTable):
         super().__init__(file, resumed_step, LOSS_COLUMNS)
 
     def plot(self, file: Path) -> None:
-        """Draw the loss over the steps, both axes logarithmic: a power law is a straight line."""
+        """Plot the loss over the steps on logarithmic axes, where a power law is a straight line."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 4), layout="constrained")
@@ -236,7 +232,7 @@ def _remove(path: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a file in one stroke: a killed process leaves the old content or the new, never half of it."""
+    """Replace a file atomically: a killed process leaves either the old content or the new."""
     beside = file.with_name(f".{file.name}.partial")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, file)

@@ -24,15 +24,8 @@ from .config import Config
 from .images import TrainingImages, load_training_images
 
 _ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
-_PROCESS_FLAGS = (
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "prediction_type",
-    "variance_type",
-    "rescale_betas_zero_snr",
-)
+_PROCESS_FLAGS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+_PROCESS_FLAGS += ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 
 
 @dataclass(kw_only=True)
@@ -204,22 +197,17 @@ def _fill(config: Config, preset: Preset, unet_config: dict[str, Any] | None, st
             height, width = parse_resolution(config.data.resolution)
             model["channel_multipliers"] = _to_depth(model["channel_multipliers"], default_depth(height, width))
         config.fill(model)
-    _fill_process(config, preset)
+    process, wanted = dict(preset.process), config.process.num_train_timesteps
+    if wanted not in (None, process["num_train_timesteps"]):
+        ends = {name: process[name] for name in ("beta_start", "beta_end")}
+        process |= scaled_ends(wanted, config.process.beta_schedule or process["beta_schedule"], **ends)
+    config.fill(process)
     learned = config.process.variance_type in LEARNED_VARIANCES
     config.fill({"loss": "hybrid" if learned else "simple"})
     training = dict(preset.training)
     if config.optimization.num_epochs is not None:
         del training["max_train_steps"]
     config.fill(training)
-
-
-def _fill_process(config: Config, preset: Preset) -> None:
-    process = dict(preset.process)
-    wanted = config.process.num_train_timesteps
-    if wanted not in (None, process["num_train_timesteps"]):
-        ends = {name: process[name] for name in ("beta_start", "beta_end")}
-        process |= scaled_ends(wanted, config.process.beta_schedule or process["beta_schedule"], **ends)
-    config.fill(process)
 
 
 def _adopt(group: Any, name: str, value: Any, source: str) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of a run's results: a card always, a page on the Hub if asked for. No failure here can cost them."""
+"""The card of a run, and its page on the Hub if asked for. No failure here can lose the results."""
 
 import json
 import shlex
@@ -14,14 +14,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from ..hub.access import Page, open_page
 from ..hub.card import write_card
-from ..hub.folder import (
-    CONFIG_FILE,
-    CURVE_FILE,
-    LOSS_FILE,
-    SAMPLES_FILE,
-    STAGING_FOLDER,
-    SUMMARY_FILE,
-)
+from ..hub.folder import CONFIG_FILE, CURVE_FILE, LOSS_FILE, SAMPLES_FILE, STAGING_FOLDER, SUMMARY_FILE
 from ..hub.push import push
 from ..hub.retry import one_line
 from ..pipelines.ddpm import DDPMPipeline
@@ -30,7 +23,7 @@ from .output import OutputFolder
 
 
 def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = print) -> Page:
-    """The page that the flags name, by default of the folder's name; ValueError if it cannot be written to."""
+    """The page given by the flags, by default named after the folder; ValueError if it cannot be written to."""
     return open_page(
         hub.hub_model_id or folder.resolve().name,
         private=hub.hub_private_repo,
@@ -41,7 +34,7 @@ def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = p
 
 
 def push_command(hub: PageArguments, folder: Path, repo_id: str) -> str:
-    """The command line that pushes a folder as these flags would."""
+    """The command that pushes a folder with these flags."""
     script = Path(sys.argv[0]).with_name("push.py")
     words = [sys.executable, str(script), str(folder), "--hub_model_id", repo_id]
     words += ["--hub_private_repo"] if hub.hub_private_repo else []
@@ -52,12 +45,10 @@ def push_command(hub: PageArguments, folder: Path, repo_id: str) -> str:
 
 
 class Publisher:
-    """The results of one run on their way to the public. Lives in the main process alone.
+    """Writes the card and pushes the model; in the main process only.
 
     Args:
-        config: of the run.
-        output: its folder.
-        page: where to push; None for nowhere.
+        page: where to push, if anywhere.
         report: prints a line without disturbing a progress bar.
     """
 
@@ -66,12 +57,12 @@ class Publisher:
         self.staging = output / STAGING_FOLDER
         self.upload: threading.Thread | None = None
         if page is not None:
-            disable_progress_bars()  # two bars would draw over each other
+            disable_progress_bars()  # they would draw over ours
 
     def checkpoint(self, pipeline: DDPMPipeline, summary: dict[str, Any], picture: Path | None) -> None:
-        """Push what there is at a checkpoint, in the background, if that was asked for.
+        """Push the state at a checkpoint in the background, if asked for.
 
-        An upload that is slower than the checkpoints come leaves some of them out.
+        A checkpoint that comes while the previous upload is running is not pushed.
 
         Args:
             pipeline: as it would be saved now.
@@ -81,7 +72,7 @@ class Publisher:
         if self.page is None or self.hub.hub_strategy != "checkpoint":
             return
         if self.upload is not None and self.upload.is_alive():
-            self.report(f"the upload before is still under way; step {summary['step']} is not pushed")
+            self.report(f"the previous upload is still running; step {summary['step']} is not pushed")
             return
         with self._sparing_the_run(f"step {summary['step']} was not pushed"):
             self._stage(pipeline, summary, picture)
@@ -89,7 +80,7 @@ class Publisher:
             self.upload.start()
 
     def _stage(self, pipeline: DDPMPipeline, summary: dict[str, Any], picture: Path | None) -> None:
-        """A copy of what is to be pushed, because the run goes on writing into its folder."""
+        """Copy what to push, because the run keeps writing into its folder."""
         shutil.rmtree(self.staging, ignore_errors=True)
         pipeline.save_pretrained(self.staging)
         for name in (CONFIG_FILE, LOSS_FILE, CURVE_FILE):
@@ -105,15 +96,15 @@ class Publisher:
             push(self.staging, self.page, f"Training, step {step}", self.report)
 
     @contextmanager
-    def _sparing_the_run(self, failure: str, advice: str = "the run goes on") -> Iterator[None]:
-        """Turn whatever goes wrong into a line: the Hub's doing, a full disk, or a fault in what it answers."""
+    def _sparing_the_run(self, failure: str, advice: str = "the run continues") -> Iterator[None]:
+        """Turn any failure into a printed line: of the Hub, the disk, or in the Hub's answer."""
         try:
             yield
         except Exception as error:
             self.report(f"{failure}: {one_line(error)}; {advice}")
 
     def finish(self) -> None:
-        """Write the card, and push the folder. A failure of the Hub ends with the command that pushes it later."""
+        """Write the card and push the folder; after a failed push, print the command to push it later."""
         if self.upload is not None:
             self.upload.join()
         shutil.rmtree(self.staging, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Scores while a model learns: how good its averaged weights are by held-out images, and which pipeline was best."""
+"""Scores of the averaged weights on held-out images during training, and the best pipeline so far."""
 
 import json
 import shutil
@@ -22,38 +22,23 @@ from .output import OutputFolder, StepTable, write_text
 from .plan import Plan
 
 BEST_RECORD = "best.json"
-# Figures that agree in these can be compared.
-_CONDITIONS = (
-    "name",
-    "dataset",
-    "split",
-    "n",
-    "reference_n",
-    "seed",
-    "sampler",
-    "steps",
-    "terms_per_image",
-    "extractor",
-)
+# Figures can be compared if they agree in these.
+_CONDITIONS = "name dataset split n reference_n seed sampler steps terms_per_image extractor".split()
 
 
 class Scorer:
-    """Measures a pipeline on all processes, every time in the same way.
+    """Measures a pipeline on all processes, in the same way every time.
 
-    Figures go to `scores.csv`, `scores.png` and the trackers, the pipeline with the best of one of them to `best/`.
-
-    Args:
-        plan: of the run.
-        accelerator: its processes.
+    Figures go to `scores.csv`, `scores.png` and the trackers; the pipeline with the best `--save_best_by` to `best/`.
 
     Raises:
-        ValueError: for figures that these data, this extractor or this many images do not give.
+        ValueError: for metrics that are not available with these data, this extractor or this many images.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator):
         run, self.plan, self.accelerator = plan.config.run, plan, accelerator
         self.images = _held_out(plan, run.eval_num_images)
-        count = self.images.count  # decodes a split now, since there is little time at the end of the run
+        count = self.images.count  # decodes a split now, because time is short at the end of the run
         self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and run.eval_steps is not None]
         self.extractor = self._load_extractor() if self.metrics else None
         names = ["bits_per_dim"] * ("nll" in run.eval_metrics)
@@ -63,13 +48,13 @@ class Scorer:
             names += figure_names(self.extractor, self.metrics, fewest)
         if run.save_best_by not in (None, *names):
             raise ValueError(
-                f"--save_best_by is {run.save_best_by!r}; --eval_metrics {' '.join(run.eval_metrics)} gives "
-                f"{', '.join(names)}: choose one"
+                f"--save_best_by must be one of {', '.join(names)} with --eval_metrics {' '.join(run.eval_metrics)}, "
+                f"got {run.save_best_by!r}"
             )
         self.names = names
         self.table: StepTable | None = None
         self.best: dict[str, Any] | None = None
-        self.newest: tuple[int, list[dict[str, Any]]] | None = None  # a step, and what was measured after it
+        self.newest: tuple[int, list[dict[str, Any]]] | None = None  # (step, figures)
 
     def _load_extractor(self) -> Extractor:
         run, dataset = self.plan.config.run, self.images.name
@@ -77,35 +62,35 @@ class Scorer:
         if name is None:
             raise ValueError(
                 f"--eval_extractor must be given with --eval_metrics {' '.join(run.eval_metrics)}: inception for FID "
-                "(pip install torch-fidelity), or another that scripts/evaluate.py names; nll needs none"
+                "(pip install torch-fidelity), or another from scripts/evaluate.py --help; nll needs none"
             )
         return load_extractor(name, self.accelerator.device, self.plan.config.data.cache_dir)
 
     def resume(self, output: OutputFolder, step: int) -> None:
-        """Go on after this step, knowing what was best so far."""
+        """Continue after this step, with the best so far."""
         self.output = output
         if not self.accelerator.is_main_process:
             return
         floors = (_floor_of(name) for name in self.names if name != "bits_per_dim")
         self.table = StepTable(output / SCORES_FILE, step, ["step", *self.names, *floors])
         place, beside = output / BEST_FOLDER, output / f"{BEST_FOLDER}.partial"
-        if not place.is_dir() and (beside / BEST_RECORD).is_file():  # killed between the two strokes of `_keep`
+        if not place.is_dir() and (beside / BEST_RECORD).is_file():  # killed within `_keep`
             beside.rename(place)
         shutil.rmtree(beside, ignore_errors=True)
         if (place / BEST_RECORD).is_file():
             self.best = json.loads((place / BEST_RECORD).read_text(encoding="utf-8"))
 
     def is_due(self, step: int) -> bool:
-        """Whether there is a score after this step: every `--eval_steps` and at the end, if that is given at all."""
+        """Whether to score after this step: with `--eval_steps`, after every so many and at the end."""
         every = self.plan.config.run.eval_steps
         return every is not None and (step % every == 0 or step == self.plan.steps)
 
     def figures_after(self, step: int) -> list[dict[str, Any]]:
-        """What this session has measured after this step, as entries of a report."""
+        """What this session measured after this step, as entries of a report."""
         return self.newest[1] if self.newest is not None and self.newest[0] == step else []
 
     def score(self, pipeline: DDPMPipeline, step: int) -> None:
-        """Measure the pipeline, tell what was found, and keep it if it is the best; called by every process."""
+        """Measure the pipeline, report the figures, and keep it if it is the best; called by every process."""
         was_training = pipeline.unet.training
         try:
             figures = self._measure(pipeline)
@@ -120,8 +105,8 @@ class Scorer:
         with self.output.sparing_the_run(SCORES_FILE):
             self.table.append(step=step, **row)
             self._plot(self.output / SCORES_CURVE)
-        told = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in figures)
-        tqdm.write(f"step {step}: {told}{self._keep_if_best(pipeline, figures, step)}")
+        shown = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in figures)
+        tqdm.write(f"step {step}: {shown}{self._keep_if_best(pipeline, figures, step)}")
 
     def _measure(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
         run, figures = self.plan.config.run, []
@@ -146,7 +131,7 @@ class Scorer:
     ) -> dict[str, Any]:
         """Bits/dim of the first `count` held-out images, as an entry of a report.
 
-        Unlike `score` it decodes no more images than it needs; `num_terms` and `go_on` as for `measure_nll`.
+        Unlike `score`, it decodes only the images it needs; `num_terms` and `go_on` as in `measure_nll`.
         """
         data = self.plan.images.data
         images = replace(self.images, most=count, decoded=data.store if isinstance(data, TrainingData) else None)
@@ -155,14 +140,14 @@ class Scorer:
     # The best pipeline
 
     def _keep_if_best(self, pipeline: DDPMPipeline, figures: list[dict[str, Any]], step: int) -> str:
-        """What is to be said of it."""
+        """Keep the pipeline if it is the best; returns a remark for the printed line."""
         wanted = self.plan.config.run.save_best_by
         if wanted is None:
             return ""
         (figure,) = (figure for figure in figures if figure["name"] == wanted)
         best = self.best
         if best is not None and any(best.get(name) != figure.get(name) for name in _CONDITIONS):
-            best = None  # it was measured in another way
+            best = None  # measured differently
         sign = 1 if wanted in HIGHER_IS_BETTER else -1
         if best is not None and not sign * figure["value"] > sign * best["value"]:
             return f"; the best {wanted} is {best['value']:.4g} of step {best['step']}"
@@ -173,7 +158,7 @@ class Scorer:
         return f"; kept in {BEST_FOLDER}/"
 
     def _keep(self, pipeline: DDPMPipeline, record: dict[str, Any]) -> None:
-        """Written beside and then given the name: a killed process leaves the old pipeline or the new one."""
+        """Written to a partial folder and renamed: a killed process leaves the old pipeline or the new one."""
         place, beside = self.output / BEST_FOLDER, self.output / f"{BEST_FOLDER}.partial"
         shutil.rmtree(beside, ignore_errors=True)
         pipeline.save_pretrained(beside)
@@ -204,7 +189,7 @@ def _floor_of(name: str) -> str:
 def _held_out(plan: Plan, most: int) -> ImageSet:
     images = plan.images
     if not images.holdout.holds_out:
-        raise ValueError("--eval_steps needs images to compare with, and --holdout 0 holds none out of training")
+        raise ValueError("--eval_steps needs held-out images, and --holdout 0 holds none out")
     channels, *size = images.shape
     return ImageSet(
         data=images.source,

@@ -1,4 +1,4 @@
-"""The way to the first step: everything that can be known to be wrong is found here, before anything is written."""
+"""Preparing a run: every error that can be found in advance is found here, before anything is written."""
 
 from accelerate import Accelerator
 
@@ -16,10 +16,10 @@ from .scoring import Scorer
 
 
 def prepare(config: Config) -> Trainer | None:
-    """A trainer at its first or next step; None if there is nothing to do (the run is finished, or `--dry_run`).
+    """A trainer at its first or next step; None if there is nothing to do (finished run, or `--dry_run`).
 
     Raises:
-        ValueError: for settings, data or an output folder that do not go together, naming the argument.
+        ValueError: if settings, data and output folder do not fit together, naming the argument.
     """
     output = OutputFolder(config.run.output_dir)
     output.check_is_ours(config.run.overwrite_output_dir)
@@ -39,7 +39,7 @@ def prepare(config: Config) -> Trainer | None:
     scorer = Scorer(plan, accelerator) if is_scored else None
     if config.run.dry_run:
         return None
-    # One process looks at the folder and changes it; the others read what it left.
+    # The main process checks and changes the folder; the others then read it.
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             output.lock()
@@ -48,8 +48,8 @@ def prepare(config: Config) -> Trainer | None:
         summary = output.open(config, plan.facts)
         summary["doctor"] = report(findings, summary.get("doctor", []))
     if summary["status"] == "finished":
-        accelerator.print(f"this run is finished: {summary['steps']} steps; its results are in {output.path}")
-        if page is not None or not (output / CARD_FILE).is_file():  # which a kill can have cost at the very end
+        accelerator.print(f"this run has finished its {summary['steps']} steps; the results are in {output.path}")
+        if page is not None or not (output / CARD_FILE).is_file():  # if the run was killed at the very end
             Publisher(config, output, page, print).finish()
         output.unlock()
         return None
@@ -57,7 +57,7 @@ def prepare(config: Config) -> Trainer | None:
 
 
 def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
-    """The run in a few lines before its first step; for `--dry_run` also what it costs and what it will write."""
+    """The run in a few lines; for `--dry_run` also its cost and the files it will write."""
     options, images, process = plan.config.optimization, plan.images, plan.scheduler.config
     channels, height, width = images.shape
     batch, on_cpu = plan.facts["global_batch_size"], accelerator.device.type == "cpu"
@@ -66,7 +66,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     lines = {
         "data": f"{images.source.name}, {images.count or 'a stream of'} images of {width}x{height}, "
         f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}"
-        + (f"; {len(images.unreadable)} left out, since they cannot be read" if images.unreadable else ""),
+        + (f"; {len(images.unreadable)} unreadable and left out" if images.unreadable else ""),
         "model": f"{plan.facts['parameters']:,} parameters, channels {tuple(plan.unet.config.block_out_channels)}",
         "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
         "training": f"{plan.steps} steps of {batch} images{epochs}, "
@@ -95,14 +95,14 @@ def _size(count: int) -> str:
 
 
 def _course(plan: Plan) -> str:
-    """The learning rate at the start, at the end of its warm-up, halfway and at the last step."""
+    """The learning rate at the start, after the warm-up, halfway and at the end."""
     last = plan.steps - 1
     shown = sorted({0, min(plan.config.optimization.lr_warmup_steps, last), last // 2, last})
     return ", ".join(f"{plan.learning_rate_at(step):.3g} at step {step}" for step in shown)
 
 
 def _files(plan: Plan) -> list[str]:
-    """What the run leaves in its folder."""
+    """The files the run leaves in its folder."""
     run = plan.config.run
     writers = {
         EVERY_RUN: True,

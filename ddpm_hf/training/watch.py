@@ -93,12 +93,13 @@ class Watch:
         if count.sum() < _IMAGES:
             return []
         self._clear()
-        if loss.sum() > 0.95 * zero.sum():
+        mean, mean_of_zero = float(loss.sum() / count.sum()), float(zero.sum() / count.sum())
+        if mean > 0.95 * mean_of_zero:
             return [
                 Finding(
                     name="learns-nothing",
-                    what=f"after {step} steps the loss is {float(loss.sum() / count.sum()):.3f}; a network that always "
-                    f"outputs 0 has {float(zero.sum() / count.sum()):.3f}",
+                    what=f"after {step} steps the loss is {mean:.3f}; a network that always outputs 0 has "
+                    f"{mean_of_zero:.3f}",
                     why="The run learns nothing: the gradient is lost, or the learning rate is far off",
                     change="Try --learning_rate ten times smaller (and larger), and --mixed_precision no",
                 )

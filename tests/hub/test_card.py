@@ -91,17 +91,22 @@ def test_data_sets_and_starting_points_of_the_hub_are_linked(run_folder):
 def test_every_figure_of_the_run_stands_in_the_text(run_folder):
     text = render_card(ModelFolder.read(run_folder()), "alice/photos-ddpm").text
     for words in (
-        *("4,500 images of `photos`", "300 optimizer steps of 16 images", "1,234,567 parameters", "torch 9.9"),
+        *(
+            "4,500 images of `photos`",
+            "300 optimizer steps with a batch size of 16",
+            "1,234,567 parameters",
+            "torch 9.9",
+        ),
         *("learning_rate: 0.000321", "1 h 02 min", "1 x Some GPU", "bf16", "1,288.6", "2.34 GB"),
         *("| bits_per_dim | 3.70125 | photos (test) | 0.0125 |  | 500 | 0 |", "| dpm | 20 | 30.5 … 52.5 |"),
         *(
             "| 12.25 | 1000 | 0 |",
             "- frechet_distance: features a \\| b, network calls 20.",
-            "The floor is what real images",
+            "The floor is the score of the same number of real training images",
         ),
         *("seed 5, in 50 of 1000 denoising steps", "moving average", "4 images after 1, 25, 50 steps"),
         *(
-            "The last value is 0.0312",
+            "It ends at 0.0312",
             "2 images could not be read and were left out of training: row 3 `a cut file.png`, row 17.",
         ),
     ):
@@ -130,7 +135,7 @@ def test_pictures_of_an_evaluation_go_along_with_their_figures_and_training_imag
     assert {name for name in page_files(ModelFolder.read(folder)) if name.startswith("evaluation/")} == expected
     metrics = [*METRICS, {**METRICS[1], "name": "copied_share_pixels", "median_distance": 4.0}]
     text = ModelCard.load(write_card(run_folder(metrics=metrics))).text
-    assert "![How near samples" in text and "closest_pixels.png" not in text
+    assert "![Distance of samples" in text and "closest_pixels.png" not in text
 
 
 def test_nothing_is_said_of_a_run_that_left_nothing(tiny_pipeline, tmp_path):
@@ -138,7 +143,7 @@ def test_nothing_is_said_of_a_run_that_left_nothing(tiny_pipeline, tmp_path):
     text = ModelCard.load(write_card(tmp_path)).text
     headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
     assert headings == ["How to use it", "What was measured", "Limits", "Citation"]
-    assert "How good the images are was not measured." in text and "![" not in text and "trained on" not in text
+    assert "The quality of the images was not measured." in text and "![" not in text and "trained on" not in text
 
 
 def test_a_checkpoint_says_that_the_run_goes_on(run_folder):
