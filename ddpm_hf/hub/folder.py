@@ -82,18 +82,12 @@ RUN_FILES = (
 # Pictures of an evaluation -> a figure that must be present (else they show other weights), and a caption. Pictures of
 # training images are not published: a program cannot know who may see them.
 EVALUATION_PICTURES = {
-    "evaluation/comparison.png": (
-        "network_calls",
-        "Quality by network calls per image, for several samplers or models; the dashed line is the floor",
-    ),
-    "evaluation/comparison_samples.png": (
-        "network_calls",
-        "The first images of each of them, drawn from the same noise",
-    ),
+    "evaluation/comparison.png": ("network_calls", "Quality by network calls per image; the dashed line is the floor"),
+    "evaluation/comparison_samples.png": ("network_calls", "First images of each of them, drawn from the same noise"),
     "evaluation/nll_terms.png": ("rate", "Bits/dim of each term of the bound by timestep"),
     "evaluation/nll_rate_distortion.png": (
         "rate",
-        "Error of the predicted image against the bits sent, as in Fig. 5 of Ho et al. 2020",
+        "Prediction error by bits sent, as in Ho et al. 2020, Fig. 5",
     ),
     "evaluation/closest_pixels_distances.png": (
         "median_distance",

@@ -6,6 +6,7 @@ have none. Errors raised by `plan.py` are not repeated here.
 
 import dataclasses
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -252,12 +253,9 @@ def _initial_share(plan: Plan) -> float:
     """The initial weights' share of the moving average after the last step: the product of all decays."""
     options = plan.config.optimization
     inv_gamma = options.ema_inv_gamma if options.ema_warmup else None
-    share = decay = 1.0
     warming = range(1, min(plan.steps, 10_000) + 1)
-    for step in warming:
-        decay = ema_decay(step, options.ema_decay, inv_gamma, options.ema_power)
-        share *= decay
-    return share * decay ** (plan.steps - len(warming))
+    decays = [ema_decay(step, options.ema_decay, inv_gamma, options.ema_power) for step in warming]
+    return math.prod(decays) * decays[-1] ** (plan.steps - len(decays))
 
 
 # The machine

@@ -20,10 +20,7 @@ def parse_duration(text: str) -> float:
     parts = text.split(":")
     if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
         raise ValueError(f"--max_train_time must be seconds, M:SS or H:MM:SS, got {text!r}")
-    seconds = 0
-    for part in parts:
-        seconds = 60 * seconds + int(part)
-    return float(seconds)
+    return float(sum(60**place * int(part) for place, part in enumerate(reversed(parts))))
 
 
 class Interruption:

@@ -194,8 +194,8 @@ def _fill(config: Config, preset: Preset, unet_config: dict[str, Any] | None, st
         config.fill({"resolution": model["resolution"]})
         if config.model.preset is None and config.data.resolution != model["resolution"]:
             # No preset was asked for, so the depth may follow from the images.
-            height, width = parse_resolution(config.data.resolution)
-            model["channel_multipliers"] = _to_depth(model["channel_multipliers"], default_depth(height, width))
+            depth, multipliers = default_depth(*parse_resolution(config.data.resolution)), model["channel_multipliers"]
+            model["channel_multipliers"] = (multipliers + [multipliers[-1]] * depth)[:depth]
         config.fill(model)
     process, wanted = dict(preset.process), config.process.num_train_timesteps
     if wanted not in (None, process["num_train_timesteps"]):
@@ -216,10 +216,6 @@ def _adopt(group: Any, name: str, value: Any, source: str) -> None:
     if given is not None and not same:
         raise ValueError(f"--{name} {given} contradicts {source}, which has {value}; leave it out")
     setattr(group, name, value)
-
-
-def _to_depth(multipliers: list[int], depth: int) -> list[int]:
-    return (multipliers + [multipliers[-1]] * depth)[:depth]
 
 
 def _resolution_text(size: Any) -> str:

@@ -106,13 +106,11 @@ class Reports:
         bad_in_a_row = int(self.bad_in_a_row)
         if bad_in_a_row < self.plan.config.optimization.max_bad_steps:
             return
-        columns = [
-            self.accelerator.gather(torch.cat(column)).tolist() for column in zip(*self.step_record, strict=True)
-        ]
-        file = self.output / "bad_batch.json"
+        record, file = {"step": step}, self.output / "bad_batch.json"
+        for name, parts in zip(("rows", "timesteps", "losses"), zip(*self.step_record, strict=True), strict=True):
+            record[name] = self.accelerator.gather(torch.cat(parts)).tolist()
         if self.accelerator.is_main_process:
-            record = dict(zip(("rows", "timesteps", "losses"), columns, strict=True))
-            write_text(file, json.dumps({"step": step, **record}, indent=2) + "\n")
+            write_text(file, json.dumps(record, indent=2) + "\n")
         raise FloatingPointError(
             f"the loss or its gradient was NaN or infinite in {bad_in_a_row} steps in a row; {file} lists the images "
             "of the last one, and the checkpoints are from before. Try a lower --learning_rate or --mixed_precision no"
