@@ -157,8 +157,8 @@ def _what_it_is(model: ModelFolder) -> dict[str, Any]:
         "timesteps": model.timesteps,
         "class_count": len(model.class_names),
         "training_images": None if model.settings.get("init_from") else summary.get("training_images"),
-        "limits": [_left_out(summary["unreadable"])] * bool(summary.get("unreadable"))
-        + [sentence for name, sentence in summary.get("left_out", {}).items() if name != "bits_per_dim"],
+        "limits": [_left_out(summary["unreadable"])] if summary.get("unreadable") else [],
+        "not_done": [sentence for name, sentence in summary.get("left_out", {}).items() if name != "bits_per_dim"],
     }
 
 

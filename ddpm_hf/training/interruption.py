@@ -66,7 +66,7 @@ def describe_reason(reason: int) -> str:
     """The reason in words."""
     if reason == TIME_UP:
         return "the end of --max_train_time"
-    return "the death of its launcher" if reason == 128 + signal.SIGHUP else signal.Signals(reason - 128).name
+    return "the end of its launcher" if reason == 128 + signal.SIGHUP else signal.Signals(reason - 128).name
 
 
 def exit_status(reason: int) -> int:

@@ -88,7 +88,7 @@ def test_seeds_differ(data):
 
 def test_without_shuffling(data):
     assert rows_at(stream(data, shuffle_buffer=1), range(60)) == [[*range(ROWS), *range(7)]]
-    with pytest.raises(ValueError, match="shuffle_buffer is 0"):
+    with pytest.raises(ValueError, match="`shuffle_buffer` must be at least 1, got 0"):
         stream(data, shuffle_buffer=0)
 
 
@@ -130,7 +130,7 @@ def test_held_out_rows_are_never_seen(data):
         epoch_rows = rows[epoch * size : (epoch + 1) * size]
         assert len(set(epoch_rows)) == size and set(epoch_rows) == set(rows)
     assert rows_at(stream(data, holdout=chosen), range(100, 120)) == [rows[100:120]]
-    with pytest.raises(ValueError, match="holdout leaves no image"):
+    with pytest.raises(ValueError, match="`holdout` must leave images"):
         rows_at(stream(data, holdout=Holdout(threshold=2**64 - 1)), range(1))
 
 
@@ -174,14 +174,14 @@ class TestUnreadable:
 
     def test_a_block_of_them(self, tmp_path):
         data = shards(tmp_path / "shards", set(range(10, 20)))
-        with pytest.raises(ValueError, match="10 rows in a row are unreadable; row"):
+        with pytest.raises(ValueError, match="10 rows in a row are unreadable, such as row"):
             rows_at(stream(data, skip_unreadable=True), range(ROWS))
 
 
 def test_a_stream_that_told_a_wrong_length(data):
     examples = stream(data)
     examples.epoch_size = 60
-    with pytest.raises(ValueError, match="53 training rows in this epoch; it had or told 60"):
+    with pytest.raises(ValueError, match="53 training rows in this epoch, not 60"):
         rows_at(examples, range(60))
 
 

@@ -250,7 +250,7 @@ def test_sampled_terms_estimate_the_sum():
 
 def test_bad_input():
     bound, x_0 = bound_and_images()
-    with pytest.raises(ValueError, match="`generators` has 4 entries for 5 images"):
+    with pytest.raises(ValueError, match="`generators` must be one per image, got 4 for 5 images"):
         bound.evaluate(network, x_0, generators(4))
     with pytest.warns(UserWarning, match="50.00% of the pixels are not 8-bit values"):
         bound.evaluate(network, torch.cat([x_0, x_0 + 0.002]), generators(10))

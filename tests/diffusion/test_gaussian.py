@@ -136,7 +136,7 @@ def test_tanh_is_the_published_approximation():
 
 
 def test_unknown_cdf():
-    with pytest.raises(ValueError, match="`cdf` is 'logistic'; choose from erf, tanh"):
+    with pytest.raises(ValueError, match="`cdf` must be one of erf, tanh, got 'logistic'"):
         discretized_gaussian_log_likelihood(PIXELS, PIXELS, PIXELS, cdf="logistic")
 
 

@@ -117,7 +117,7 @@ def test_model_log_variance():
     for variance_type, expected in {"learned": predicted.numpy(), "learned_range": blend}.items():
         scheduler = LinearDDPMScheduler(variance_type=variance_type)
         np.testing.assert_allclose(scheduler.model_log_variance(t, predicted=predicted).numpy(), expected, rtol=1e-10)
-        with pytest.raises(ValueError, match="`predicted` is needed"):
+        with pytest.raises(ValueError, match="`predicted` must be given"):
             scheduler.model_log_variance(t)
 
 

@@ -59,7 +59,7 @@ def test_samplers_and_classes(tiny_pipeline):
     assert np.abs(images[4].transpose(1, 2, 0) - np.rint(of_class.images[0] * 255)).max() <= 1
     with pytest.raises(ValueError, match="51"):
         draw_samples(pipeline, 2, num_inference_steps=51)
-    with pytest.raises(ValueError, match="guidance_scale is 2"):
+    with pytest.raises(ValueError, match="`guidance_scale` must be 1 .* got 2"):
         draw_samples(tiny_pipeline(), 2, guidance_scale=2.0)
 
 

@@ -191,9 +191,9 @@ def test_an_authors_own_card_stays_and_a_licence_once_given_too(run_folder):
     ("content", "words"),
     [
         ("{", "evaluation.json cannot be read as JSON"),
-        ("[]", "evaluation.json holds a list"),
-        ('{"schema": 2, "metrics": []}', "schema 2"),
-        ('{"schema": 1}', "no list of metrics"),
+        ("[]", "evaluation.json must hold a mapping, got a list"),
+        ('{"schema": 2, "metrics": []}', "must have schema 1, got 2"),
+        ('{"schema": 1}', "must have a list of metrics"),
         ('{"schema": 1, "metrics": [{"name": "fid", "value": "low"}]}', "'low'"),
         ('{"schema": 1, "metrics": [{"value": 3}]}', "value"),
     ],

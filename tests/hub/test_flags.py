@@ -35,7 +35,7 @@ def test_a_token_in_a_file_of_flags_is_refused_and_not_repeated(capsys, tmp_path
 
 @pytest.mark.parametrize("flag", [["--hub_model_id", "x"], ["--hub_private_repo"], ["--hub_token_file", "x"]])
 def test_flags_that_would_do_nothing_are_named(capsys, flag):
-    assert f"{flag[0]} does nothing without --push_to_hub" in error_of(capsys, flag)
+    assert f"{flag[0]} needs --push_to_hub" in error_of(capsys, flag)
 
 
 def test_where_a_model_is_published_is_no_property_of_the_run(tmp_path):

@@ -180,7 +180,7 @@ def test_privacy_is_honoured(published, hub):
 
 def test_a_finished_run_pushes_when_it_is_started_again(published):
     printed = published["finished"]["printed"]
-    assert published["finished"]["status"] == 0 and "this run is finished" in printed and "model page: " in printed
+    assert published["finished"]["status"] == 0 and "this run has finished" in printed and "model page: " in printed
 
 
 # What goes wrong

@@ -103,7 +103,7 @@ def test_classes_by_name_number_list_and_tensor(tiny_pipeline):
         ({"num_classes": 2}, {}, ["class_labels", "0 (class 0)", "1 (class 1)"]),
         ({"num_classes": 2}, {"class_labels": "bird"}, ["class_labels", "'bird'", "class 1"]),
         ({"num_classes": 2}, {"class_labels": 2}, ["class_labels", "2", "0 to 1"]),
-        ({"num_classes": 2}, {"class_labels": [0, 1, 0], "batch_size": 2}, ["class_labels", "3", "batch_size 2"]),
+        ({"num_classes": 2}, {"class_labels": [0, 1, 0], "batch_size": 2}, ["class_labels", "3", "batch_size=2"]),
         ({}, {"class_labels": 1}, ["class_labels", "unconditional"]),
         ({}, {"guidance_scale": 3.0}, ["guidance_scale", "3.0", "unconditional"]),
         ({}, {"output_type": "jpg"}, ["output_type", "'jpg'", "pil, np, pt"]),
@@ -122,7 +122,7 @@ def test_bad_requests_are_named(tiny_pipeline, model, call, words):
 def test_guidance_needs_a_null_class(tiny_pipeline):
     pipeline = tiny_pipeline(num_classes=2, id2label={0: "a", 1: "b", 2: "c"}, num_train_timesteps=5)
     assert pipeline.null_class is None and pipeline.num_classes == 3
-    with pytest.raises(ValueError, match="guidance_scale is 2.0"):
+    with pytest.raises(ValueError, match="`guidance_scale` must be 1 .* got 2.0"):
         pipeline(class_labels=2, guidance_scale=2.0)
 
 

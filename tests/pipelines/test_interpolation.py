@@ -137,7 +137,7 @@ def test_what_cannot_be_interpolated_is_refused(tiny_pipeline):
 def test_skipped_steps_are_checked(tiny_pipeline):
     pipeline = tiny_pipeline()
     for skip in (-1, 5):
-        with pytest.raises(ValueError, match=f"skip_steps is {skip}; of 5 network calls choose 0 to 4"):
+        with pytest.raises(ValueError, match=f"`skip_steps` must be between 0 and 4, got {skip}"):
             pipeline(num_inference_steps=5, skip_steps=skip, latents=torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="needs latents"):
         pipeline(num_inference_steps=5, skip_steps=2)

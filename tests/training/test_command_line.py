@@ -8,9 +8,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from ddpm_hf.diffusion.losses import DiffusionLoss
+from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 from ddpm_hf.models.presets import PRESETS
 from ddpm_hf.models.unet import DDPMUNet2D
-from ddpm_hf.training.command_line import RETIRED_FLAGS, parse_training_arguments
+from ddpm_hf.training.command_line import RETIRED_FLAGS, one_line_errors, parse_training_arguments, training_parser
 from ddpm_hf.training.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.plan import make_plan
@@ -32,7 +34,7 @@ def one_line_of(capsys, *arguments: str) -> str:
     [
         (["--learning_rat", "1"], ["--learning_rat", "--learning_rate"]),
         (["photos"], ["photos", "--help"]),
-        (["--learning_rate", "-1"], ["--learning_rate", "-1", "more than 0"]),
+        (["--learning_rate", "-1"], ["--learning_rate", "-1", "above 0"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
         (["--learning_rate", "fast"], ["--learning_rate", "fast"]),
         (["--max_train_steps", "0"], ["--max_train_steps", "0", "at least 1"]),
@@ -140,3 +142,18 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
         said = parse_training_arguments(typed).flags()
         for flag in filled & shown.keys():
             assert said[flag] == config.flags()[flag], f"--{flag} of {name}"
+
+
+def test_errors_of_the_library_name_flags_on_the_command_line(capsys):
+    with pytest.raises(SystemExit) as end, one_line_errors(training_parser()):
+        DiffusionLoss(LinearDDPMScheduler(), loss="hybrid")
+    line = (
+        "train.py: error: --loss hybrid cannot be used with --variance_type fixed_small: 'simple' trains no variance"
+    )
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith(line) and said.endswith("and 'learned'\n") and said.count("\n") == 1
+    with pytest.raises(SystemExit), one_line_errors(training_parser()):
+        raise ValueError("`seed` must be at least 0, not as in `hf auth login` or `weighting='p2'`.")
+    assert capsys.readouterr().err.endswith(
+        "--seed must be at least 0, not as in `hf auth login` or `weighting='p2'`\n"
+    )

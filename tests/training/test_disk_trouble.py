@@ -69,11 +69,11 @@ def test_a_disk_that_takes_nothing_for_a_while_costs_what_it_did_not_take(
     told = capsys.readouterr().out
     reason = "No space left on device" if trouble is fill else "Read-only file system"
     for step in (3, 4, 5):
-        assert f"checkpoint at step {step} was not saved; the older ones stay, and the run goes on" in told
-    assert told.count("a checkpoint cannot be written: ") == 3 and reason in told
+        assert f"checkpoint at step {step} was not saved; older ones stay, and the run continues" in told
+    assert told.count("cannot write a checkpoint: ") == 3 and reason in told
     # A full disk may have room in the last block of the table.
-    assert told.count("loss.csv cannot be written: ") == 1 or trouble is fill, "three failures, told once"
-    assert "previews/step-0000004.png cannot be written: " in told
+    assert told.count("cannot write loss.csv: ") == 1 or trouble is fill, "three failures, told once"
+    assert "cannot write previews/step-0000004.png: " in told
     assert checkpoints_of(trainer.output.path) == ["checkpoint-6", "checkpoint-7"]
     assert [row["loss"] for row in rows_of(trainer.output.path)] == [
         row["loss"] for row in rows_of(tmp_path / "unbroken")
@@ -93,8 +93,8 @@ def test_a_limit_on_the_size_of_files_costs_the_saves_it_cuts_off(real_run):
     run = real_run("--checkpointing_steps", "20", "--logging_steps", "1")
     run.wait_for(lambda: len(list_checkpoints(run.out)) > 0)
     before = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    run.wait_for(lambda: run.text().count("was not saved; the older ones stay, and the run goes on") >= 2)
-    assert "a checkpoint cannot be written: " in run.text()
+    run.wait_for(lambda: run.text().count("was not saved; older ones stay, and the run continues") >= 2)
+    assert "cannot write a checkpoint: " in run.text()
     kept, lines = list_checkpoints(run.out), (run.out / "loss.csv").read_text().count("\n")
     run.wait_for_steps(lines + 1)
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, before)
@@ -103,4 +103,4 @@ def test_a_limit_on_the_size_of_files_costs_the_saves_it_cuts_off(real_run):
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(60) == 128 + signal.SIGTERM
     newest = list_checkpoints(run.out)[-1].name
-    assert f"The same command goes on from {newest}." in run.text()
+    assert f"Run the same command again to continue from {newest}." in run.text()

@@ -64,7 +64,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, t
     assert stop.value.code == exit_status(reason)
     line = capsys.readouterr().out.splitlines()[-1]
     why = describe_reason(reason)
-    assert line == f"stopped by {why} at step 3 of 6. The same command goes on from checkpoint-3."
+    assert line == f"stopped by {why} at step 3 of 6. Run the same command again to continue from checkpoint-3."
     assert [path.name for path in list_checkpoints(tmp_path / "broken")] == ["checkpoint-3"]
     resumed = train(output_dir=tmp_path / "broken")
     for name, value in unbroken.ema.model.state_dict().items():
@@ -191,7 +191,7 @@ def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number
     run.wait_for(lambda: not run.pids())
     (checkpoint,) = list_checkpoints(run.out)
     assert f"stopped by {reason} at step" in run.text()
-    assert f"The same command goes on from {checkpoint.name}." in run.text()
+    assert f"Run the same command again to continue from {checkpoint.name}." in run.text()
     assert not list(run.out.glob("*.partial"))
 
 

@@ -63,7 +63,7 @@ def test_a_finished_run_says_so_and_changes_nothing(train, start, capsys):
 
     before = state()
     assert start() is None
-    assert f"this run is finished: 6 steps; its results are in {folder}" in capsys.readouterr().out
+    assert f"this run has finished its 6 steps; the results are in {folder}" in capsys.readouterr().out
     assert state() == before and len(before) > 10
 
 

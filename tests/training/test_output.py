@@ -114,7 +114,7 @@ def test_what_cannot_be_written_is_told_once_until_it_works_again(tmp_path, caps
         with folder.sparing_the_run("loss.csv"):
             if trouble:
                 raise OSError(28, "No space left on device")
-    assert capsys.readouterr().out.count("loss.csv cannot be written: [Errno 28] No space left on device;") == 2
+    assert capsys.readouterr().out.count("cannot write loss.csv: [Errno 28] No space left on device;") == 2
 
 
 def test_a_file_is_replaced_in_one_stroke(tmp_path):
