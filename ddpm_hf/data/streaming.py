@@ -71,14 +71,9 @@ class StreamingData:
     ):
         if shuffle_buffer < 1:
             raise ValueError(f"`shuffle_buffer` must be at least 1, got {shuffle_buffer}.")
-        self.data = data
+        self.data, self.seed, self.holdout, self.shuffle_buffer = data, seed, holdout, shuffle_buffer
+        self.random_flip, self.random_crop, self.skip_unreadable = random_flip, random_crop, skip_unreadable
         self.decoder = make_decoder(data, size, channels, random_crop)
-        self.seed = seed
-        self.holdout = holdout
-        self.shuffle_buffer = shuffle_buffer
-        self.random_flip = random_flip
-        self.random_crop = random_crop
-        self.skip_unreadable = skip_unreadable
         self.epoch_size = data.num_rows if holdout.threshold == 0 else None
         self.unreadable: dict[int, str] = {}
 

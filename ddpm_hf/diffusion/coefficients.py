@@ -69,9 +69,7 @@ class Coefficients:
             raise ValueError(f"`timesteps` must be one or more in [0, {num_train_timesteps}), got {chain}.")
         if any(a <= b for a, b in zip(chain, chain[1:], strict=False)):
             raise ValueError(f"`timesteps` must be decreasing, got {chain}.")
-        self.alpha_bar = alpha_bar
-        self.num_train_timesteps = num_train_timesteps
-        self.chain = chain
+        self.alpha_bar, self.num_train_timesteps, self.chain = alpha_bar, num_train_timesteps, chain
         self.previous = dict(zip(chain, [*chain[1:], -1], strict=True))
         self._tables: dict[tuple, torch.Tensor] = {}
         self._entries: dict[tuple, tuple[torch.Tensor, ...]] = {}

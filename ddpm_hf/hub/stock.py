@@ -18,9 +18,9 @@ def obstacles(model: ModelFolder) -> list[str]:
         found.append(f"Stock `UNet2DModel` needs sides divisible by {multiple}; these images are {width}x{height}.")
     variance_type = model.scheduler.get("variance_type")
     if variance_type == "learned":
-        found.append("Stock `DDPMScheduler` takes the learned log-variance for a variance, which gives NaN images.")
+        found.append("Stock `DDPMScheduler` takes the learned log-variance for a variance, giving NaN images.")
     if variance_type == "fixed_large_log":
-        found.append("Stock `DDPMScheduler` takes the root of a log-variance, which gives NaN images.")
+        found.append("Stock `DDPMScheduler` takes the root of a log-variance, giving NaN images.")
     return found
 
 

@@ -81,7 +81,7 @@ class Scorer:
             self.best = json.loads((place / BEST_RECORD).read_text(encoding="utf-8"))
 
     def is_due(self, step: int) -> bool:
-        """Whether to score after this step: with `--eval_steps`, after every so many and at the end."""
+        """Whether to score after this step: every `--eval_steps` steps and at the end, if that is given."""
         every = self.plan.config.run.eval_steps
         return every is not None and (step % every == 0 or step == self.plan.steps)
 
