@@ -25,8 +25,8 @@ def scaled_linear(num_train_timesteps: int, beta_start: float, beta_end: float) 
 
 def sigmoid(num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
     """Betas along a sigmoid from -6 to 6: GeoDiff (Xu et al. 2022, arXiv 2203.02923)."""
-    sigmoid = torch.linspace(-6, 6, num_train_timesteps, dtype=torch.float64).sigmoid()
-    return sigmoid * (beta_end - beta_start) + beta_start
+    rise = torch.linspace(-6, 6, num_train_timesteps, dtype=torch.float64).sigmoid()
+    return rise * (beta_end - beta_start) + beta_start
 
 
 def cosine_alpha_bar(u: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,11 @@ def denoising_chain(
         if not predicted and step - 1 in chosen:
             kept.append(to_uint8(tensors["network_input"]))  # at unit variance for any sampler
         elif predicted and step in chosen[:-1]:
-            kept.append(to_uint8(_predicted_original_sample(process, timestep, tensors)))
+            x_0 = tensors["pred_original_sample"]
+            if x_0 is None:  # from the multistep solvers, whose timesteps are integers
+                x_0 = process.predict_original_sample(tensors["model_output"], tensors["network_input"], int(timestep))
+                x_0 = process.clip_original_sample(x_0)
+            kept.append(to_uint8(x_0))
         if step == last:
             kept.append(to_uint8(tensors["latents"]))
 
@@ -70,17 +74,6 @@ def denoising_chain(
         **call_arguments,
     )
     return np.stack(kept), [step + 1 for step in chosen]
-
-
-def _predicted_original_sample(
-    process: LinearDDPMScheduler, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """The sampler's own, if it returns one; the multistep solvers, whose timesteps are integers, do not."""
-    x_0 = tensors["pred_original_sample"]
-    if x_0 is None:
-        x_0 = process.predict_original_sample(tensors["model_output"], tensors["network_input"], int(timestep))
-        x_0 = process.clip_original_sample(x_0)
-    return x_0
 
 
 def save_chain(chain: np.ndarray, strip: Path, animation: Path, columns: int = 9) -> list[int]:

@@ -79,7 +79,7 @@ class ModelArguments:
         + " ".join(f"{name}: {preset.description}." for name, preset in PRESETS.items())
     )
     model_config_name_or_path: str | None = flag(
-        help="A U-Net configuration: a folder or Hub repository with its config.json."
+        help="A U-Net configuration: a folder or Hub name with a config.json."
     )
     init_from: str | None = flag(
         help="Fine-tune: start from the weights, architecture and process of a DDPM pipeline (folder or Hub name)."
@@ -90,9 +90,7 @@ class ModelArguments:
     attention_resolutions: list[int] | None = flag(help="Feature map sizes with self-attention.")
     dropout: float | None = flag(help="Dropout in the residual blocks, 0 to 1.")
     class_conditional: bool = flag(False, help="Condition on class labels; needs labelled data.")
-    condition_dropout: float = flag(
-        0.1, help="Fraction of images trained without their class, as guidance requires; 0 rules out guidance."
-    )
+    condition_dropout: float = flag(0.1, help="Fraction of images trained without their class; 0 rules out guidance.")
     gradient_checkpointing: bool = flag(False, help="Save memory for about 20 %% more time.")
     compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
@@ -182,9 +180,7 @@ class RunArguments(MachineArguments):
 
     output_dir: str = flag("ddpm-model", help="Folder for the pipeline, its card, curves and checkpoints.")
     overwrite_output_dir: bool = flag(False, help="Delete the run in --output_dir and start over.")
-    resume_from_checkpoint: str | None = flag(
-        help="A checkpoint folder or 'latest'. Not needed to continue: the same command resumes by itself."
-    )
+    resume_from_checkpoint: str | None = flag(help="A checkpoint or 'latest'. The same command resumes by itself.")
     checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")
     checkpoints_total_limit: int | None = flag(2, help="How many checkpoints to keep.")
     preview_steps: int | None = flag(help="Optimizer steps between previews, 0 for none. By default 1/10 of the run.")
@@ -194,11 +190,9 @@ class RunArguments(MachineArguments):
     preview_inference_steps: int = flag(
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
-    eval_steps: int | None = flag(
-        help="Optimizer steps between scores on held-out images. By default only bits/dim, once at the end."
-    )
+    eval_steps: int | None = flag(help="Steps between scores on held-out images; by default only bits/dim at the end.")
     eval_metrics: list[str] = flag(
-        ["nll"], help="What to score, one or more of nll, frechet, kid, prdc, is (see scripts/evaluate.py)."
+        ["nll"], help="One or more of nll, frechet, kid, prdc, is (see scripts/evaluate.py)."
     )
     eval_num_images: int = flag(500, help="Number of samples to score, and at most as many held-out images.")
     eval_inference_steps: int = flag(50, help="Denoising steps per scored sample, or terms of the bound per image.")
@@ -206,9 +200,7 @@ class RunArguments(MachineArguments):
         help="Features for all metrics but nll: digits, inception, inception:FILE, transformers:NAME or "
         "efficientnet-lite0. By default digits for the bundled digits."
     )
-    save_best_by: str | None = flag(
-        help="Keep the pipeline with the best value of this metric in best/, e.g. bits_per_dim or frechet_distance."
-    )
+    save_best_by: str | None = flag(help="Keep the pipeline that is best by this figure in best/, e.g. bits_per_dim.")
     report_to: TRACKERS = flag("none", help="Experiment tracker, through Accelerate.", aliases=("--logger",))
     logging_dir: str = flag("logs", help="Folder for the tracker's files, inside --output_dir.")
     logging_steps: int = flag(10, help="Optimizer steps between lines of the loss table.")
