@@ -53,7 +53,7 @@ class OneLineParser(HfArgumentParser):
         super().__init__(*arguments, formatter_class=_Help, **options)
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
     def refuse_retired(self, arguments: list[str]) -> None:
@@ -95,7 +95,7 @@ def one_line_errors(parser: OneLineParser) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as problem:
-        parser.error(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, " ".join(str(problem).split())).removesuffix("."))
+        parser.error(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, str(problem)).removesuffix("."))
 
 
 def training_parser(prog: str = "train.py") -> OneLineParser:
@@ -143,7 +143,7 @@ def _arguments_from_yaml(file: str, parser: OneLineParser) -> list[str]:
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        parser.error(f"argument --config: {file} cannot be read as YAML: {' '.join(str(problem).split())}")
+        parser.error(f"argument --config: {file} cannot be read as YAML: {problem}")
     if not isinstance(content, dict):
         parser.error(f"argument --config: {file} must hold a mapping of flags to values")
     arguments = []

@@ -44,7 +44,7 @@ class OutputFolder:
             ValueError: for a file, or a folder with other files.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--output_dir must be a folder, got the file {self.path}")
+            raise ValueError(f"--output_dir {self.path} must be a folder, but is a file")
         if overwrite or not self.path.is_dir() or (self / CONFIG_FILE).is_file():
             return
         names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))

@@ -60,7 +60,7 @@ def test_what_the_user_chose_is_respected(threads_of):
     assert threads_of(LAUNCHED | ONE, launcher={}, flags=FLAG) == 1
     assert threads_of(LAUNCHED | ONE, launcher={}, flags=("--num-cpu-threads-per-process=1",)) == 1
     assert threads_of(LAUNCHED | ONE, launcher=ONE, flags=FLAG, wanted=3) == 3
-    with pytest.raises(ValueError, match="--num_cpu_threads is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="--num_cpu_threads must be at least 1, got 0"):
         use_cores(CPU, 0)
 
 

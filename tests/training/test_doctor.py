@@ -123,7 +123,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3))
     ("name", "severity", "images", "words"),
     [
         ("blank-images", "error", NOISE * 0 + 7, ["value 7"]),
-        ("pixel-range", "warning", NOISE // 8, ["between 0 and 31"]),
+        ("pixel-range", "warning", NOISE // 8, ["from 0 to 31"]),
         ("constant-channel", "warning", NOISE * [1, 1, 0], ["blue"]),
         ("grey-as-colour", "warning", NOISE[..., :1].repeat(3, -1), ["--channels 1"]),
     ],

@@ -53,7 +53,7 @@ def test_bits_per_dim_of_held_out_images_are_those_of_evaluate(train, tmp_path, 
     folder = train(*HELD_OUT).output.path
     said = capsys.readouterr()
     assert "\r" not in said.err, "plain lines where there is no terminal"
-    assert "the pipeline is saved; in at most 60 s follow: bits/dim of held-out images, samples.png" in said.out
+    assert "the pipeline saved; still to come, in at most 60 s: bits/dim of held-out images, samples.png" in said.out
     (figure,) = ModelFolder.read(folder).metrics
     settings = ModelFolder.read(folder).settings
     request = Request(model=str(folder), settings=settings, nll_timesteps=10, output_dir=str(tmp_path / "report"))

@@ -178,7 +178,10 @@ def test_two_processes_score_as_one_does(train, image_folder, tiny_flags, tmp_pa
         ("--eval_steps 2 --holdout 0", "--holdout 0"),
         ("--holdout 8 --eval_steps 2 --eval_metrics frechet", "--eval_extractor must be given"),
         ("--holdout 8 --eval_steps 2 --eval_metrics frechet --eval_extractor vgg", "must be one of digits, inception"),
-        ("--holdout 8 --eval_steps 2 --save_best_by fid", "'fid'; --eval_metrics nll gives bits_per_dim"),
+        (
+            "--holdout 8 --eval_steps 2 --save_best_by fid",
+            "--save_best_by must be one of bits_per_dim with --eval_metrics nll, got 'fid'",
+        ),
         (
             "--holdout 5 --eval_steps 2 --eval_metrics prdc --eval_extractor digits",
             "prdc need at least 6 images, got",
@@ -196,7 +199,7 @@ def test_what_cannot_be_scored_is_found_before_the_first_step(start, tmp_path, f
     [
         ("--save_best_by bits_per_dim", "--save_best_by bits_per_dim needs --eval_steps"),
         ("--eval_metrics fid", "--eval_metrics must be among nll, frechet, kid, prdc, is, got fid"),
-        ("--eval_num_images 1", "--eval_num_images is 1"),
+        ("--eval_num_images 1", "--eval_num_images must be at least 2, got 1"),
     ],
 )
 def test_contradictions_are_one_line(start, capsys, flags, words):
