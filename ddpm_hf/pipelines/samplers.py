@@ -122,4 +122,4 @@ def check_starts_midway(scheduler: SchedulerMixin) -> None:
     """Raises ValueError for a sampler whose chain must start at its first step."""
     if isinstance(scheduler, PNDMScheduler):
         others = ", ".join(name for name in SAMPLER_NAMES if name != "pndm")
-        raise ValueError(f"`scheduler` must be one of {others} to skip its first steps, got 'pndm'.")
+        raise ValueError(f"`scheduler` must be one of {others} for a chain that starts midway, got 'pndm'.")
