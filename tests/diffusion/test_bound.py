@@ -254,7 +254,7 @@ def test_bad_input():
         bound.evaluate(network, x_0, generators(4))
     with pytest.warns(UserWarning, match="50.00% of the pixels are not 8-bit values"):
         bound.evaluate(network, torch.cat([x_0, x_0 + 0.002]), generators(10))
-    with pytest.raises(ValueError, match="`num_inference_steps` is 1001"):
+    with pytest.raises(ValueError, match="`num_inference_steps` must be between 1 and 1000, got 1001"):
         VariationalBound(LinearDDPMScheduler(), 1001)
     with pytest.raises(ValueError, match="`cdf` is 'probit'"):
         VariationalBound(LinearDDPMScheduler(), cdf="probit")

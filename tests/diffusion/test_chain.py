@@ -86,5 +86,5 @@ def test_timestep_outside_the_chain():
         with pytest.raises(ValueError, match="`timestep` must be one of the 10 timesteps .* got 7"):
             call()
     for t in (-1, 1000):
-        with pytest.raises(ValueError, match=f"`timesteps` is {t}"):
+        with pytest.raises(ValueError, match=rf"`timesteps` must be in \[0, 1000\), got {t}"):
             scheduler.add_noise(torch.zeros(SHAPE), torch.zeros(SHAPE), t)
