@@ -95,17 +95,17 @@ def one_line_errors(parser: OneLineParser) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as problem:
-        parser.error(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, str(problem)).removesuffix("."))
+        parser.error(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, str(problem)).strip().removesuffix("."))
 
 
-def training_parser(prog: str = "train.py") -> OneLineParser:
+def training_parser() -> OneLineParser:
     """The parser of `scripts/train.py`."""
     parser = OneLineParser(
         ARGUMENT_GROUPS,
-        prog=prog,
+        prog="train.py",
         allow_abbrev=False,
         description="Train a DDPM on your own images, or, without arguments, on bundled handwritten digits.",
-        epilog=f"Example: accelerate launch scripts/{prog} --train_data_dir photos --resolution 64 --output_dir out",
+        epilog="Example: accelerate launch scripts/train.py --train_data_dir photos --resolution 64 --output_dir out",
     )
     parser.add_argument("--config", help="A YAML file of flags and values; the command line wins over it.")
     return parser
