@@ -83,7 +83,7 @@ RUN_FILES = (
 # training images are not published: a program cannot know who may see them.
 EVALUATION_PICTURES = {
     "evaluation/comparison.png": ("network_calls", "Quality by network calls per image; the dashed line is the floor"),
-    "evaluation/comparison_samples.png": ("network_calls", "First images of each sampler or model from the same noise"),
+    "evaluation/comparison_samples.png": ("network_calls", "First images of each sampler or model, from equal noise"),
     "evaluation/nll_terms.png": ("rate", "Bits/dim of each term of the bound by timestep"),
     "evaluation/nll_rate_distortion.png": (
         "rate",
