@@ -48,6 +48,11 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
+def denormalize(samples: torch.Tensor) -> torch.Tensor:
+    """Samples in [-1, 1], any float dtype and shape -> uint8, clamped. The inverse of `normalize`."""
+    return samples.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+
+
 def parse_resolution(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
     """`64`, `"64"`, `"48x32"` (height x width) or `(48, 32)` -> (height, width) in pixels.
 
