@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ..data.transforms import parse_resolution
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import check_index, load_pipeline
 from ..pipelines.samplers import LEARNED_VARIANCES
@@ -174,7 +173,8 @@ class ModelFolder:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images in pixels."""
-        return parse_resolution(self.unet["sample_size"])
+        size = self.unet["sample_size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
     def channels(self) -> int:

@@ -11,7 +11,6 @@ import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..data.transforms import parse_resolution
 from ..portable import own_component, stock_component
 from ..progress import progress_bar
 from .samplers import check_starts_midway, takes_variance, without_learned_variance
