@@ -1,4 +1,4 @@
-"""Does a learned variance improve bits/dim? Three runs on the embedded digits that differ only in the variance.
+"""Does a learned variance improve bits/dim? Three runs on the bundled digits that differ only in the variance.
 
     python benchmarks/learned_variance.py --steps 1300 --output_dir benchmarks/out/learned_variance
 

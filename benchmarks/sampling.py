@@ -59,7 +59,7 @@ Draw = Callable[[list[torch.Generator]], np.ndarray]
 
 def main() -> None:
     parser = measuring.make_parser(__doc__, "sampling")
-    parser.add_argument("--pipeline", type=Path, help="An output folder of train.py on the embedded digits.")
+    parser.add_argument("--pipeline", type=Path, help="An output folder of train.py on the bundled digits.")
     parser.add_argument("--calls", type=int, default=FAST_CALLS, help="Network calls of the short chains.")
     options = parser.parse_args()
     facts = measuring.start(options)

@@ -1,4 +1,4 @@
-"""Draw the figures of derivation.md from the embedded digits and a pipeline that was trained on them.
+"""Draw the figures of derivation.md from the bundled digits and a pipeline that was trained on them.
 
 make demo
 python docs/make_figures.py demo

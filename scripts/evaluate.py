@@ -69,7 +69,7 @@ class MeasureArguments:
         "coverage. is: Inception or class score. memorization: copies of training images, and duplicates.",
     )
     extractor: str | None = flag(
-        help="Feature extractor: digits (the default for the embedded digits), inception (for FID), inception:FILE, "
+        help="Feature extractor: digits (the default for the bundled digits), inception (for FID), inception:FILE, "
         "transformers:NAME (such as transformers:facebook/dinov2-base) or efficientnet-lite0."
     )
     resamples: int = flag(50, help="Random halves for each standard error; 0 for no errors.")

@@ -1,4 +1,4 @@
-"""Load a data set from the Hub, a folder or the embedded digits as undecoded rows with known columns."""
+"""Load a data set from the Hub, a folder or the bundled digits as undecoded rows with known columns."""
 
 import glob
 import hashlib
@@ -129,7 +129,7 @@ def load_images(
     streaming: bool = False,
     cache_dir: str | os.PathLike | None = None,
 ) -> ImageData:
-    """Open a data set without decoding it: the embedded digits, unless a name or a folder is given.
+    """Open a data set without decoding it: the bundled digits, unless a name or a folder is given.
 
     Args:
         dataset_name: a data set on the Hub, or another path that `datasets.load_dataset` accepts.

@@ -1,4 +1,4 @@
-"""A small classifier trained on the embedded handwritten digits: features for evaluation without a download."""
+"""A small classifier trained on the bundled handwritten digits: features for evaluation without a download."""
 
 import hashlib
 import os

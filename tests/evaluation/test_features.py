@@ -18,7 +18,7 @@ from ddpm_hf.evaluation.metrics import GaussianStatistics, frechet_distance
 
 @pytest.fixture(scope="module")
 def digits():
-    """All embedded digits: uint8 (5000, 1, 16, 16) and their classes."""
+    """All bundled digits: uint8 (5000, 1, 16, 16) and their classes."""
     store = PixelStore.build(load_images(class_conditional=True), (16, 16), 1)
     batch = store.batch(np.arange(len(store)))
     return batch["images"], batch["class_labels"]

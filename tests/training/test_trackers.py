@@ -1,6 +1,7 @@
 """A run that goes on is the same run to its experiment tracker."""
 
 import json
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,6 +16,7 @@ def resumed(start, train):
         broken = start("--report_to", tracker, "--checkpointing_steps", "2")
         stop_after(broken, 3)
         broken.accelerator.end_training()
+        time.sleep(1)  # TensorBoard reads files by name, and those of one second and process in no good order
         return train("--report_to", tracker).output.path
 
     return run
