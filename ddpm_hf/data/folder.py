@@ -82,7 +82,8 @@ def image_splits(listing: FolderListing) -> "dict[str, datasets.Dataset]":
     images = listing.images
     words = [SPLIT_WORDS.get(path.parts[0].lower()) if len(path.parts) > 1 else None for path in images]
     is_split = None not in words and "train" in words
-    columns = {"image": [str(listing.root / path) for path in images]}
+    root = listing.root.absolute()  # readers join relative paths to the folder once more
+    columns = {"image": [str(root / path) for path in images]}
     features = {"image": datasets.Image(decode=False)}
     classes = [path.parts[is_split] if len(path.parts) > is_split + 1 else None for path in images]
     if None not in classes:

@@ -53,9 +53,14 @@ def write_card(folder: str | Path, repo_id: str | None = None, license: str | No
     write_standalone(model)
     file = model.path / CARD_FILE
     before = ModelCard.load(file) if file.is_file() else None
-    if before is None or MARKER.partition(",")[0] in before.text:
+    if before is None or is_generated(file):
         render_card(model, repo_id, license or (before and before.data.license)).save(file)
     return file
+
+
+def is_generated(card: Path) -> bool:
+    """Whether a card has the mark of `write_card`, which authors remove to keep the card as theirs."""
+    return MARKER.partition(",")[0] in card.read_text(encoding="utf-8")
 
 
 def render_card(model: ModelFolder, repo_id: str | None = None, license: str | None = None) -> ModelCard:

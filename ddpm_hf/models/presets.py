@@ -130,7 +130,7 @@ PRESETS: dict[str, Preset] = {
             "lr_warmup_steps": 100,
             "adam_beta2": 0.95,
             "train_batch_size": 32,
-            "max_train_steps": 1800,
+            "max_train_steps": 1500,
             "ema_decay": 0.995,
         },
     ),

@@ -15,7 +15,7 @@ _DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict]] = {
     "ddim": ("DDIMScheduler", {}),
     "dpm": ("DPMSolverMultistepScheduler", {}),
     "dpm-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpm-single": ("DPMSolverSinglestepScheduler", {}),
+    "dpm-single": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
     "deis": ("DEISMultistepScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),

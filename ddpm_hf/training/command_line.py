@@ -95,7 +95,8 @@ def one_line_errors(parser: OneLineParser) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as problem:
-        parser.error(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, str(problem)).strip().removesuffix("."))
+        told, got, given = str(problem).strip().removesuffix(".").partition(", got ")
+        parser.error(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, told) + got + given)
 
 
 def training_parser() -> OneLineParser:

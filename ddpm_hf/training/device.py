@@ -88,8 +88,10 @@ def _threads_are_chosen() -> bool:
         return True
     try:
         launcher = psutil.Process(os.getppid())
-        flags = (argument.partition("=")[0].replace("-", "_") for argument in launcher.cmdline())
-        return bool(launcher.environ().get("OMP_NUM_THREADS")) or "__num_cpu_threads_per_process" in flags
+        words = launcher.cmdline()
+        flags = (word.partition("=")[0].replace("-", "_") for word in words)
+        is_chosen = launcher.environ().get("OMP_NUM_THREADS") or "__num_cpu_threads_per_process" in flags
+        return bool(is_chosen) or not any("accelerate" in word for word in words)
     except psutil.Error:
         return True
 

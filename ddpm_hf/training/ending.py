@@ -76,13 +76,13 @@ class Ending:
         )
 
     def measure(self, pipeline: DDPMPipeline, step: int, output: OutputFolder) -> None:
-        """Write bits/dim of held-out images, and any other scores of this step, into the evaluation report."""
+        """Write bits/dim of held-out images into the evaluation report, unless they were scored after this step."""
         if self.scorer is None:
             self._leave_out("bits_per_dim", "Bits/dim was not measured, because no images were held out of training.")
             return
-        figures = self.scorer.figures_after(step)
-        if not any(figure["name"] == "bits_per_dim" for figure in figures):
-            figures = [*figures, *self._bits_per_dim(pipeline, step)]
+        if any(figure["name"] == "bits_per_dim" for figure in self.scorer.figures_after(step)):
+            return
+        figures = self._bits_per_dim(pipeline, step)
         if figures and self.accelerator.is_main_process:
             with output.sparing_the_run(EVALUATION_FILE):
                 update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
@@ -94,12 +94,12 @@ class Ending:
         budget = self.budget.part(0.5)  # the rest is for the pictures
         count = budget.fitting(wanted, each)
         if count < 2:
-            self._leave_out("bits_per_dim", f"Bits/dim was not measured: it would take {each:.0f} s per image.")
+            self._leave_out("bits_per_dim", "Bits/dim was not measured, for lack of time.")
             return []
         try:
             figure = self.scorer.bits_per_dim(pipeline, count, terms, budget.is_left)
         except ValueError as error:  # an unreadable image or an infinite bound must not fail a finished training
-            self._leave_out("bits_per_dim", f"Bits/dim was not measured: {error}.")
+            self._leave_out("bits_per_dim", f"Bits/dim was not measured: {str(error).removesuffix('.')}.")
             return []
         self.accelerator.log({"eval/bits_per_dim": figure["value"]}, step=step)
         self.accelerator.print(
@@ -116,14 +116,15 @@ class Ending:
         steps = self.budget.part(0.75).fitting(wanted, each)
         if steps >= min(wanted, _FEWEST_STEPS):
             return steps
-        self._leave_out(SAMPLES_FILE, f"No samples were drawn at the end: a denoising step takes {each:.0f} s.")
+        self._leave_out(SAMPLES_FILE, "No samples were drawn at the end, for lack of time.")
         return 0
 
     def has_time_for_chain(self, pipeline: DDPMPipeline, steps: int) -> bool:
         """Whether there is time to draw a denoising chain of this many steps."""
-        each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
-        if steps and self.budget.part(0.9).fitting(steps, each) == steps:
-            return True
+        if steps:
+            each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
+            if self.budget.part(0.9).fitting(steps, each) == steps:
+                return True
         self._leave_out(CHAIN_FILE, "The denoising chain was not drawn, for lack of time.")
         return False
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..hub.folder import CONFIG_FILE, RUN_FILES, SUMMARY_FILE
+from ..hub.card import is_generated
+from ..hub.folder import CARD_FILE, CONFIG_FILE, RUN_FILES, SUMMARY_FILE
 from .config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, RECORDED, Config
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
@@ -69,7 +70,8 @@ class OutputFolder:
         """
         summary = self.read_summary()
         if config.run.overwrite_output_dir:
-            self._clear((summary or {}).get("logging_dirs", ()))
+            if summary is not None or (self / CONFIG_FILE).is_file():
+                self._clear((summary or {}).get("logging_dirs", ()))
         elif summary is not None:
             self._check_same_run(config, facts, summary)
             return summary
@@ -146,17 +148,18 @@ class OutputFolder:
             )
 
     def _clear(self, logging_dirs: Iterable[str]) -> None:
-        """Remove what runs wrote, complete or not, and nothing else."""
+        """Remove what runs wrote, complete or not, and nothing else; a card that its author took over stays."""
         settings = self / CONFIG_FILE
         if settings.is_file():  # older versions recorded the folder of their trackers only there
-            saved = yaml.safe_load(settings.read_text(encoding="utf-8"))
-            logging_dirs = {*logging_dirs, saved.get("logging_dir", "logs")}
+            with suppress(yaml.YAMLError, AttributeError):  # a broken file is a reason to start over
+                saved = yaml.safe_load(settings.read_text(encoding="utf-8"))
+                logging_dirs = {*logging_dirs, saved.get("logging_dir", "logs")}
         for name in logging_dirs:
             self._clear_trackers(name)
         names = "|".join(file.pattern for file in RUN_FILES)
         own = re.compile(rf"{names}|\.({names})\.partial")  # the second form is from `write_text`
         for path in list(self.path.iterdir()) if self.path.is_dir() else ():
-            if own.fullmatch(path.name):
+            if own.fullmatch(path.name) and (path.name != CARD_FILE or is_generated(path)):
                 _remove(path)
 
     def _clear_trackers(self, logging_dir: str) -> None:

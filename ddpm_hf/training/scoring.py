@@ -15,9 +15,11 @@ from ..evaluation.features import Extractor, load_extractor
 from ..evaluation.image_sets import HELD_OUT, ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, figure_names
+from ..evaluation.report import update_report
 from ..evaluation.samples import draw_samples
-from ..hub.folder import BEST_FOLDER, CONFIG_FILE, SCORES_CURVE, SCORES_FILE
+from ..hub.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, SCORES_CURVE, SCORES_FILE
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.fingerprint import weights_fingerprint
 from .output import OutputFolder, StepTable, write_text
 from .plan import Plan
 
@@ -38,12 +40,11 @@ class Scorer:
     def __init__(self, plan: Plan, accelerator: Accelerator):
         run, self.plan, self.accelerator = plan.config.run, plan, accelerator
         self.images = _held_out(plan, run.eval_num_images)
-        count = self.images.count  # decodes a split now, because time is short at the end of the run
         self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and run.eval_steps is not None]
         self.extractor = self._load_extractor() if self.metrics else None
         names = ["bits_per_dim"] * ("nll" in run.eval_metrics)
         if self.metrics:
-            fewest = min(run.eval_num_images, count or run.eval_num_images)
+            fewest = min(run.eval_num_images, self.images.count or run.eval_num_images)
             check_quality(self.extractor, self.metrics, fewest, resamples=0)
             names += figure_names(self.extractor, self.metrics, fewest)
         if run.save_best_by not in (None, *names):
@@ -105,6 +106,9 @@ class Scorer:
         with self.output.sparing_the_run(SCORES_FILE):
             self.table.append(step=step, **row)
             self._plot(self.output / SCORES_CURVE)
+        if step == self.plan.steps:  # the scores of the model that is saved
+            with self.output.sparing_the_run(EVALUATION_FILE):
+                update_report(self.output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
         shown = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in figures)
         tqdm.write(f"step {step}: {shown}{self._keep_if_best(pipeline, figures, step)}")
 
@@ -199,6 +203,7 @@ def _held_out(plan: Plan, most: int) -> ImageSet:
         size=tuple(size),
         channels=channels,
         most=most,
-        skip_unreadable=plan.config.data.skip_unreadable,
+        # A run that is scored only at its end must not fail there.
+        skip_unreadable=plan.config.data.skip_unreadable or plan.config.run.eval_steps is None,
         cache_dir=plan.config.data.cache_dir,
     )

@@ -127,4 +127,6 @@ def _held_out(images: TrainingImages) -> str:
         return f"its {holdout.split} split is held out"
     if not holdout.holds_out:
         return "nothing held out"
-    return f"{holdout.threshold / 2**64:.1%} held out"
+    if images.count is None:
+        return f"{holdout.threshold / 2**64:.1%} held out"
+    return f"{images.source.num_rows - images.count - len(images.unreadable)} held out"

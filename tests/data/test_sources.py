@@ -61,6 +61,13 @@ class TestFolder:
         data = load_images(train_data_dir=tmp_path)
         assert data.num_rows == 5 and data.class_names is None and same(images_of(data), pixels)
 
+    def test_a_relative_folder_is_read_from_anywhere(self, tmp_path, monkeypatch):
+        write_png(tmp_path / "photos" / "a.png", noise(1))
+        monkeypatch.chdir(tmp_path)
+        data = load_images(train_data_dir="photos")
+        monkeypatch.chdir("/")
+        assert same(images_of(data), [noise(1)])
+
     def test_nested_unicode_spaces_brackets_and_capitals(self, tmp_path):
         names = ["a/b/c/1.png", "ü/日本 語.PNG", "with [brackets] & *stars?.jpeg", "Ω.JPG", "two words/x.png"]
         for name in names:

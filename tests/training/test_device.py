@@ -23,14 +23,18 @@ def threads_of(monkeypatch):
     launchers = []
 
     def run(
-        variables: dict, launcher: dict | None = None, flags: tuple[str, ...] = (), wanted: int | None = None
+        variables: dict,
+        launcher: dict | None = None,
+        flags: tuple[str, ...] = (),
+        wanted: int | None = None,
+        program: str = "accelerate",
     ) -> int:
         for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *LAUNCHED):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         if launcher is not None:
-            command = [sys.executable, "-S", "-c", "print(flush=True); input()", *flags]
+            command = [sys.executable, "-S", "-c", "print(flush=True); input()", program, *flags]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             launchers.append(subprocess.Popen(command, env=launcher, **pipes))
             launchers[-1].stdout.readline()  # from now on its command line can be read
@@ -56,6 +60,7 @@ def test_the_cores_are_shared_by_the_processes_of_a_launcher_that_was_told_nothi
 
 def test_what_the_user_chose_is_respected(threads_of):
     assert threads_of(ONE) == 1
+    assert threads_of(LAUNCHED | ONE, launcher={}, program="bash") == 1, "of a shell that exports the launcher's mark"
     assert threads_of(LAUNCHED | ONE, launcher=ONE) == 1
     assert threads_of(LAUNCHED | ONE, launcher={}, flags=FLAG) == 1
     assert threads_of(LAUNCHED | ONE, launcher={}, flags=("--num-cpu-threads-per-process=1",)) == 1

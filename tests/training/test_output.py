@@ -41,12 +41,26 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     write_text(folder / ".evaluation.json.partial", "{")
+    (folder / "training_config.yaml").write_text(": : [")  # which is why one starts over
     assert len(list((folder / "logbook").rglob("events*"))) >= 1 and (folder / "more" / "logs").is_dir()
 
     start("--overwrite_output_dir", "--seed", "2")
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert left == kept | {"training_config.yaml", "training_summary.json", ".lock", ".owner.json"}
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"holiday", "checkpoint-notes", "logbook"}
+
+
+def test_overwriting_takes_nothing_from_people(tmp_path):
+    """Not their files where there was no run, nor the card of a run once its author has removed the mark."""
+    folder = OutputFolder(tmp_path)
+    mine = {"README.md": "my thesis", "samples.png": "mine", "evaluation/notes.txt": "mine"}
+    for name, text in mine.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    folder.open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
+    assert {name: (tmp_path / name).read_text() for name in mine} == mine
+    folder.open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
+    assert (tmp_path / "README.md").read_text() == "my thesis" and not (tmp_path / "samples.png").exists()
 
 
 def test_a_folder_of_trackers_outside_of_the_run_is_left_alone(tmp_path):
