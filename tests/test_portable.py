@@ -1,34 +1,13 @@
-"""Saved files name diffusers' classes; a process without this package loads them and draws the same images."""
+"""Saved files name diffusers' classes; that a process without this package draws the same images: hub/test_push.py."""
 
 import json
-import subprocess
-import sys
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 
 import ddpm_hf
 from ddpm_hf import DDPMPipeline, DDPMUNet2D, LinearDDPMScheduler
-
-# Runs in a process in which the package cannot be imported.
-STOCK_ONLY = """
-import sys
-sys.modules["ddpm_hf"] = None  # importing it raises ImportError
-import diffusers, numpy as np, torch
-folder, *runs = sys.argv[1:]
-for run in runs:
-    pipeline_class, steps = run.split()
-    pipe = getattr(diffusers, pipeline_class).from_pretrained(folder, disable_mmap=True)
-    pipe.set_progress_bar_config(disable=True)
-    unet, info = type(pipe.unet).from_pretrained(folder, subfolder="unet", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
-    assert type(pipe.unet).__module__.startswith("diffusers"), type(pipe.unet)
-    assert type(pipe.scheduler).__module__.startswith("diffusers"), type(pipe.scheduler)
-    images = pipe(2, torch.Generator().manual_seed(1), int(steps), "np").images
-    np.save(f"{folder}/{run}.npy", images)
-"""
 
 
 def index_of(folder) -> dict:
@@ -55,23 +34,6 @@ def test_every_saved_file_names_stock_classes_and_no_key_of_ours(tiny_pipeline, 
         file = next((tmp_path / component).glob("*config.json"))
         keys = {key for key in json.loads(file.read_text()) if not key.startswith("_")}
         assert keys == {key for key in stock.config if not key.startswith("_")}
-
-
-@pytest.mark.processes
-def test_stock_alone_draws_the_same_images(tiny_pipeline, tmp_path):
-    """Some steps of the chain and all of them."""
-    tiny_pipeline(num_train_timesteps=200).save_pretrained(tmp_path)
-    tolerances = {"DDPMPipeline 20": 1e-5, "DDPMPipeline 200": 1e-4, "DiffusionPipeline 20": 1e-5}
-    run = subprocess.run(
-        [sys.executable, "-c", STOCK_ONLY, str(tmp_path), *tolerances], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    ours = DDPMPipeline.from_pretrained(tmp_path, disable_mmap=True)
-    ours.set_progress_bar_config(disable=True)
-    assert type(ours.unet) is DDPMUNet2D and type(ours.scheduler) is LinearDDPMScheduler
-    for name, tolerance in tolerances.items():
-        images = ours(2, torch.Generator().manual_seed(1), int(name.split()[1]), "np").images
-        assert np.abs(np.load(tmp_path / f"{name}.npy") - images).max() < tolerance, name
 
 
 def test_an_index_that_names_the_package_loads_in_stock_classes_once_imported(tiny_pipeline, tmp_path):

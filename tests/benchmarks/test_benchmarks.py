@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ import overheads  # noqa: E402
 import sampling  # noqa: E402
 import scaling  # noqa: E402
 import time_to_quality  # noqa: E402
-import training_sides  # noqa: E402
 
 
 def test_sides_take_turns_after_one_call_that_does_not_count():
@@ -55,6 +55,7 @@ def test_a_report_says_what_was_measured_on_what(tmp_path, capsys):
 
 def test_overheads_compare_equal_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(overheads, "TURNS", {"quick": 1})
+    monkeypatch.setattr(overheads, "paired", partial(measuring.paired, calls=1))
     monkeypatch.setattr(overheads, "SHAPES", overheads.SHAPES[:1])
     overheads.main(["--size", "quick", "--output", str(tmp_path / "report.json")])
     names = [row["name"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]]
@@ -96,22 +97,15 @@ def test_stock_loader_transforms_as_torchvision_would(tmp_path):
 
 
 @pytest.mark.processes
-def test_a_worker_takes_the_steps_of_the_real_trainer(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    images = image_files.write_png_folder(tmp_path / "images", 16, 32)
-    side = training_sides.Side("ours", "float32", 2, preset="small-32")
-    with training_sides.Worker(side, images) as worker:
-        assert worker.train(1) > 0
-        memory = worker.memory()
-    unet = scaling.make_network(side.preset)
-    assert memory["parameters"] == sum(parameter.numel() for parameter in unet.parameters())
-    # Weights, gradients, Adam's two moments and the average are there at the least.
-    assert memory["peak"] - memory["libraries"] > 5 * 4 * memory["parameters"]
-    assert memory["forecast"] > 4 * 4 * memory["parameters"]
-
-
-@pytest.mark.processes
 def test_the_benchmark_of_a_gpu_measures_both_sides(tmp_path, monkeypatch):
+    memory = {}
+
+    class Asking(gpu.Worker):
+        def __exit__(self, *problem):
+            memory[self.side.name] = self.memory()
+            super().__exit__(*problem)
+
+    monkeypatch.setattr(gpu, "Worker", Asking)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as it does itself, but undone after the test
     gpu.main(["--size", "quick", "--device", "cpu", "--output", str(tmp_path / "gpu.json")])
     training, *sampling = json.loads((tmp_path / "gpu.json").read_text())["rows"]
@@ -120,6 +114,11 @@ def test_the_benchmark_of_a_gpu_measures_both_sides(tmp_path, monkeypatch):
     assert [row["sampling"].split(", ", 2)[2] for row in sampling] == [
         f"{precision}, {calls} calls" for precision in ("float32", "bf16") for calls in (2, 3)
     ]
+    # What the real trainer holds: weights, gradients, Adam's two moments and the average at the least.
+    ours = memory["ours"]
+    assert ours["parameters"] == sum(parameter.numel() for parameter in scaling.make_network("small-32").parameters())
+    assert ours["peak"] - ours["libraries"] > 5 * 4 * ours["parameters"]
+    assert ours["forecast"] > 4 * 4 * ours["parameters"]
 
 
 @pytest.mark.parametrize(

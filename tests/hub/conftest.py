@@ -12,9 +12,16 @@ from loopback_hub import READ_TOKEN, TOKEN, Account, LoopbackHub
 
 ROOT = Path(__file__).parents[2]
 
-WITHOUT_PACKAGE = """
-import sys
+START = """
+import json, shutil, sys
+import huggingface_hub
 sys.modules["ddpm_hf"] = None  # importing it raises ImportError
+
+def end_piece(results):
+    with open("results.jsonl", "a") as file:
+        print(json.dumps(results), file=file)
+    shutil.rmtree(huggingface_hub.constants.HF_HUB_CACHE)
+    sys.modules.pop("ddpm_hf", None)
 """
 
 
@@ -58,18 +65,15 @@ def run_commands(environment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_python(environment, tmp_path_factory):
-    """Runs code in a fresh process, with or without our package; the code fills the dictionary `results`."""
+    """Runs pieces of code in one fresh process, each with an empty cache and the first without our package; each fills
+    the dictionary `results`."""
 
-    def run(code: str, package: bool = True, **more: str) -> dict:
+    def run(*pieces: str, **more: str) -> list[dict]:
         folder = tmp_path_factory.mktemp("python")
-        start = "" if package else WITHOUT_PACKAGE
-        end = '\nimport json\njson.dump(results, open("results.json", "w"))\n'
-        code = start + "results = {}\n" + textwrap.dedent(code) + end
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(
-            command, env=environment(**more), cwd=folder, capture_output=True, text=True, timeout=1800
-        )
+        code = [START, *(f"results = {{}}{textwrap.dedent(piece)}end_piece(results)" for piece in pieces)]
+        command = [sys.executable, "-c", "\n".join(code)]
+        done = subprocess.run(command, env=environment(**more), cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return json.loads((folder / "results.json").read_text())
+        return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
     return run

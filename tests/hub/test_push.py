@@ -249,11 +249,12 @@ def test_the_token_is_nowhere(published, runs, hub):
 # What visitors do
 
 DRAW = """
-import contextlib, io, json, sys
-import numpy as np, torch
+import json
+import torch
 
 def draw(pipeline, **call):
     pipeline.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 5, **call}
     return pipeline(2, torch.Generator().manual_seed(5), output_type="np", **call).images.tolist()
 
 def clean(info):
@@ -299,27 +300,30 @@ def pages_of_others(published, hub, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(pages_of_others, run_python, hub):
-    """A process that has diffusers and not our package, and an empty cache."""
+def visitors(pages_of_others, run_python, hub):
+    """What two people found who have an empty cache: one has diffusers and not our package, the other has both."""
     cards = {name: pages(hub, f"alice/{name}")["README.md"].decode() for name in ("digits", "odd")}
     blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" not in block]
     assert len(blocks) == 4
+    our_blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" in block]
+    assert len(our_blocks) == 2
     given = f"blocks = {blocks!r}\nendpoint = {hub.endpoint!r}\n"
-    code = """
+    stranger = """
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
 repo = "alice/digits"
 pipeline = DDPMPipeline.from_pretrained(repo)
 assert type(pipeline.unet) is UNet2DModel and type(pipeline.scheduler) is DDPMScheduler
-results["plain"] = draw(pipeline, num_inference_steps=50)
-results["generic"] = draw(DiffusionPipeline.from_pretrained(repo), num_inference_steps=50)
+results["plain"] = draw(pipeline)
+results["generic"] = draw(DiffusionPipeline.from_pretrained(repo))
 unet, info = UNet2DModel.from_pretrained(repo, subfolder="unet", output_loading_info=True)
 scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler")
-results["parts"] = draw(DDPMPipeline(unet, scheduler), num_inference_steps=50)
+results["parts"] = draw(DDPMPipeline(unet, scheduler))
 results["clean"] = clean(info)
-results["tag"] = draw(DDPMPipeline.from_pretrained(repo, revision="v0"), num_inference_steps=50)
-results["shards"] = draw(DDPMPipeline.from_pretrained("alice/shards"), num_inference_steps=50)
-results["half"] = draw(DDPMPipeline.from_pretrained("alice/half", variant="fp16"), num_inference_steps=50)
+results["tag"] = draw(DDPMPipeline.from_pretrained(repo, revision="v0"))
+shards = DDPMPipeline.from_pretrained("alice/shards")
+results["shards"], results["whole chain"] = draw(shards), draw(shards, num_inference_steps=50)
+results["half"] = draw(DDPMPipeline.from_pretrained("alice/half", variant="fp16"))
 try:
     DDPMPipeline.from_pretrained("alice/naming")
 except ValueError as problem:
@@ -346,32 +350,24 @@ results["sample"] = open("sample.png", "rb").read(4)[1:].decode()
 import urllib.request
 fault = json.dumps([{"pattern": ".", "kind": 503, "times": 10000}]).encode()
 urllib.request.urlopen(urllib.request.Request(f"{endpoint}/faults", fault, method="PUT"))
-results["offline"] = draw(DDPMPipeline.from_pretrained(repo, local_files_only=True), num_inference_steps=50)
-results["away"] = draw(DDPMPipeline.from_pretrained(repo), num_inference_steps=50)
+results["offline"] = draw(DDPMPipeline.from_pretrained(repo, local_files_only=True))
+results["away"] = draw(DDPMPipeline.from_pretrained(repo))
 urllib.request.urlopen(urllib.request.Request(f"{endpoint}/faults", b"[]", method="PUT"))
 """
-    return run_python(DRAW + given + code, package=False, HF_TOKEN=TOKEN)
-
-
-@pytest.fixture(scope="module")
-def user(stranger, run_python, hub):
-    """A process that has our package, and an empty cache."""
-    text = pages(hub, "alice/digits")["README.md"].decode() + pages(hub, "alice/odd")["README.md"].decode()
-    blocks = [block for block in python_blocks(text) if "ddpm_hf" in block]
-    assert len(blocks) == 2
-    code = """
+    user = """
 import diffusers
 import ddpm_hf
 
 ours = ddpm_hf.DDPMPipeline.from_pretrained("alice/digits")
 assert type(ours.unet) is ddpm_hf.DDPMUNet2D and type(ours.scheduler) is ddpm_hf.LinearDDPMScheduler
 results["plain"] = draw(ours)
-results["stock"] = draw(diffusers.DDPMPipeline.from_pretrained("alice/digits"), num_inference_steps=50)
+results["stock"] = draw(diffusers.DDPMPipeline.from_pretrained("alice/digits"))
 for name in ("shards", "naming"):
     results[name] = draw(ddpm_hf.DDPMPipeline.from_pretrained(f"alice/{name}"))
+results["whole chain"] = draw(ddpm_hf.DDPMPipeline.from_pretrained("alice/shards"), num_inference_steps=None)
 naming = diffusers.DDPMPipeline.from_pretrained("alice/naming")
 assert type(naming.unet) is ddpm_hf.DDPMUNet2D
-results["naming, stock"] = draw(naming, num_inference_steps=50)
+results["naming, stock"] = draw(naming)
 results["half"] = draw(ddpm_hf.DDPMPipeline.from_pretrained("alice/half", variant="fp16"))
 results["odd"] = draw(ddpm_hf.DDPMPipeline.from_pretrained("alice/odd"), class_labels=["3", "7"], guidance_scale=2.0)
 results["blocks"] = []
@@ -397,7 +393,17 @@ ours.push_to_hub("alice/by-hand")
 ours.unet.push_to_hub("alice/network")
 ours.scheduler.push_to_hub("alice/process")
 """
-    return run_python(DRAW + f"blocks = {blocks!r}\n" + code, HF_TOKEN=TOKEN)
+    return run_python(DRAW + given + stranger, f"\nblocks = {our_blocks!r}\n" + user, HF_TOKEN=TOKEN)
+
+
+@pytest.fixture(scope="module")
+def stranger(visitors):
+    return visitors[0]
+
+
+@pytest.fixture(scope="module")
+def user(visitors):
+    return visitors[1]
 
 
 def same(first: list, second: list, tolerance: float = 1e-4) -> bool:
@@ -409,11 +415,12 @@ def test_every_way_of_loading_draws_the_same_images(stranger, user):
     for way in ("generic", "parts", "offline", "away"):
         assert same(stranger[way], stranger["plain"]), way
     assert same(user["plain"], stranger["plain"]) and same(user["stock"], stranger["plain"])
+    assert same(user["shards"], stranger["shards"], 1e-5) and same(user["whole chain"], stranger["whole chain"])
     assert stranger["clean"]
 
 
 def test_parts_halves_and_tags_are_found(stranger, user):
-    assert same(stranger["shards"], user["shards"]) and same(stranger["half"], user["half"])
+    assert same(stranger["half"], user["half"])
     assert same(stranger["half"], stranger["shards"])  # saved in single precision under that name
     assert not same(stranger["tag"], stranger["plain"], tolerance=1e-3)
 

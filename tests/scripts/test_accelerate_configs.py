@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from running import ROOT, SCRIPTS, TINY
 from torch import nn
 
@@ -73,16 +75,9 @@ def test_deepspeed_settings_are_those_of_a_plugin():
     assert settings["zero_stage"] == 2 and settings["gradient_clipping"] == 1.0
 
 
-def environment(**changes: str) -> dict[str, str]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PATH": path, **changes}
-
-
-def run_on_two(command: list[object], folder: Path, variables: dict[str, str]) -> None:
-    command = [*map(str, command), *TINY, "--output_dir", str(folder)]
-    result = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 process(es) on cpu" in result.stdout
+def check_run_on_two(status: int, out: str, err: str, folder: Path) -> None:
+    assert status == 0, err[-3000:]
+    assert "2 process(es) on cpu" in out
     summary = json.loads((folder / "training_summary.json").read_text())
     assert summary["status"] == "finished" and summary["global_batch_size"] == 8
 
@@ -90,9 +85,16 @@ def run_on_two(command: list[object], folder: Path, variables: dict[str, str]) -
 # one_gpu.yaml and multi_gpu.yaml start the runs of tests/training/test_interruption.py. DeepSpeed's launcher wants
 # DeepSpeed, which no extra of this package installs.
 @pytest.mark.processes
-def test_fsdp_trains_on_a_cpu(tmp_path):
-    launch = ["accelerate", "launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0"]
-    run_on_two([*launch, SCRIPTS / "train.py"], tmp_path / "out", environment())
+def test_fsdp_trains_on_a_cpu(command, tmp_path, monkeypatch):
+    """In the environment that `accelerate launch` makes of the file."""
+    words = ["--config_file", str(CONFIGS / "fsdp.yaml"), "train.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert arguments.num_processes == 2
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        monkeypatch.setenv(name, value)
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+    both = command("train.py", *TINY, "--output_dir", tmp_path / "out", processes=2)
+    check_run_on_two(both.wait(), both.out, both.err, tmp_path / "out")
 
 
 SRUN = """#!/bin/bash
@@ -124,11 +126,13 @@ def test_slurm_script_starts_a_launcher_for_each_machine(tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    variables = environment(
-        SLURM_JOB_NODELIST="here[0-1]", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="1", SLURM_JOB_ID=job_id()
-    )
-    variables["PATH"] = os.pathsep.join([str(tmp_path), variables["PATH"]])
-    run_on_two(["bash", CONFIGS / "slurm.sh"], tmp_path / "with space" / "out", variables)
+    variables = {"SLURM_JOB_NODELIST": "here[0-1]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
+    variables |= {"SLURM_JOB_ID": job_id(), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    variables["PATH"] = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    folder = tmp_path / "with space" / "out"
+    words = ["bash", CONFIGS / "slurm.sh", *TINY, "--output_dir", folder]
+    done = subprocess.run(words, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    check_run_on_two(done.returncode, done.stdout, done.stderr, folder)
 
 
 def test_slurm_script_is_bash_and_asks_for_what_its_header_says():

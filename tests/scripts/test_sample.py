@@ -11,7 +11,7 @@ from filelock import FileLock
 from PIL import Image
 from running import Command, load_script
 
-COUNT = 96
+COUNT = 48
 COMMON = ("--num_images", str(COUNT), "--num_inference_steps", "4", "--guidance_scale", "2")
 
 pytestmark = pytest.mark.processes
@@ -38,9 +38,9 @@ def model(tiny_pipeline, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(sample, model, tmp_path_factory):
-    """The folder that one process fills in batches of 64."""
+    """The folder that one process fills in batches of 32."""
     folder = tmp_path_factory.mktemp("drawn") / "out"
-    sample(model, *COMMON, "--output_dir", folder)
+    sample(model, *COMMON, "--batch_size", 32, "--output_dir", folder)
     return folder
 
 
