@@ -5,7 +5,7 @@
 #
 # One task a machine starts a launcher, which starts a process for each GPU. Five minutes before the time is up SLURM
 # sends SIGTERM: the run saves and ends, and the same sbatch line goes on from there.
-# Run: with stand-ins for srun and scontrol that start two launchers on one machine without GPUs
+# Run: with stand-ins for srun, scontrol and train.py; two launchers met on one machine without GPUs
 # (tests/scripts/test_accelerate_configs.py). Not run: under SLURM, for want of a cluster.
 #SBATCH --job-name=ddpm
 #SBATCH --nodes=2

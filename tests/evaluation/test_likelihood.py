@@ -98,7 +98,7 @@ def test_every_term_of_gaussian_images(bound):
     assert record["distortion"] == pytest.approx(terms[-1], abs=4 * found.term_errors[-1])
 
 
-@pytest.mark.parametrize("num_terms", [1, 4, 25])
+@pytest.mark.parametrize("num_terms", [1, 8])
 def test_drawn_terms_estimate_the_sum_without_bias(bound, num_terms):
     images = gaussian_images(3000)
     found = measure_likelihood(bound, linear_network, batches(images, 1000), num_terms=num_terms, batch_size=4000)

@@ -14,7 +14,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from running import ROOT, SCRIPTS, TINY
+from running import SCRIPTS, TINY
 from torch import nn
 
 from ddpm_hf import DDPMUNet2D
@@ -75,13 +75,6 @@ def test_deepspeed_settings_are_those_of_a_plugin():
     assert settings["zero_stage"] == 2 and settings["gradient_clipping"] == 1.0
 
 
-def check_run_on_two(status: int, out: str, err: str, folder: Path) -> None:
-    assert status == 0, err[-3000:]
-    assert "2 process(es) on cpu" in out
-    summary = json.loads((folder / "training_summary.json").read_text())
-    assert summary["status"] == "finished" and summary["global_batch_size"] == 8
-
-
 # one_gpu.yaml and multi_gpu.yaml start the runs of tests/training/test_interruption.py. DeepSpeed's launcher wants
 # DeepSpeed, which no extra of this package installs.
 @pytest.mark.processes
@@ -94,7 +87,10 @@ def test_fsdp_trains_on_a_cpu(command, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"
     both = command("train.py", *TINY, "--output_dir", tmp_path / "out", processes=2)
-    check_run_on_two(both.wait(), both.out, both.err, tmp_path / "out")
+    assert both.wait() == 0, both.err[-3000:]
+    assert "2 process(es) on cpu" in both.out
+    summary = json.loads((tmp_path / "out" / "training_summary.json").read_text())
+    assert summary["status"] == "finished" and summary["global_batch_size"] == 8
 
 
 SRUN = """#!/bin/bash
@@ -105,6 +101,17 @@ for job in $(jobs -p); do wait "$job" || exit 1; done
 """
 SCONTROL = """#!/bin/bash
 [[ "$*" == "show hostnames here[0-1]" ]] && printf 'localhost\\nelsewhere\\n'
+"""
+# In the place of train.py, whose imports take longer: who met whom, and what each was told.
+MEET = """
+import json, sys
+from accelerate import PartialState
+from accelerate.utils import gather_object
+state = PartialState(cpu=True)
+met = gather_object([[state.process_index, sys.argv[1:]]])
+if state.is_main_process:
+    print(json.dumps(met))
+state.destroy_process_group()
 """
 
 
@@ -126,13 +133,17 @@ def test_slurm_script_starts_a_launcher_for_each_machine(tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "accelerate").symlink_to(CONFIGS)
+    (tmp_path / "scripts" / "train.py").write_text(MEET)
     variables = {"SLURM_JOB_NODELIST": "here[0-1]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     variables |= {"SLURM_JOB_ID": job_id(), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     variables["PATH"] = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
-    folder = tmp_path / "with space" / "out"
-    words = ["bash", CONFIGS / "slurm.sh", *TINY, "--output_dir", folder]
-    done = subprocess.run(words, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    check_run_on_two(done.returncode, done.stdout, done.stderr, folder)
+    given = ["--output_dir", "with space/out"]
+    words = ["bash", CONFIGS / "slurm.sh", *given]
+    done = subprocess.run(words, env=os.environ | variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0, given], [1, given]]
 
 
 def test_slurm_script_is_bash_and_asks_for_what_its_header_says():
