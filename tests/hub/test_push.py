@@ -19,7 +19,7 @@ pytestmark = pytest.mark.processes
 SMALL = [
     *TINY,
     *"--max_train_steps 2 --lr_warmup_steps 1 --checkpointing_steps 1 --num_train_timesteps 50".split(),
-    *"--preview_images 4 --preview_inference_steps 6 --preview_steps 1 --holdout 0.1 --eval_num_images 8".split(),
+    *"--preview_images 4 --preview_inference_steps 6 --holdout 0.1 --eval_num_images 8".split(),
 ]
 METRICS = [
     {
