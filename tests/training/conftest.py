@@ -1,5 +1,6 @@
 """Small real runs: a folder of images, a tiny network, a few steps."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -13,15 +14,15 @@ from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import prepare
 
 
+@pytest.fixture(scope="session", autouse=True)
+def lasting_imports() -> None:
+    """Accelerate collects garbage at the end of a run: without this, among all that was ever imported."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("images"), each=12)
-
-
-@pytest.fixture
-def tiny_flags() -> list[str]:
-    """What `start` gives to every run, for one in a process of its own."""
-    return TINY
 
 
 @pytest.fixture
@@ -40,10 +41,12 @@ def start(image_folder, tmp_path):
 
 @pytest.fixture
 def train(start):
-    """Runs to the end and returns the Trainer."""
+    """Runs to the end and returns the Trainer. `ending=False`: of what follows the last step, only the checkpoint."""
 
-    def run(*flags: str, **places) -> Trainer:
+    def run(*flags: str, ending: bool = True, **places) -> Trainer:
         trainer = start(*flags, **places)
+        if not ending:
+            trainer._finish = trainer._checkpoint
         trainer.train()
         return trainer
 
@@ -54,7 +57,7 @@ def train(start):
 def real_run(tmp_path, image_folder):
     runs = []
 
-    def begin(*flags: str, images: Path | None = image_folder, **choices: int | None) -> RealRun:
+    def begin(*flags: str, images: Path | None = image_folder, **choices: int) -> RealRun:
         runs.append(RealRun(tmp_path, images, *flags, **choices))
         return runs[-1]
 

@@ -52,7 +52,7 @@ def test_a_disk_that_takes_nothing_for_a_while_costs_what_it_did_not_take(
     start, train, small_disk, tmp_path, capsys, trouble
 ):
     flags = "--max_train_steps 7 --checkpointing_steps 1 --preview_steps 4".split()
-    unbroken = train(*flags, output_dir=tmp_path / "unbroken")
+    unbroken = train(*flags, output_dir=tmp_path / "unbroken", ending=False)
     trainer = start(*flags, output_dir=small_disk / "out")
     after_step, ends = trainer._after_step, []
 

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from test_loop import assert_equal_weights
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_hf.diffusion.losses import DiffusionLoss
@@ -47,28 +46,28 @@ def test_the_end_of_the_time_is_no_failure():
         assert interruption.reason() == TIME_UP and exit_status(TIME_UP) == 0
 
 
-@pytest.mark.parametrize("reason", [128 + signal.SIGTERM, TIME_UP])
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, train, tmp_path, capsys, reason):
-    unbroken = train(output_dir=tmp_path / "unbroken")
-    broken = start(output_dir=tmp_path / "broken")
-    after_step = broken._after_step
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, train, tmp_path, capsys):
+    unbroken = train(output_dir=tmp_path / "unbroken", ending=False)
+    for step, reason in ((2, 128 + signal.SIGTERM), (4, TIME_UP)):
+        broken = start(output_dir=tmp_path / "broken")
+        after_step = broken._after_step
 
-    def interrupt():
-        after_step()
-        if broken.step == 3:
-            broken.interruption.reason = lambda: reason
+        def interrupt(broken=broken, after_step=after_step, step=step, reason=reason):
+            after_step()
+            if broken.step == step:
+                broken.interruption.reason = lambda: reason
 
-    broken._after_step = interrupt
-    with pytest.raises(SystemExit) as stop:
-        broken.train()
-    assert stop.value.code == exit_status(reason)
-    line = capsys.readouterr().out.splitlines()[-1]
-    why = describe_reason(reason)
-    assert line == f"stopped by {why} at step 3 of 6. Run the same command again to continue from checkpoint-3."
-    assert [path.name for path in list_checkpoints(tmp_path / "broken")] == ["checkpoint-3"]
-    resumed = train(output_dir=tmp_path / "broken")
-    for name, value in unbroken.ema.model.state_dict().items():
-        assert torch.equal(value, resumed.ema.model.state_dict()[name])
+        broken._after_step = interrupt
+        with pytest.raises(SystemExit) as stop:
+            broken.train()
+        assert stop.value.code == exit_status(reason)
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line == (
+            f"stopped by {describe_reason(reason)} at step {step} of 6. "
+            f"Run the same command again to continue from checkpoint-{step}."
+        )
+        assert list_checkpoints(tmp_path / "broken")[-1].name == f"checkpoint-{step}"
+    assert_equal_weights(unbroken, train(output_dir=tmp_path / "broken", ending=False))
 
 
 def test_a_run_ends_well_when_its_time_is_up_and_goes_on(train, tmp_path, capsys):
@@ -107,14 +106,16 @@ def test_nothing_holds_the_process_group_when_it_is_left(train, monkeypatch):
     assert alive == [False]
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path):
+@pytest.mark.processes
+def test_two_runs_do_not_share_a_folder(command, tmp_path):
     first = OutputFolder(tmp_path)
     first.lock()
-    code = f"from ddpm_hf.training.output import OutputFolder; OutputFolder({str(tmp_path)!r}).lock()"
-    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"is in use by process {os.getpid()} on" in second.stderr.splitlines()[-1]
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nfrom ddpm_hf.training.output import OutputFolder\nOutputFolder(sys.argv[1]).lock()")
+    second = command(script, tmp_path)
+    assert second.wait() == 1 and f"is in use by process {os.getpid()} on" in second.err.splitlines()[-1]
     first.unlock()
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert command(script, tmp_path).wait() == 0
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -170,24 +171,23 @@ def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("number", "processes", "threads", "reason"),
+    ("number", "processes", "launched", "reason"),
     [
-        (signal.SIGTERM, None, 1, "SIGTERM"),
-        # One process: its launcher dies without passing the signal on.
-        (signal.SIGTERM, 1, None, "the end of its launcher"),
-        (signal.SIGTERM, 2, 1, "SIGTERM"),
-        (signal.SIGKILL, 2, None, "the end of its launcher"),
+        (signal.SIGTERM, 1, False, "SIGTERM"),
+        # One process: its launcher dies without passing the signal on. For two, torch's agent within it passes it on.
+        (signal.SIGTERM, 1, True, "the end of its launcher"),
+        (signal.SIGTERM, 2, True, "SIGTERM"),
+        (signal.SIGKILL, 2, False, "the end of its launcher"),
     ],
 )
-def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number, processes, threads, reason):
-    run = real_run(processes=processes, threads=threads)
+def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number, processes, launched, reason):
+    run = real_run(processes=processes, launched=launched)
     run.wait_for_steps(3)
-    share = threads or max(1, available_cores() // processes)
-    assert f"{processes or 1} process(es) on cpu, {share} thread(s) each" in run.text()
-    # With one process accelerate's launcher is the parent of what trains; with two, torch's agent within it.
-    assert len(run.pids()) == (processes or 1)
+    share = max(1, available_cores() // processes) if launched else 1
+    assert f"{processes} process(es) on cpu, {share} thread(s) each" in run.text()
+    assert len(run.pids()) == processes
     run.process.send_signal(number)
-    assert run.process.wait(60) == 128 + number or processes is not None
+    assert run.process.wait(60) == 128 + number or run.has_launcher
     run.wait_for(lambda: not run.pids())
     (checkpoint,) = list_checkpoints(run.out)
     assert f"stopped by {reason} at step" in run.text()

@@ -2,10 +2,10 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from running import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loop import assert_equal_weights, stop_after, weights_of
 
@@ -29,15 +29,16 @@ def best_of(folder) -> dict:
 @pytest.mark.parametrize("flags", [[], ["--no_use_ema", "--dropout", "0.3", "--random_flip"]], ids=["EMA", "no EMA"])
 def test_scoring_leaves_no_trace_in_the_training(train, tmp_path, flags):
     process = ["--holdout", "8", "--num_train_timesteps", "30", *flags]
-    plain = train(*process, output_dir=tmp_path / "plain")
-    scored = train(*DISTANCES, *flags, output_dir=tmp_path / "scored")
+    plain = train(*process, output_dir=tmp_path / "plain", ending=False)
+    folder = tmp_path / "scored"
+    scored = train(*DISTANCES, *flags, "--report_to", "tensorboard", output_dir=folder, ending=False)
     if flags:
         assert scored.ema is None
         for name, value in plain.plan.unet.state_dict().items():
             assert torch.equal(value, scored.plan.unet.state_dict()[name])
     else:
         assert_equal_weights(plain, scored)
-    rows = scores_in(tmp_path / "scored")
+    rows = scores_in(folder)
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert list(rows[0]) == [
         *("step", "bits_per_dim", "frechet_distance", "kernel_distance", "class_score"),
@@ -45,21 +46,18 @@ def test_scoring_leaves_no_trace_in_the_training(train, tmp_path, flags):
     ]
     assert len({row["frechet_distance"] for row in rows}) == 3
     assert len({row["frechet_distance_floor"] for row in rows}) == 1  # the real images stay what they are
-    assert (tmp_path / "scored" / "scores.png").is_file() and not (tmp_path / "scored" / "best").exists()
+    assert (folder / "scores.png").is_file() and not (folder / "best").exists()
+    scored.accelerator.end_training()
+    events = EventAccumulator(str(folder / "logs" / "ddpm_hf"))
+    events.Reload()
+    for name in ("bits_per_dim", "frechet_distance", "frechet_distance_floor"):
+        told = [(event.step, event.value) for event in events.Scalars(f"eval/{name}")]
+        assert told == [(row["step"], pytest.approx(row[name], rel=1e-5)) for row in rows]
 
 
 def test_the_best_pipeline_is_kept_and_evaluate_agrees_with_its_score(train, capsys):
-    flags = [
-        "--max_train_steps",
-        "12",
-        "--eval_steps",
-        "3",
-        "--save_best_by",
-        "bits_per_dim",
-        "--learning_rate",
-        "0.05",
-    ]
-    folder = train(*DISTANCES, *flags, "--lr_scheduler", "constant", "--ema_decay", "0.5").output.path
+    flags = "--save_best_by bits_per_dim --learning_rate 0.05 --lr_scheduler constant --ema_decay 0.5"
+    folder = train(*DISTANCES, *flags.split(), ending=False).output.path
     rows = scores_in(folder)
     best = min(rows, key=lambda row: row["bits_per_dim"])
     record = best_of(folder)
@@ -67,7 +65,7 @@ def test_the_best_pipeline_is_kept_and_evaluate_agrees_with_its_score(train, cap
     assert record["value"] == pytest.approx(best["bits_per_dim"], rel=1e-5)
     assert (record["name"], record["n"], record["split"]) == ("bits_per_dim", 6, "held_out")
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert len(said) == 4 and said[0].endswith("kept in best/")
+    assert len(said) == 3 and said[0].endswith("kept in best/")
     # The folder is a whole pipeline, of which evaluate.py finds the same.
     settings = ModelFolder.read(folder / "best").settings
     common = {"max_images": 6, "num_images": 6, "num_inference_steps": 3, "nll_timesteps": 3, "resamples": 0}
@@ -80,16 +78,16 @@ def test_the_best_pipeline_is_kept_and_evaluate_agrees_with_its_score(train, cap
 
 
 def test_what_is_better_depends_on_the_figure(train, tmp_path):
-    for name, choose in (("class_score", max), ("kernel_distance", min)):
-        flags = ["--eval_metrics", "kid", "is", "--eval_steps", "3", "--save_best_by", name]
-        folder = train(*DISTANCES, *flags, output_dir=tmp_path / name).output.path
+    for metric, name, choose in (("is", "class_score", max), ("kid", "kernel_distance", min)):
+        flags = ["--eval_metrics", metric, "--save_best_by", name]
+        folder = train(*DISTANCES, *flags, output_dir=tmp_path / name, ending=False).output.path
         rows = scores_in(folder)
         assert best_of(folder)["step"] == choose(rows, key=lambda row: row[name])["step"]
 
 
 def test_a_killed_run_knows_its_best(train, start, tmp_path):
     flags = [*NLL, "--save_best_by", "bits_per_dim", "--checkpointing_steps", "2", "--checkpoints_total_limit", "1"]
-    unbroken = train(*flags, output_dir=tmp_path / "unbroken")
+    unbroken = train(*flags, output_dir=tmp_path / "unbroken", ending=False)
     folder = tmp_path / "broken"
     # Killed after the scores of step 4 are written and before its checkpoint is.
     broken = start(*flags, output_dir=folder)
@@ -98,7 +96,7 @@ def test_a_killed_run_knows_its_best(train, start, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     assert [row["step"] for row in scores_in(folder)] == [2, 4] and (folder / "checkpoint-2").is_dir()
-    resumed = train(*flags, output_dir=folder)
+    resumed = train(*flags, output_dir=folder, ending=False)
     assert_equal_weights(unbroken, resumed)
     assert scores_in(folder) == scores_in(tmp_path / "unbroken")
     assert best_of(folder) == best_of(tmp_path / "unbroken")
@@ -122,7 +120,7 @@ def test_a_better_value_of_before_the_kill_stays_the_best(train, start, tmp_path
     before = (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     # A kill between the two renames leaves the new pipeline beside.
     (folder / "best").rename(folder / "best.partial")
-    train(*flags)
+    train(*flags, ending=False)
     assert best_of(folder)["value"] == -1.0 and best_of(folder)["step"] == 2
     assert (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
     assert not (folder / "best.partial").exists()
@@ -134,38 +132,30 @@ def test_a_best_value_that_was_measured_otherwise_is_no_rival(train, start):
     stop_after(first, 3)
     folder = first.output.path
     (folder / "best" / "best.json").write_text(json.dumps({**best_of(folder), "value": -1.0}))
-    trainer = train(*flags, "--eval_num_images", "5", "--eval_metrics", "nll", "is", "--eval_extractor", "digits")
+    other = "--eval_num_images 5 --eval_metrics nll is --eval_extractor digits"
+    train(*flags, *other.split(), ending=False)
     assert best_of(folder)["n"] == 5 and best_of(folder)["value"] > 0 and best_of(folder)["step"] > 2
     # The table goes on with more columns, and the line of before has nothing in them.
-    rows = scores_in(trainer.output.path)
+    rows = scores_in(folder)
     assert [("class_score" in row, row["step"]) for row in rows] == [(False, 2), (True, 4), (True, 6)]
 
 
 def test_the_best_pipeline_of_a_run_with_ema_is_the_average(train):
-    trainer = train(*NLL, "--eval_steps", "6", "--save_best_by", "bits_per_dim", "--ema_decay", "0.5")
+    flags = "--eval_steps 6 --save_best_by bits_per_dim --ema_decay 0.5"
+    trainer = train(*NLL, *flags.split(), ending=False)
     kept = DDPMPipeline.from_pretrained(trainer.output / "best").unet.state_dict()
     for name, value in trainer.ema.model.state_dict().items():
         assert torch.equal(kept[name], value)
     assert any(not torch.equal(kept[name], value) for name, value in weights_of(trainer).items())
 
 
-def test_trackers_are_told(train):
-    folder = train(*DISTANCES, "--report_to", "tensorboard").output.path
-    events = EventAccumulator(str(folder / "logs" / "ddpm_hf"))
-    events.Reload()
-    for name in ("bits_per_dim", "frechet_distance", "frechet_distance_floor"):
-        told = [(event.step, event.value) for event in events.Scalars(f"eval/{name}")]
-        assert told == [(row["step"], pytest.approx(row[name], rel=1e-5)) for row in scores_in(folder)]
-
-
 @pytest.mark.processes
-def test_two_processes_score_as_one_does(train, image_folder, tiny_flags, tmp_path, on_two_processes):
-    flags = [*DISTANCES, "--save_best_by", "frechet_distance", "--dropout", "0", "--learning_rate", "1e-4"]
+def test_two_processes_score_as_one_does(train, image_folder, tmp_path, on_two_processes):
+    flags = [*DISTANCES, *"--save_best_by frechet_distance --dropout 0 --learning_rate 1e-4 --eval_steps 3".split()]
     # Features of the classifier, which both must have from the same weights.
-    alone = train(*flags, output_dir=tmp_path / "one").output.path
+    alone = train(*flags, output_dir=tmp_path / "one", ending=False).output.path
     data = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "two")]
-    script = Path(__file__).parents[2] / "scripts" / "train.py"
-    on_two_processes(str(script), *tiny_flags, *flags, *data, "--train_batch_size", "2")
+    on_two_processes("train.py", *TINY, *flags, *data, "--train_batch_size", "2")
     for one, two in zip(scores_in(alone), scores_in(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-2, abs=1e-3)  # samples may differ by 1 of 255
     best = min(row["frechet_distance"] for row in scores_in(tmp_path / "two"))

@@ -96,7 +96,7 @@ LONG = "--max_train_steps 30 --train_batch_size 16 --logging_steps 5".split()
 
 
 def test_a_run_that_learns_nothing_says_so_once(train, impatient, capsys):
-    stuck = train(*LONG, "--learning_rate", "1e-30")
+    stuck = train(*LONG, "--learning_rate", "1e-30", ending=False)
     kept = json.loads((stuck.output / "training_summary.json").read_text())["doctor"]
     assert [entry["name"] for entry in kept] == ["learns-nothing"]
     printed = capsys.readouterr()
@@ -104,7 +104,7 @@ def test_a_run_that_learns_nothing_says_so_once(train, impatient, capsys):
 
 
 def test_a_run_that_learns_with_an_average_that_stands_still(train, impatient):
-    still = train(*LONG, "--learning_rate", "1e-2", "--ema_decay", "1", "--ema_warmup", "false")
+    still = train(*LONG, *"--learning_rate 1e-2 --ema_decay 1 --ema_warmup false".split(), ending=False)
     kept = json.loads((still.output / "training_summary.json").read_text())["doctor"]
     assert [entry["name"] for entry in kept] == ["slow-average", "still-average"]
     assert torch.equal(still.ema.model.conv_out.weight, start_weights(still))
