@@ -66,7 +66,7 @@ def outcome(arguments: list[str]) -> Config | None:
             return None
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(COMMAND_LINES)
 def test_any_command_line_gives_settings_or_one_line(arguments):
     config = outcome(arguments)

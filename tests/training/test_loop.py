@@ -348,9 +348,10 @@ def test_compiled_blocks_learn_the_same(train, tmp_path, monkeypatch, capsys, fr
         compile_blocks(unet, backend="eager", fullgraph=True)
 
     monkeypatch.setattr(DDPMUNet2D, "compile_repeated_blocks", with_eager_backend)
-    first = train(output_dir=tmp_path / "plain", ending=False)
+    flags = "--channel_multipliers 1 --attention_resolutions 8 --max_train_steps 3".split()
+    first = train(*flags, output_dir=tmp_path / "plain", ending=False)
     assert not compiled and "not compiled" in capsys.readouterr().out
-    second = train("--compile", output_dir=tmp_path / "compiled", ending=False)
+    second = train(*flags, "--compile", output_dir=tmp_path / "compiled", ending=False)
     second.save_pipeline()
     assert compiled == [second.plan.unet] and "AdamW, compiled" in capsys.readouterr().out
     for name, value in weights_of(first).items():
