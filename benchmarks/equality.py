@@ -45,8 +45,9 @@ TRAININGS = {
     "classes, guidance, dropout": f"{FOLDER} --class_conditional --condition_dropout 0.3 --dropout 0.1 --random_flip "
     "--gradient_accumulation_steps 2",
     "stream": f"{FOLDER} --streaming --shuffle_buffer 16 --dataloader_num_workers 1 --holdout 8",
+    # Few timesteps and many images, because importance sampling begins when it has ten losses of every timestep.
     "learned variance, importance": f"{FOLDER} --class_conditional --variance_type learned_range --loss hybrid "
-    "--timestep_sampling importance",
+    "--timestep_sampling importance --num_train_timesteps 8 --train_batch_size 12",
     TWO: f"{TINY} --gradient_accumulation_steps 2",
 }
 # Every call of sample.py on what a training made.
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
             write_pictures(folder / side / "pictures")
         for name, flags in TRAININGS.items():
             places = [folder / side / name for side in ("b", "a")]
-            run(trees, places, "train", f"{flags} {TRAIN}", LAUNCHER if name == TWO else "")
+            run(trees, places, "train", f"{TRAIN} {flags}", LAUNCHER if name == TWO else "")
             for number, drawing in enumerate(DRAWINGS[name]):
                 count = "" if "--interpolate" in drawing else "--num_images 6"
                 run(trees, places, "sample", f"out {drawing} {count} --output_dir samples{number or ''}")
