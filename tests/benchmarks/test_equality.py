@@ -45,3 +45,22 @@ def test_what_neither_made_is_not_equal(tmp_path):
     for place in places:
         (place / "samples" / "overview" / "grid.png").unlink()
     assert equality.compare(*map(equality.results, places))["samples"] == "missing"
+
+
+def test_commands_start_as_scripts_or_as_modules_and_a_failure_is_told(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ddpm_hf"]:
+        monkeypatch.delitem(sys.modules, name)  # which the script itself does not import
+    trees, places = [tmp_path / "old", tmp_path / "new"], [tmp_path / "b", tmp_path / "a"]
+    write = "import sys, mine\nopen('said', 'w').write(f'{sys.argv[1:]} {mine.name}')\nsys.exit('--bad' in sys.argv)\n"
+    for tree, file in zip(trees, ("scripts/train.py", "ddpm_hf/cli/train.py"), strict=True):
+        (tree / file).parent.mkdir(parents=True)
+        (tree / file).write_text(write)
+        for package in [folder for folder in (tree / file).parents if "ddpm_hf" in folder.parts[len(tree.parts) :]]:
+            (package / "__init__.py").touch()
+        (tree / "mine.py").write_text(f"name = {tree.name!r}\n")
+    equality.run(trees, places, "train", "--steps 3")
+    assert [(place / "said").read_text() for place in places] == [
+        f"['--steps', '3'] {name}" for name in ("old", "new")
+    ]
+    with pytest.raises(RuntimeError, match="train --bad failed"):
+        equality.run(trees, places, "train", "--bad")
