@@ -4,6 +4,7 @@ Fixtures import what they need themselves: the process that hands out the tests 
 would wait for its seconds of imports.
 """
 
+import gc
 import os
 from collections import Counter
 
@@ -47,6 +48,16 @@ def own_datasets_cache(tmp_path_factory, monkeypatch):
     cache = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "datasets"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lasting_imports():
+    """Accelerate collects garbage at the end of a run: without this, among all that was ever imported."""
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+    import diffusers  # noqa: F401
+
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """How the suite runs the project's commands: what a tiny run is, and processes that start at once."""
 
 import contextlib
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -108,6 +109,7 @@ def _be(words: list[str], variables: dict[str, str], files: list[Path], processe
     """The forked process: as if Python had been started with these words and variables."""
     import datasets
 
+    gc.freeze()  # Accelerate collects garbage at the end of a run: not among all these imports
     os.setsid()
     multiprocessing.set_start_method(None, force=True)  # its own processes start as they do anywhere
     os.environ.clear()

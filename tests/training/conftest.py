@@ -1,6 +1,5 @@
 """Small real runs: a folder of images, a tiny network, a few steps."""
 
-import gc
 import os
 import signal
 from pathlib import Path
@@ -12,12 +11,6 @@ from running import TINY, forget_accelerator, write_pictures
 from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import prepare
-
-
-@pytest.fixture(scope="session", autouse=True)
-def lasting_imports() -> None:
-    """Accelerate collects garbage at the end of a run: without this, among all that was ever imported."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
