@@ -108,7 +108,7 @@ def test_paper_presets_are_the_paper(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("digits", (1.0, 1.2)), ("small-32", (3.0, 8.0)), ("small-64", (8.0, 16.0))]
+    ("name", "millions"), [("digits", (0.7, 0.9)), ("small-32", (3.0, 8.0)), ("small-64", (8.0, 16.0))]
 )
 def test_own_presets_are_small(name, millions):
     assert millions[0] <= parameters(PRESETS[name]) / 1e6 <= millions[1]
