@@ -108,10 +108,10 @@ PRESETS: dict[str, Preset] = {
         # CelebA-HQ's steps. The paper's LSUN runs: 2.4 M (bedroom), 1.8 M (cat, without flips) and 1.2 M (church).
         training={**_PAPER_TRAINING, "learning_rate": 2e-5, "train_batch_size": 64, "max_train_steps": 500_000},
     ),
-    # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free, and width only
-    # at 4x4, because the level at 8x8 would cost more than it gives. Batches of 64, because smaller ones leave a core
-    # waiting for the other. The small presets' process gives better digits than the paper's in such a short run.
-    # adam_beta2 averages 20 squared gradients, because 1,000 are the whole run.
+    # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free, and more
+    # width only at 4x4: at 8x8 it costs more than it gives. Batches of 64, because smaller ones leave a core waiting.
+    # The small presets' process gives better digits than the paper's in such a short run. adam_beta2 averages 20
+    # squared gradients, because 1,000 are the whole run.
     "digits": Preset(
         description="the demo: handwritten digits, 16x16 grey, 0.8 M parameters, minutes on two CPU cores",
         model={

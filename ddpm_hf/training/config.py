@@ -168,7 +168,7 @@ class MachineArguments:
 
     num_cpu_threads: int | None = flag(
         help="CPU threads per process. By default OMP_NUM_THREADS if you set it, else the physical cores divided by "
-        "the number of processes."
+        "the number of processes; one process leaves out cores that other programs keep busy."
     )
 
 
@@ -183,7 +183,7 @@ class RunArguments(MachineArguments):
     resume_from_checkpoint: str | None = flag(help="A checkpoint or 'latest'. The same command resumes by itself.")
     checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")
     checkpoints_total_limit: int | None = flag(2, help="How many checkpoints to keep.")
-    preview_steps: int | None = flag(help="Optimizer steps between previews, 0 for none. By default 1/10 of the run.")
+    preview_steps: int | None = flag(help="Optimizer steps between previews, 0 for none. By default 1/5 of the run.")
     save_images_epochs: int | None = flag(help="Epochs between previews, instead of --preview_steps.")
     save_model_epochs: int | None = flag(help="Epochs between saves of the pipeline; it is always saved at the end.")
     preview_images: int = flag(16, help="Images in a preview.", aliases=("--eval_batch_size",))

@@ -64,7 +64,8 @@ def make_accelerator(config: Config) -> Accelerator:
 def use_cores(device: torch.device, wanted: int | None = None) -> None:
     """Set PyTorch's threads; by default, on a CPU, to this process's share of the cores.
 
-    An `OMP_NUM_THREADS` set by the user is respected.
+    An `OMP_NUM_THREADS` set by the user is respected. A process on its own leaves out cores that other programs keep
+    busy: its threads wait for the slowest, and one that has to share a core can make a step a hundred times slower.
 
     Raises:
         ValueError: if `wanted` is below 1.
@@ -72,7 +73,10 @@ def use_cores(device: torch.device, wanted: int | None = None) -> None:
     if wanted is not None and wanted < 1:
         raise ValueError(f"--num_cpu_threads must be at least 1, got {wanted}")
     if wanted is None and device.type == "cpu" and not _threads_are_chosen():
-        wanted = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        processes, cores = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), available_cores()
+        if processes == 1:
+            cores -= round(busy_cores())
+        wanted = max(1, cores // processes)
     if wanted is not None:
         torch.set_num_threads(wanted)
 
@@ -105,6 +109,11 @@ def available_cores() -> int:
         quota, period = _CPU_QUOTA.read_text().split()
         limits += [] if quota == "max" else [max(1, int(quota) // int(period))]
     return min(limits)
+
+
+def busy_cores(seconds: float = 0.3) -> float:
+    """How many cores other programs use, measured while this process sleeps for so long."""
+    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 
 
 def describe_processes(device: torch.device, processes: int) -> str:

@@ -129,7 +129,7 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
         scheduler=scheduler,
         loss=loss,
         steps=steps,
-        preview_steps=_interval(run.preview_steps, run.save_images_epochs, steps_per_epoch, math.ceil(steps / 10)),
+        preview_steps=_interval(run.preview_steps, run.save_images_epochs, steps_per_epoch, math.ceil(steps / 5)),
         pipeline_steps=_interval(None, run.save_model_epochs, steps_per_epoch, 0),
         facts={
             "steps": steps,

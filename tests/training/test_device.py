@@ -1,4 +1,4 @@
-"""How many threads a process takes: against real launcher processes, affinities and quotas."""
+"""How many threads a process takes: against real launcher processes, affinities, quotas and a busy core."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpm_hf.training import device
-from ddpm_hf.training.device import available_cores, describe_processes, use_cores
+from ddpm_hf.training.device import available_cores, busy_cores, describe_processes, use_cores
 
 CPU = torch.device("cpu")
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}  # as accelerate launch marks its processes
@@ -28,6 +28,7 @@ def threads_of(monkeypatch):
         flags: tuple[str, ...] = (),
         wanted: int | None = None,
         program: str = "accelerate",
+        busy: float = 0.0,
     ) -> int:
         for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *LAUNCHED):
             monkeypatch.delenv(name, raising=False)
@@ -40,6 +41,7 @@ def threads_of(monkeypatch):
             launchers[-1].stdout.readline()  # from now on its command line can be read
             monkeypatch.setattr(os, "getppid", lambda: launchers[-1].pid)
         monkeypatch.setattr(device, "available_cores", lambda: 8)
+        monkeypatch.setattr(device, "busy_cores", lambda: busy)
         torch.set_num_threads(1)  # what PyTorch makes of OMP_NUM_THREADS=1 when it starts
         use_cores(CPU, wanted)
         return torch.get_num_threads()
@@ -56,6 +58,16 @@ def test_the_cores_are_shared_by_the_processes_of_a_launcher_that_was_told_nothi
     assert threads_of(LAUNCHED | ONE | {"LOCAL_WORLD_SIZE": "3"}, launcher={}) == 2
     assert threads_of(LAUNCHED | ONE | {"LOCAL_WORLD_SIZE": "16"}, launcher={}) == 1
     assert describe_processes(CPU, 16) == "16 process(es) on cpu, 1 thread(s) each"
+
+
+def test_a_process_on_its_own_leaves_busy_cores_to_others(threads_of):
+    assert [threads_of({}, busy=busy) for busy in (0.4, 0.6, 3.1, 8.0)] == [8, 7, 5, 1]
+    assert threads_of(LAUNCHED | ONE | {"LOCAL_WORLD_SIZE": "2"}, launcher={}, busy=4) == 4, "it may be the other one"
+    assert threads_of(ONE, busy=4) == 1 and threads_of({}, wanted=3, busy=8) == 3
+    with subprocess.Popen([sys.executable, "-S", "-c", "print(flush=True)\nwhile True: pass"], stdout=-1) as other:
+        other.stdout.readline()
+        assert busy_cores() > 0.5
+        other.kill()
 
 
 def test_what_the_user_chose_is_respected(threads_of):

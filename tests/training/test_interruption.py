@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import weakref
 from pathlib import Path
@@ -183,8 +184,8 @@ def test_too_many_bad_steps_end_the_run_and_tell_what_was_in_the_batch(
 def test_a_run_whose_first_process_gets_a_signal_saves_and_ends(real_run, number, processes, launched, reason):
     run = real_run(processes=processes, launched=launched)
     run.wait_for_steps(3)
-    share = max(1, available_cores() // processes) if launched else 1
-    assert f"{processes} process(es) on cpu, {share} thread(s) each" in run.text()
+    (threads,) = re.findall(rf"{processes} process\(es\) on cpu, (\d+) thread\(s\) each", run.text())
+    assert 1 <= int(threads) <= (max(1, available_cores() // processes) if launched else 1)  # fewer on a busy machine
     assert len(run.pids()) == processes
     run.process.send_signal(number)
     assert run.process.wait(60) == 128 + number or run.has_launcher
