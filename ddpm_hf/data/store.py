@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import shutil
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import replacing, sync, write_json
 from .decoding import decode_rows, make_batch, make_decoder
 from .order import below
 from .sources import ImageData
@@ -168,18 +168,10 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
 
 def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
     """Decode everything into a partial folder, flush it to disk and rename it."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with replacing(folder) as partial:
+        partial.mkdir()
         _write_files(partial, data, decoder, skip_unreadable, progress)
-        for path in partial.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        sync(*partial.iterdir())
 
 
 def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
@@ -204,4 +196,4 @@ def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadabl
         np.save(folder / f"{name}.npy", np.array(values, dtype=dtype), allow_pickle=False)
     about = {"size": decoder.size, "channels": decoder.channels}
     about |= {"class_names": data.class_names, "unreadable": unreadable}
-    (folder / "store.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "store.json", about)

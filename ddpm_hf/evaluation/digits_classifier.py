@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from ..data.sources import load_images
 from ..data.store import PixelStore
 from ..data.transforms import normalize
+from ..files import replacing
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.sample_formats import replacing
 from ..seeds import derive_seed, generator_for
 
 _EPOCHS, _BATCH, _PEAK_RATE = 4, 50, 3e-3

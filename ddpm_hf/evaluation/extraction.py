@@ -10,7 +10,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
-from ..pipelines.sample_formats import replacing
+from ..files import replacing
 from ..progress import progress_bar
 from .features import Extractor
 from .image_sets import ImageSet
@@ -54,7 +54,7 @@ def features_of_images(extractor: Extractor, images: ImageSet, batch_size: int =
     features = _shared(extractor, batches, images.count, f"features of {images.split} images")
     if file is not None and PartialState().is_local_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial, partial.open("wb") as target:
+        with replacing(file, shared=True) as partial, partial.open("wb") as target:
             np.save(target, features, allow_pickle=False)
     return features
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..pipelines.sample_formats import replacing
+from ..files import replacing
 
 SCHEMA = 1
 REPORT_FILE = "evaluation.json"
@@ -56,7 +56,7 @@ def update_report(file: Path, weights: str | None, metrics: Sequence[dict[str, A
     together = [*kept, *metrics]
     content = {"schema": SCHEMA, "weights": weights, "metrics": together}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with replacing(file) as partial:
+    with replacing(file, shared=True) as partial:
         partial.write_text(text, encoding="utf-8")
     return together
 

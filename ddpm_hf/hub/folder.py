@@ -69,7 +69,6 @@ RUN_FILES = (
     RunFile(SCORES_FILE, "--eval_steps"),
     RunFile(SCORES_CURVE, "--eval_steps"),
     RunFile(BEST_FOLDER, "--save_best_by"),
-    RunFile(f"{BEST_FOLDER}.partial", KILLED_RUN),
     RunFile(CHECKPOINTS, EVERY_RUN),
     RunFile(f"{CHECKPOINTS}.partial", KILLED_RUN),
     RunFile(f"{CHECKPOINTS}.replaced", KILLED_RUN),

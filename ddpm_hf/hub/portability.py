@@ -3,13 +3,13 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import diffusers
 
+from ..files import write_json
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import check_index
-from ..pipelines.sample_formats import replacing
 from ..portable import STOCK_CLASS_NAMES, stock_component
 from .folder import INDEX_FILE, component_folder
 
@@ -52,11 +52,6 @@ def make_portable(folder_or_pipeline):
         file = component_folder(folder, component) / config_name
         config = json.loads(file.read_text(encoding="utf-8"))
         config["_class_name"] = STOCK_CLASS_NAMES.get(config["_class_name"], config["_class_name"])
-        _replace(file, config)
-    _replace(folder / INDEX_FILE, index)
+        write_json(file, config)
+    write_json(folder / INDEX_FILE, index)
     return folder
-
-
-def _replace(file: Path, content: dict[str, Any]) -> None:
-    with replacing(file) as partial:
-        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ..files import remove, replacing, write_json
 from .pictures import image_grid, to_pil
-from .sample_formats import read_pixels, replacing, write_dataset, write_npz, write_table
+from .sample_formats import read_pixels, write_dataset, write_npz, write_table
 
 FORMATS = ("png", "npz", "dataset")
 RECORD_FILE, OVERVIEW, GRID_FILE = "samples.json", "overview", "grid.png"
@@ -111,10 +112,9 @@ class SampleFolder:
             raise ValueError(f"{self._place} is in use by another command; wait for it") from None
         self.check(settings)
         for leftover in (*self.path.glob(".*.partial"), *self._images.glob(".*.partial")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            remove(leftover)
         record = {**about, "num_images": self.num_images, "settings": self._settings(settings)}
-        with replacing(self.path / RECORD_FILE) as beside:
-            beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(self.path / RECORD_FILE, record)
         if self.finished and self.output_format != "png":
             return []
         self._images.mkdir(exist_ok=True)

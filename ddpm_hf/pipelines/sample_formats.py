@@ -4,24 +4,16 @@ All are written from PNG files, with one image or block of images in memory at a
 """
 
 import csv
-import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..files import replacing
+
 _ROWS_PER_FILE, _ROWS_PER_GROUP = 10_000, 100
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path next to `path`, renamed to it at the end, so that `path` is never half-written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    yield beside
-    os.replace(beside, path)
 
 
 def read_pixels(file: Path) -> np.ndarray:

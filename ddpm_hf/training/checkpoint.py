@@ -1,7 +1,6 @@
 """Checkpoints: written to a partial folder and renamed when complete, so that every one present can be loaded."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
+
+from ..files import sync
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _PARTIAL, _REPLACED = ".partial", ".replaced"
@@ -128,24 +129,13 @@ def _well_done(accelerator: Accelerator, action: Callable[[], object], everywher
 
 def _publish(partial: Path, final: Path) -> None:
     """Sync every file to disk, then rename; at any instant a complete checkpoint exists."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            _sync(path)
-    _sync(partial)
+    sync(*partial.rglob("*"), partial)
     replaced = final.with_name(final.name + _REPLACED)
     if final.exists():  # the run went back to an earlier checkpoint
         final.rename(replaced)
     partial.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _rotate(newest: Path, total_limit: int | None) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from ..files import remove, write_json, write_text
 from ..hub.card import is_generated
 from ..hub.folder import CARD_FILE, CONFIG_FILE, RUN_FILES, SUMMARY_FILE
 from .config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, RECORDED, Config
@@ -101,7 +101,7 @@ class OutputFolder:
                 f"--output_dir {self.path} is in use by process {other['pid']} on {other['host']}; wait for it, or "
                 "choose another folder"
             ) from None
-        write_text(owner, json.dumps({"pid": os.getpid(), "host": platform.node()}))
+        write_json(owner, {"pid": os.getpid(), "host": platform.node()})
 
     def unlock(self) -> None:
         """Let other runs in again."""
@@ -127,7 +127,7 @@ class OutputFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace `training_summary.json`."""
-        write_text(self / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_json(self / SUMMARY_FILE, summary)
 
     def _check_same_run(self, config: Config, facts: dict[str, Any], summary: dict[str, Any]) -> None:
         saved = yaml.safe_load((self / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -157,17 +157,17 @@ class OutputFolder:
         for name in logging_dirs:
             self._clear_trackers(name)
         names = "|".join(file.pattern for file in RUN_FILES)
-        own = re.compile(rf"{names}|\.({names})\.partial")  # the second form is from `write_text`
+        own = re.compile(rf"{names}|\.({names})(\.\d+)?\.partial")  # the second form is that of `replacing`
         for path in list(self.path.iterdir()) if self.path.is_dir() else ():
             if own.fullmatch(path.name) and (path.name != CARD_FILE or is_generated(path)):
-                _remove(path)
+                remove(path)
 
     def _clear_trackers(self, logging_dir: str) -> None:
         root, place = self.path.resolve(), Path(f"{self.path}/{logging_dir}").resolve()
         if not place.is_relative_to(root):  # other runs may share it
             return
         for name in _TRACKER_FOLDERS:
-            _remove(place / name)
+            remove(place / name)
         while place != root and place.is_dir() and not any(place.iterdir()):
             place.rmdir()
             place = place.parent
@@ -225,17 +225,3 @@ class LossTable(StepTable):
         axes.plot([row["step"] for row in self.rows], [row["loss"] for row in self.rows], linewidth=1)
         axes.grid(alpha=0.3, which="both")
         figure.savefig(file, dpi=120)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace a file atomically: a killed process leaves either the old content or the new."""
-    beside = file.with_name(f".{file.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)

@@ -1,6 +1,5 @@
 """The card of a run, and its page on the Hub if asked for. No failure here can lose the results."""
 
-import json
 import shlex
 import shutil
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 from huggingface_hub.utils import disable_progress_bars
 
+from ..files import write_json
 from ..hub.access import Page, open_page
 from ..hub.card import write_card
 from ..hub.folder import CONFIG_FILE, CURVE_FILE, LOSS_FILE, SAMPLES_FILE, STAGING_FOLDER, SUMMARY_FILE
@@ -88,7 +88,7 @@ class Publisher:
                 shutil.copyfile(self.output / name, self.staging / name)
         if picture is not None:
             shutil.copyfile(picture, self.staging / SAMPLES_FILE)
-        (self.staging / SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
+        write_json(self.staging / SUMMARY_FILE, summary)
         write_card(self.staging, self.page.repo_id, self.page.license)
 
     def _push_staged(self, step: int) -> None:

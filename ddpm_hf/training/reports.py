@@ -1,6 +1,5 @@
 """What a run counts and reports: losses, bad steps, time and memory, for loss table, trackers and summary."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -11,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..files import write_json
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SUMMARY_FILE
 from .device import describe_hardware, peak_memory
 from .doctor import report
-from .output import LossTable, OutputFolder, write_text
+from .output import LossTable, OutputFolder
 from .plan import Plan
 from .watch import Watch
 
@@ -110,7 +110,7 @@ class Reports:
         for name, parts in zip(("rows", "timesteps", "losses"), zip(*self.step_record, strict=True), strict=True):
             record[name] = self.accelerator.gather(torch.cat(parts)).tolist()
         if self.accelerator.is_main_process:
-            write_text(file, json.dumps(record, indent=2) + "\n")
+            write_json(file, record)
         raise FloatingPointError(
             f"the loss or its gradient was NaN or infinite in {bad_in_a_row} steps in a row; {file} lists the images "
             "of the last one, and the checkpoints are from before. Try a lower --learning_rate or --mixed_precision no"

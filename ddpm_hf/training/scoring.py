@@ -17,10 +17,11 @@ from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, figure_names
 from ..evaluation.report import update_report
 from ..evaluation.samples import draw_samples
+from ..files import partial_path, remove, replacing, write_json
 from ..hub.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, SCORES_CURVE, SCORES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
-from .output import OutputFolder, StepTable, write_text
+from .output import OutputFolder, StepTable
 from .plan import Plan
 
 BEST_RECORD = "best.json"
@@ -74,10 +75,10 @@ class Scorer:
             return
         floors = (_floor_of(name) for name in self.names if name != "bits_per_dim")
         self.table = StepTable(output / SCORES_FILE, step, ["step", *self.names, *floors])
-        place, beside = output / BEST_FOLDER, output / f"{BEST_FOLDER}.partial"
+        place, beside = output / BEST_FOLDER, partial_path(output / BEST_FOLDER)
         if not place.is_dir() and (beside / BEST_RECORD).is_file():  # killed within `_keep`
             beside.rename(place)
-        shutil.rmtree(beside, ignore_errors=True)
+        remove(beside)
         if (place / BEST_RECORD).is_file():
             self.best = json.loads((place / BEST_RECORD).read_text(encoding="utf-8"))
 
@@ -162,14 +163,10 @@ class Scorer:
         return f"; kept in {BEST_FOLDER}/"
 
     def _keep(self, pipeline: DDPMPipeline, record: dict[str, Any]) -> None:
-        """Written to a partial folder and renamed: a killed process leaves the old pipeline or the new one."""
-        place, beside = self.output / BEST_FOLDER, self.output / f"{BEST_FOLDER}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
-        pipeline.save_pretrained(beside)
-        shutil.copy(self.output / CONFIG_FILE, beside)  # so that evaluate.py finds the data
-        write_text(beside / BEST_RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
+        with replacing(self.output / BEST_FOLDER) as beside:
+            pipeline.save_pretrained(beside)
+            shutil.copy(self.output / CONFIG_FILE, beside)  # so that evaluate.py finds the data
+            write_json(beside / BEST_RECORD, record)
 
     def _plot(self, file: Path) -> None:
         """A panel for each figure, its floor as a dashed line."""

@@ -14,6 +14,7 @@ from ddpm_hf.data.decoding import deduce_channels
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
 from ddpm_hf.data.transforms import Decoder
+from ddpm_hf.files import partial_path
 
 
 def folder_of(tmp_path, pictures):
@@ -169,8 +170,8 @@ class TestCache:
         data = folder_of(tmp_path, {"1.png": noise(1)})
         PixelStore.build(data, (8, 8), progress=False)
         folder = own_cache / "ddpm_hf" / stores(own_cache)[0]
-        folder.rename(f"{folder}.partial")  # what a killed process leaves: everything, but under another name
-        (own_cache / "ddpm_hf" / f"{folder.name}.partial" / "pixels.u8").write_bytes(b"half")
+        folder.rename(partial_path(folder))  # what a killed process leaves: everything, but under another name
+        (partial_path(folder) / "pixels.u8").write_bytes(b"half")
         store = PixelStore.build(data, (8, 8), progress=False)
         assert stores(own_cache) == [folder.name]
         assert np.array_equal(store.gather(np.array([0]))[0], noise(1).transpose(2, 0, 1))

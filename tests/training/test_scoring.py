@@ -118,12 +118,12 @@ def test_a_better_value_of_before_the_kill_stays_the_best(train, start, tmp_path
     assert record["step"] == 2
     (folder / "best" / "best.json").write_text(json.dumps({**record, "value": -1.0}))
     before = (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    # A kill between the two renames leaves the new pipeline beside.
-    (folder / "best").rename(folder / "best.partial")
+    # A kill between removing the old and renaming the new leaves the new pipeline beside.
+    (folder / "best").rename(folder / ".best.partial")
     train(*flags, ending=False)
     assert best_of(folder)["value"] == -1.0 and best_of(folder)["step"] == 2
     assert (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
-    assert not (folder / "best.partial").exists()
+    assert not (folder / ".best.partial").exists()
 
 
 def test_a_best_value_that_was_measured_otherwise_is_no_rival(train, start):
