@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from ..hub.folder import RECORDED
 from ..models.presets import PRESETS
-from .config import ARGUMENT_GROUPS, RECORDED, Config
+from .config import ARGUMENT_GROUPS, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
 RETIRED_FLAGS = {

@@ -6,12 +6,12 @@ Names follow diffusers' `train_unconditional.py` where it has the setting.
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..data.transforms import parse_resolution
 from ..evaluation.quality import QUALITY_METRICS
-from ..hub.folder import RECORDED as RECORDED
+from ..flags import flag, switch
 from ..models.presets import PRESETS
 from .interruption import parse_duration
 
@@ -19,18 +19,6 @@ BETA_SCHEDULES = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoi
 VARIANCE_TYPES = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 LR_SCHEDULERS = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 TRACKERS = Literal["none", "tensorboard", "wandb", "trackio", "all"]
-
-
-def flag(default: Any = None, help: str = "", aliases: tuple[str, ...] = (), **metadata: Any) -> Any:
-    """A dataclass field that becomes a command-line flag with this help text."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help, "aliases": list(aliases)})
-    return field(default=default, metadata={"help": help, "aliases": list(aliases), **metadata})
-
-
-def switch(help: str) -> Any:
-    """A flag that is true when given without a value, and that a preset may set when it is not given."""
-    return flag(help=help, nargs="?", const=True)
 
 
 @dataclass(kw_only=True)
