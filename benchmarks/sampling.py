@@ -23,7 +23,7 @@ from judging import Judge
 
 from ddpm_hf import DDPMPipeline
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
-from ddpm_hf.pipelines.samplers import FAST_CALLS, make_fast_sampler
+from ddpm_hf.sampling.samplers import FAST_CALLS, make_fast_sampler
 from ddpm_hf.seeds import image_generators
 
 COUNT = {"quick": 100, "normal": 500, "full": 5000}

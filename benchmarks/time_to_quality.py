@@ -21,8 +21,8 @@ import numpy as np
 from judging import Judge
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.pipelines.generation import generate
-from ddpm_hf.pipelines.samplers import make_sampler
+from ddpm_hf.sampling.generation import generate
+from ddpm_hf.sampling.samplers import make_sampler
 
 SCRIPTS, HERE = Path(__file__).parents[1] / "scripts", Path(__file__).parent
 STOCK_BATCH, PILOT_STEPS = 32, 100

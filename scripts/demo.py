@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_hf.pipelines.generation import generate
 from ddpm_hf.pipelines.loading import load_pipeline
-from ddpm_hf.pipelines.pictures import image_grid
+from ddpm_hf.sampling.generation import generate
+from ddpm_hf.sampling.pictures import image_grid
 
 IMAGES, STEPS = 64, 100
 

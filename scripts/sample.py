@@ -20,15 +20,15 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ddpm_hf.data.transforms import UnreadableImage, native_channels, normalize, open_image
 from ddpm_hf.flags import flag
-from ddpm_hf.pipelines.chain import denoising_chain, save_chain
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
-from ddpm_hf.pipelines.generation import generate, sampling_bar
-from ddpm_hf.pipelines.interpolation import check_interpolation, interpolate
 from ddpm_hf.pipelines.loading import load_pipeline
-from ddpm_hf.pipelines.pictures import image_grid, to_uint8
-from ddpm_hf.pipelines.sample_folder import OVERVIEW, SampleFolder
-from ddpm_hf.pipelines.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
+from ddpm_hf.sampling.generation import generate, sampling_bar
+from ddpm_hf.sampling.interpolation import check_interpolation, interpolate
+from ddpm_hf.sampling.pictures import image_grid, to_uint8
+from ddpm_hf.sampling.sample_folder import OVERVIEW, SampleFolder
+from ddpm_hf.sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
+from ddpm_hf.sampling.strips import denoising_chain, save_chain
 from ddpm_hf.training.command_line import OneLineParser, one_line_errors
 from ddpm_hf.training.config import MachineArguments
 from ddpm_hf.training.device import describe_processes, use_cores

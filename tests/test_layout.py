@@ -16,9 +16,10 @@ ALLOWED = {
     "diffusion": set(),
     "models": set(),
     "pipelines": {"diffusion", "models"},
-    "evaluation": {"data", "diffusion", "pipelines"},
-    "hub": {"pipelines"},
-    "training": {"data", "diffusion", "models", "pipelines", "evaluation", "hub"},
+    "sampling": {"data", "diffusion", "models", "pipelines"},
+    "evaluation": {"data", "diffusion", "models", "pipelines", "sampling"},
+    "hub": {"data", "diffusion", "models", "pipelines", "sampling"},
+    "training": {"data", "diffusion", "models", "pipelines", "sampling", "evaluation", "hub"},
     "__init__": {"diffusion", "models", "pipelines", "hub"},
 }
 

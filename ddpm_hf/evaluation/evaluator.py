@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
-from ..pipelines.samplers import SAMPLER_NAMES
+from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
 from .features import Extractor, load_extractor
 from .figures import save_grid

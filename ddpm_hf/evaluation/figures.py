@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..pipelines.pictures import image_grid
+from ..sampling.pictures import image_grid
 from .likelihood import Likelihood
 from .memorization import Neighbours
 

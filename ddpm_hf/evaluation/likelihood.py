@@ -17,8 +17,9 @@ from accelerate.utils import gather_object
 from ..data.transforms import normalize
 from ..diffusion.bound import Network, VariationalBound
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.samplers import make_sampler, takes_variance
+from ..pipelines.steps import takes_variance
 from ..progress import progress_bar
+from ..sampling.samplers import make_sampler
 from ..seeds import generator_for
 
 TERM_COLUMNS = ("timestep", "bits_per_dim", "standard_error", "n", "rate", "distortion_rmse")

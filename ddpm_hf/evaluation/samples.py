@@ -15,9 +15,10 @@ from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.generation import generate, sampling_bar
-from ..pipelines.sample_folder import RECORD_FILE
-from ..pipelines.samplers import make_sampler, rebuild, sampler_name
+from ..pipelines.steps import rebuild
+from ..sampling.generation import generate, sampling_bar
+from ..sampling.sample_folder import RECORD_FILE
+from ..sampling.samplers import make_sampler, sampler_name
 
 ARRAY_SUFFIX = ".npz"
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..pipelines.samplers import FAST_CALLS
+from ..sampling.samplers import FAST_CALLS
 from .folder import (
     ANIMATION_FILE,
     CARD_FILE,

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..diffusion.scheduler import LEARNED_VARIANCES
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import check_index, load_pipeline
-from ..pipelines.samplers import LEARNED_VARIANCES
 
 INDEX_FILE = "model_index.json"
 CARD_FILE = "README.md"

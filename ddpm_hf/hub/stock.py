@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from ..pipelines.samplers import SHARED_SCHEDULES
+from ..sampling.samplers import SHARED_SCHEDULES
 from . import standalone
 from .folder import STANDALONE_FILE, ModelFolder
 

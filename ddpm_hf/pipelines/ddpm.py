@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..portable import own_component, stock_component
 from ..progress import progress_bar
-from .samplers import check_starts_midway, takes_variance, without_learned_variance
+from .steps import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 

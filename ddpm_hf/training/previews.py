@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..hub.folder import ANIMATION_FILE, CHAIN_FILE
-from ..pipelines.chain import denoising_chain, save_chain
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.generation import generate
-from ..pipelines.pictures import image_grid
+from ..sampling.generation import generate
+from ..sampling.pictures import image_grid
+from ..sampling.strips import denoising_chain, save_chain
 from .plan import Plan
 
 CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25

@@ -7,7 +7,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ddpm_hf.evaluation.samples import draw_samples, read_samples
-from ddpm_hf.pipelines.sample_folder import SampleFolder
+from ddpm_hf.sampling.sample_folder import SampleFolder
 from ddpm_hf.seeds import image_generators
 
 

@@ -11,7 +11,7 @@ from ddpm_hf.hub.card import render_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.standalone import StandaloneDDPMPipeline
 from ddpm_hf.hub.stock import betas_argument, fast_samplers, needs_standalone, obstacles, write_standalone
-from ddpm_hf.pipelines.samplers import make_sampler
+from ddpm_hf.sampling.samplers import make_sampler
 
 KINDS = {
     "grey": {"channels": 1},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_fast_sampler, make_sampler
+from ddpm_hf.sampling.samplers import SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ddpm_hf.seeds import image_generators
 
 

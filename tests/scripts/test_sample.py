@@ -156,7 +156,7 @@ def test_fast_is_twenty_steps_of_a_stochastic_solver(sample, model, tmp_path, ca
 
     from ddpm_hf import DDPMPipeline
     from ddpm_hf.evaluation.samples import read_samples
-    from ddpm_hf.pipelines.generation import generate
+    from ddpm_hf.sampling.generation import generate
 
     for taken in (["--scheduler", "ddim"], ["--num_inference_steps", 9]):
         with pytest.raises(SystemExit):

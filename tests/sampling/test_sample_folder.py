@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from ddpm_hf.pipelines.sample_folder import SampleFolder
-from ddpm_hf.pipelines.sample_formats import read_pixels, write_dataset, write_npz
+from ddpm_hf.sampling.sample_folder import SampleFolder
+from ddpm_hf.sampling.sample_formats import read_pixels, write_dataset, write_npz
 
 SETTINGS = {"seed": 0, "scheduler": {"class": "DDIMScheduler", "clip_sample": True}}
 NAMES = {0: "cat", 1: "dog", 2: "eel"}

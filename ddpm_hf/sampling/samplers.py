@@ -5,10 +5,11 @@ from typing import Any
 
 import diffusers
 import numpy as np
-from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 
 from ..diffusion.noise_schedules import betas_from_config
-from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
+from ..diffusion.scheduler import LinearDDPMScheduler
+from ..pipelines.steps import rebuild, without_learned_variance
 
 # Short name -> diffusers class, and settings for pixels in [-1, 1] that differ from its defaults.
 _DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict]] = {
@@ -90,36 +91,3 @@ def sampler_name(class_name: str, config: Mapping[str, Any]) -> str:
         if of_diffusers == class_name and all(config.get(key) == value for key, value in settings.items())
     ]
     return fitting[-1] if fitting else class_name  # the last match has the most settings
-
-
-def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:
-    """A scheduler of another class for the same process.
-
-    diffusers replaces values that were not given explicitly by the defaults of the new class. Heun's default is
-    another beta schedule, which would give noise, so every value is passed explicitly.
-    """
-    config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
-    return scheduler_class.from_config({**config, **changes})
-
-
-def takes_variance(scheduler: SchedulerMixin) -> bool:
-    """Whether `step` expects 2C channels; of diffusers' samplers only DDPM does."""
-    return isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type in LEARNED_VARIANCES
-
-
-def without_learned_variance(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler, or a copy without the learned variance if it could only misread one.
-
-    diffusers' multistep solvers cut the output at three channels for `learned_range`, whatever the number of channels
-    of the image. The pipeline's own component stays unchanged.
-    """
-    if takes_variance(scheduler) or scheduler.config.get("variance_type") not in LEARNED_VARIANCES:
-        return scheduler
-    return rebuild(type(scheduler), scheduler, variance_type=None)
-
-
-def check_starts_midway(scheduler: SchedulerMixin) -> None:
-    """Raises ValueError for a sampler whose chain must start at its first step."""
-    if isinstance(scheduler, PNDMScheduler):
-        others = ", ".join(name for name in SAMPLER_NAMES if name != "pndm")
-        raise ValueError(f"`scheduler` must be one of {others} for a chain that starts midway, got 'pndm'.")

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from ..diffusion.scheduler import LinearDDPMScheduler
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.steps import rebuild
 from ..seeds import image_generators
-from .ddpm import DDPMPipeline
 from .pictures import image_grid, to_uint8
-from .samplers import rebuild
 
 _STRIP_WIDTH, _ANIMATION_WIDTH = 1600, 640
 _FRAME_MILLISECONDS, _LAST_FRAME_MILLISECONDS = 100, 2500

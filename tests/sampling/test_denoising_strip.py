@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_hf.pipelines.chain import denoising_chain, save_chain
-from ddpm_hf.pipelines.generation import generate
+from ddpm_hf.sampling.generation import generate
+from ddpm_hf.sampling.strips import denoising_chain, save_chain
 
 
 @pytest.mark.parametrize(

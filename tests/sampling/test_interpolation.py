@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.pipelines.interpolation import interpolate
-from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_sampler, rebuild
+from ddpm_hf.pipelines.steps import rebuild
+from ddpm_hf.sampling.interpolation import interpolate
+from ddpm_hf.sampling.samplers import SAMPLER_NAMES, make_sampler
 from ddpm_hf.seeds import generator_for
 
 STOCHASTIC = ("ddpm", "dpm-sde")
@@ -130,7 +131,7 @@ def test_what_cannot_be_interpolated_is_refused(tiny_pipeline):
     with pytest.raises(ValueError, match="`depths` must be between 0 and 1000, got 1001"):
         interpolate(pipeline, first, second, [0, 1001], [0.5])
     pipeline.scheduler = make_sampler("pndm", pipeline.scheduler)
-    with pytest.raises(ValueError, match="ddim.* starts midway, got 'pndm'"):
+    with pytest.raises(ValueError, match="any sampler but pndm .* starts midway, got 'pndm'"):
         interpolate(pipeline, first, second, [500], [0.5])
 
 

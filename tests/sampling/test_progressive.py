@@ -7,9 +7,9 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from scipy import stats
 
-from ddpm_hf.pipelines.chain import denoising_chain
-from ddpm_hf.pipelines.generation import generate
-from ddpm_hf.pipelines.samplers import SAMPLER_NAMES, make_sampler
+from ddpm_hf.sampling.generation import generate
+from ddpm_hf.sampling.samplers import SAMPLER_NAMES, make_sampler
+from ddpm_hf.sampling.strips import denoising_chain
 from ddpm_hf.seeds import image_generators
 
 STEPS = 6

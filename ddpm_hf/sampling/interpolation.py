@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.steps import check_starts_midway
 from ..seeds import generator_for
-from .ddpm import DDPMPipeline
 from .pictures import to_uint8
-from .samplers import check_starts_midway
 
 
 def interpolate(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_hf.pipelines.pictures import image_grid
+from ddpm_hf.sampling.pictures import image_grid
 
 
 def test_cells_are_enlarged_by_whole_factors_and_lie_row_by_row():

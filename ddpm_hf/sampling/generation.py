@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
 from ..seeds import image_generators
-from .ddpm import DDPMPipeline
 
 
 def generate(

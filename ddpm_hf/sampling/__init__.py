@@ -1,0 +1,1 @@
+"""Drawing at scale: many images, chains, interpolations, and the pictures made of them."""
