@@ -29,8 +29,8 @@ import psutil
 import torch
 from measuring import describe_machine, machine, print_table, write_report
 
+from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.training.checkpoint import list_checkpoints
-from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.start import prepare
 
 SETTINGS = (

@@ -136,7 +136,7 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     """The complete training step of scripts/train.py."""
     import torch
 
-    from ddpm_hf.training.command_line import parse_training_arguments
+    from ddpm_hf.cli.parser import parse_training_arguments
     from ddpm_hf.training.forecast import forecast
     from ddpm_hf.training.start import prepare
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ddpm_hf.cli.parser import OneLineParser, one_line_errors
 from ddpm_hf.evaluation.evaluator import Evaluator, Request
 from ddpm_hf.flags import flag
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.sampling.samplers import SAMPLER_NAMES
-from ddpm_hf.training.command_line import OneLineParser, one_line_errors
-from ddpm_hf.training.config import MachineArguments
+from ddpm_hf.systems.config import MachineArguments
 from ddpm_hf.training.device import use_cores
 
 

@@ -6,12 +6,12 @@ python scripts/push.py demo --hub_model_id user/digits-ddpm
 import sys
 from pathlib import Path
 
+from ddpm_hf.cli.parser import OneLineParser, one_line_errors
 from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import PushFailed, push
 from ddpm_hf.pipelines.loading import load_pipeline
-from ddpm_hf.training.command_line import OneLineParser, one_line_errors
-from ddpm_hf.training.config import PageArguments
+from ddpm_hf.systems.config import PageArguments
 from ddpm_hf.training.publish import page_for
 
 

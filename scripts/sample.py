@@ -18,6 +18,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
+from ddpm_hf.cli.parser import OneLineParser, one_line_errors
 from ddpm_hf.data.transforms import UnreadableImage, native_channels, normalize, open_image
 from ddpm_hf.flags import flag
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
@@ -29,8 +30,7 @@ from ddpm_hf.sampling.pictures import image_grid, to_uint8
 from ddpm_hf.sampling.sample_folder import OVERVIEW, SampleFolder
 from ddpm_hf.sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ddpm_hf.sampling.strips import denoising_chain, save_chain
-from ddpm_hf.training.command_line import OneLineParser, one_line_errors
-from ddpm_hf.training.config import MachineArguments
+from ddpm_hf.systems.config import MachineArguments
 from ddpm_hf.training.device import describe_processes, use_cores
 from ddpm_hf.training.interruption import Interruption, exit_status
 

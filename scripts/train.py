@@ -7,7 +7,7 @@ Running the same command again resumes the run. `--help` lists every setting.
 
 import sys
 
-from ddpm_hf.training.command_line import one_line_errors, parse_training_arguments, training_parser
+from ddpm_hf.cli.parser import one_line_errors, parse_training_arguments, training_parser
 from ddpm_hf.training.start import prepare
 
 

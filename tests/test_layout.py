@@ -10,16 +10,20 @@ import diffusers.pipelines
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
 
 GROUND = {"portable", "seeds", "files", "flags", "progress"}
+BELOW_PIPELINES = {"data", "diffusion", "models"}
+BELOW_JUDGEMENT = BELOW_PIPELINES | {"pipelines", "sampling"}
 # Room -> rooms of ours that it may import beside the ground, which imports none.
 ALLOWED = {
     "data": set(),
     "diffusion": set(),
     "models": set(),
-    "pipelines": {"diffusion", "models"},
-    "sampling": {"data", "diffusion", "models", "pipelines"},
-    "evaluation": {"data", "diffusion", "models", "pipelines", "sampling"},
-    "hub": {"data", "diffusion", "models", "pipelines", "sampling"},
-    "training": {"data", "diffusion", "models", "pipelines", "sampling", "evaluation", "hub"},
+    "pipelines": BELOW_PIPELINES,
+    "sampling": BELOW_PIPELINES | {"pipelines"},
+    "evaluation": BELOW_JUDGEMENT,
+    "hub": BELOW_JUDGEMENT,
+    "systems": BELOW_JUDGEMENT | {"evaluation", "hub"},
+    "training": BELOW_JUDGEMENT | {"evaluation", "hub", "systems"},
+    "cli": BELOW_JUDGEMENT | {"evaluation", "hub", "systems", "training"},
     "__init__": {"diffusion", "models", "pipelines", "hub"},
 }
 

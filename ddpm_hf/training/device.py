@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
 
-from .config import Config
+from ..systems.config import Config
 from .interruption import LAUNCHER_MARK
 from .output import TRACKER_PROJECT
 

@@ -13,7 +13,7 @@ from ..data.sources import ImageData, load_images
 from ..data.store import PixelStore
 from ..data.streaming import StreamingData
 from ..data.transforms import parse_resolution
-from .config import Config
+from ..systems.config import Config
 
 
 @dataclass(kw_only=True)

@@ -11,18 +11,6 @@ LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
 TIME_UP = 1
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of "90", "45:00" or "12:00:00" (hours, minutes, seconds).
-
-    Raises:
-        ValueError: for anything else.
-    """
-    parts = text.split(":")
-    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
-        raise ValueError(f"--max_train_time must be seconds, M:SS or H:MM:SS, got {text!r}")
-    return float(sum(60**place * int(part) for place, part in enumerate(reversed(parts))))
-
-
 class Interruption:
     """A context that watches for a reason to stop. The first signal is noted; a second one kills the process.
 

@@ -20,12 +20,13 @@ from ..hub.access import Page
 from ..hub.folder import CHAIN_FILE, PREVIEWS_FOLDER, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
+from ..systems.config import parse_duration
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import has_fused_optimizer, start_trackers, to_device
 from .draws import StepDraws
 from .ema import EMA, whole
 from .ending import Ending
-from .interruption import Interruption, describe_reason, exit_status, parse_duration
+from .interruption import Interruption, describe_reason, exit_status
 from .output import OutputFolder
 from .plan import Plan
 from .previews import draw_chain, draw_preview, track_image

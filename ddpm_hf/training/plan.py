@@ -20,7 +20,7 @@ from ..models.unet import DDPMUNet2D, default_depth, paper_config
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import load_pipeline
 from ..seeds import generator_for
-from .config import Config
+from ..systems.config import Config
 from .images import TrainingImages, load_training_images
 
 _ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")

@@ -18,7 +18,7 @@ from ..hub.folder import CONFIG_FILE, CURVE_FILE, LOSS_FILE, SAMPLES_FILE, STAGI
 from ..hub.push import push
 from ..hub.retry import one_line
 from ..pipelines.ddpm import DDPMPipeline
-from .config import Config, PageArguments
+from ..systems.config import Config, PageArguments
 from .output import OutputFolder
 
 

@@ -6,7 +6,7 @@ import pytest
 from running import TINY, forget_accelerator, write_pictures
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.training.command_line import parse_training_arguments
+from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.training.start import prepare
 
 

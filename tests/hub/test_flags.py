@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm_hf.training.command_line import OneLineParser, parse_training_arguments
-from ddpm_hf.training.config import HUB_FLAGS, PageArguments
+from ddpm_hf.cli.parser import OneLineParser, parse_training_arguments
+from ddpm_hf.systems.config import HUB_FLAGS, PageArguments
 from ddpm_hf.training.publish import push_command
 
 SECRET = "hf_ThisMustNotBeRepeated"

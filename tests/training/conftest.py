@@ -8,7 +8,7 @@ import pytest
 from real_runs import RealRun
 from running import TINY, forget_accelerator, write_pictures
 
-from ddpm_hf.training.command_line import parse_training_arguments
+from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import prepare
 

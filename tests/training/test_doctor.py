@@ -16,8 +16,8 @@ from PIL import Image
 from running import TINY
 
 from ddpm_hf import DDPMUNet2D
+from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.training import doctor
-from ddpm_hf.training.command_line import parse_training_arguments
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.doctor import Finding, examine, report, sample_stretches
 from ddpm_hf.training.forecast import forecast

@@ -16,19 +16,8 @@ from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.training import loop
 from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.device import available_cores
-from ddpm_hf.training.interruption import TIME_UP, Interruption, describe_reason, exit_status, parse_duration
+from ddpm_hf.training.interruption import TIME_UP, Interruption, describe_reason, exit_status
 from ddpm_hf.training.output import OutputFolder
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("45:00", 2700), ("1:00:05", 3605), ("0:30", 30)])
-def test_durations(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "1h", "-3", "1:2:3:4", "1.5"])
-def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(ValueError, match="--max_train_time"):
-        parse_duration(text)
 
 
 def test_a_signal_is_noted_and_the_second_one_acts():

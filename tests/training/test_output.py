@@ -3,7 +3,7 @@
 import pytest
 from test_loop import stop_after
 
-from ddpm_hf.training.command_line import parse_training_arguments
+from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.training.output import LOSS_COLUMNS, LossTable, OutputFolder
 
 FACTS = {"steps": 10, "image_shape": (1, 8, 8)}

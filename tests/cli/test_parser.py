@@ -8,12 +8,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from ddpm_hf.cli.parser import RETIRED_FLAGS, one_line_errors, parse_training_arguments, training_parser
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 from ddpm_hf.models.presets import PRESETS
 from ddpm_hf.models.unet import DDPMUNet2D
-from ddpm_hf.training.command_line import RETIRED_FLAGS, one_line_errors, parse_training_arguments, training_parser
-from ddpm_hf.training.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
+from ddpm_hf.systems.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.plan import make_plan
 

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from ..hub.folder import RECORDED
 from ..models.presets import PRESETS
-from .config import ARGUMENT_GROUPS, Config
+from ..systems.config import ARGUMENT_GROUPS, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
 RETIRED_FLAGS = {

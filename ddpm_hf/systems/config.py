@@ -13,7 +13,6 @@ from ..data.transforms import parse_resolution
 from ..evaluation.quality import QUALITY_METRICS
 from ..flags import flag, switch
 from ..models.presets import PRESETS
-from .interruption import parse_duration
 
 BETA_SCHEDULES = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 VARIANCE_TYPES = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
@@ -318,3 +317,15 @@ def _check_range(name: str, value: float | None, low: float, low_allowed: bool, 
     if not (low <= value if low_allowed else low < value) or value == math.inf or (high is not None and value > high):
         bounds = f"{'at least' if low_allowed else 'above'} {low}" + (f" and at most {high}" if high else "")
         raise ValueError(f"--{name} must be {bounds}, got {value}")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "45:00" or "12:00:00" (hours, minutes, seconds).
+
+    Raises:
+        ValueError: for anything else.
+    """
+    parts = text.split(":")
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
+        raise ValueError(f"--max_train_time must be seconds, M:SS or H:MM:SS, got {text!r}")
+    return float(sum(60**place * int(part) for place, part in enumerate(reversed(parts))))

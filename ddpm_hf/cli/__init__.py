@@ -1,0 +1,1 @@
+"""The command lines; `accelerate launch -m ddpm_hf.cli.train` needs no checkout."""
