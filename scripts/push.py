@@ -4,32 +4,8 @@ python scripts/push.py demo --hub_model_id user/digits-ddpm
 """
 
 import sys
-from pathlib import Path
 
-from ddpm_hf.cli.parser import OneLineParser, one_line_errors
-from ddpm_hf.hub.card import write_card
-from ddpm_hf.hub.folder import ModelFolder
-from ddpm_hf.hub.push import PushFailed, push
-from ddpm_hf.pipelines.loading import load_pipeline
-from ddpm_hf.systems.config import PageArguments
-from ddpm_hf.training.publish import page_for
-
-
-def main(argv: list[str]) -> None:
-    parser = OneLineParser(PageArguments, prog="push.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="An output folder of train.py, or any saved DDPM pipeline.")
-    parser.refuse_retired(argv)
-    arguments, names = parser.parse(argv)
-    with one_line_errors(parser):
-        ModelFolder.read(names.folder)
-        load_pipeline(str(names.folder))  # raises if the weights do not match their config
-        page = page_for(arguments, names.folder)
-        write_card(names.folder, page.repo_id, page.license)
-        try:
-            print(f"model page: {push(names.folder, page, 'Push with ddpm_hf')}")
-        except PushFailed as problem:
-            raise ValueError(f"the model was not pushed: {problem}") from None
-
+from ddpm_hf.cli.push import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 from running import ROOT
 
 USE = """
+import runpy
+import sys
 from pathlib import Path
 import ddpm_hf
 from ddpm_hf.data.sources import load_images
@@ -24,6 +26,12 @@ assert "card_data" in (Path(ddpm_hf.__file__).parent / "model_card.md").read_tex
 unet = ddpm_hf.DDPMUNet2D.from_paper(**{{**ddpm_hf.get_preset("digits").model}})
 ddpm_hf.DDPMPipeline(unet, ddpm_hf.LinearDDPMScheduler()).save_pretrained("saved")
 print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__)
+for name in ("train", "sample", "evaluate", "push"):
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(f"ddpm_hf.cli.{{name}}", run_name="__main__")
+    except SystemExit as end:
+        assert end.code in (0, None)
 """
 
 # Imported name -> distribution, for those that the environment cannot be asked about: extras, not installed for tests.
@@ -89,7 +97,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         [environment / "bin" / "python", "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[-1] == "DDPMUNet2D"
+    assert result.stdout.startswith("DDPMUNet2D\n")
+    for name in ("train", "sample", "evaluate", "push"):
+        assert f"usage: {name}.py " in result.stdout
 
 
 RUN = {"cwd": ROOT, "check": True, "capture_output": True, "text": True}

@@ -35,8 +35,7 @@ def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = p
 
 def push_command(hub: PageArguments, folder: Path, repo_id: str) -> str:
     """The command that pushes a folder with these flags."""
-    script = Path(sys.argv[0]).with_name("push.py")
-    words = [sys.executable, str(script), str(folder), "--hub_model_id", repo_id]
+    words = [sys.executable, "-m", "ddpm_hf.cli.push", str(folder), "--hub_model_id", repo_id]
     words += ["--hub_private_repo"] if hub.hub_private_repo else []
     for name in ("hub_license", "hub_token_file"):
         if getattr(hub, name) is not None:

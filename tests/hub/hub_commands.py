@@ -36,16 +36,18 @@ def run(task: dict, before: list[dict]) -> dict:
     replace_environment(changed)
     talk_to_hub("PUT", task.get("faults", []))
     if "printed_by" in task:
-        python, *sys.argv = shlex.split(before[task["printed_by"]]["printed"].strip().splitlines()[-1])
-        assert python == sys.executable
+        python, option, *sys.argv = shlex.split(before[task["printed_by"]]["printed"].strip().splitlines()[-1])
+        assert (python, option) == (sys.executable, "-m")
+        start = runpy.run_module
     else:
         script, *arguments = task["argv"]
         sys.argv = [str(SCRIPTS / script), *arguments]
+        start = runpy.run_path
     with tempfile.TemporaryFile() as printed:
         terminals = os.dup(1), os.dup(2)
         os.dup2(printed.fileno(), 1), os.dup2(printed.fileno(), 2)
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            start(sys.argv[0], run_name="__main__")
             status = 0
         except SystemExit as end:
             status = end.code

@@ -50,14 +50,13 @@ def test_where_a_model_is_published_is_no_property_of_the_run(tmp_path):
     folder.open(parse_training_arguments(["--output_dir", str(tmp_path)]), {})
 
 
-def test_the_command_for_later_says_the_same_again(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["scripts/train.py"])
+def test_the_command_for_later_says_the_same_again():
     hub = PageArguments(hub_private_repo=True, hub_license="mit", hub_token_file="my token")
     words = shlex.split(push_command(hub, Path("my folder"), "alice/x"))
-    assert words[:2] == [sys.executable, str(Path("scripts/push.py"))]
+    assert words[:3] == [sys.executable, "-m", "ddpm_hf.cli.push"]
     parser = OneLineParser(PageArguments)
     parser.add_argument("folder")
-    said, rest = parser.parse(words[2:])
+    said, rest = parser.parse(words[3:])
     assert rest.folder == "my folder"
     assert said == PageArguments(
         hub_model_id="alice/x", hub_private_repo=True, hub_license="mit", hub_token_file="my token"

@@ -1,0 +1,19 @@
+"""Train a DDPM on your own images, or, without arguments, on bundled handwritten digits."""
+
+import sys
+
+from ..training.start import prepare
+from .parser import one_line_errors, parse_training_arguments, training_parser
+
+
+def main(argv: list[str]) -> None:
+    parser = training_parser()
+    config = parse_training_arguments(argv, parser)
+    with one_line_errors(parser):
+        trainer = prepare(config)
+        if trainer is not None:
+            trainer.train()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
