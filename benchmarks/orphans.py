@@ -29,9 +29,8 @@ import psutil
 import torch
 from measuring import describe_machine, machine, print_table, write_report
 
-from ddpm_hf.cli.parser import parse_training_arguments
+from ddpm_hf.cli import train
 from ddpm_hf.training.checkpoint import list_checkpoints
-from ddpm_hf.training.start import prepare
 
 SETTINGS = (
     "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --resolution 8 --train_batch_size 4 "
@@ -171,4 +170,4 @@ if __name__ == "__main__":
         sys.exit(main())
     except IsWorker as worker:
         arguments = worker.args[0]
-    prepare(parse_training_arguments(arguments)).train()
+    train.main(arguments)

@@ -6,29 +6,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 
-from ..data.transforms import UnreadableImage, native_channels, normalize, open_image
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
-from ..sampling.generation import generate, sampling_bar
-from ..sampling.interpolation import check_interpolation, interpolate
-from ..sampling.pictures import image_grid, to_uint8
+from ..sampling.drawing import Drawing, read_image
+from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
-from ..sampling.strips import denoising_chain, save_chain
 from ..systems.config import MachineArguments
 from ..training.device import describe_processes, use_cores
 from ..training.interruption import Interruption, exit_status
 from .parser import OneLineParser, one_line_errors
-
-_CHAIN_IMAGES, _CHAIN_FRAMES = 8, 40
-_MIXTURES = np.linspace(0, 1, 11)
 
 
 @dataclass(kw_only=True)
@@ -82,20 +74,19 @@ def main(argv: list[str]) -> None:
     arguments, pictures, machine, names = parser.parse(argv)
     with one_line_errors(parser):
         check(arguments, pictures)
-        pipeline, steps = prepare(names.pipeline, arguments)
-        use_cores(pipeline.device, machine.num_cpu_threads)
-        classes = asked_classes(pipeline, arguments.class_labels, arguments.guidance_scale)
+        drawing = prepare(names.pipeline, arguments)
+        use_cores(drawing.pipeline.device, machine.num_cpu_threads)
         if pictures.interpolate:
-            pair, depths = prepare_interpolation(pipeline, arguments, pictures, classes)
+            picture, pair, depths = prepare_interpolation(drawing, arguments, pictures)
         else:
-            folder, missing = open_folder(names.pipeline, pipeline, steps, arguments, classes)
-    if pictures.interpolate:
-        draw_interpolation(pipeline, pair, depths, arguments, classes)
-    else:
-        draw_images(pipeline, folder, missing, steps, arguments)
-        if PartialState().is_main_process:
-            print(f"images: {folder.result}\npicture: {folder.finish()}")
-            draw_chains(pipeline, folder, steps, arguments, pictures)
+            path, output_format = Path(arguments.output_dir), arguments.output_format or "png"
+            count = arguments.num_images or 16
+            folder, missing = drawing.open_folder(path, count, output_format, pipeline=names.pipeline)
+    if not pictures.interpolate:
+        draw(drawing, folder, missing, pictures)
+    elif PartialState().is_main_process:
+        drawing.draw_interpolation(picture, pair, depths)
+        print(f"picture: {picture}")
     PartialState().destroy_process_group()
 
 
@@ -120,11 +111,11 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         raise ValueError(f"--interpolate draws only one picture; leave out {', '.join(given)}")
 
 
-def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, int]:
-    """The pipeline on this process's device with the requested sampler, and the number of its steps.
+def prepare(name: str, arguments: SampleArguments) -> Drawing:
+    """The pipeline on this process's device, ready to draw with the requested sampler.
 
     Raises:
-        ValueError: the pipeline cannot be loaded, or the sampler or device cannot be used.
+        ValueError: the pipeline cannot be loaded, or the sampler, the device or a class cannot be used.
     """
     pipeline = load_pipeline(name)
     steps = arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
@@ -132,7 +123,6 @@ def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, int]:
         pipeline.scheduler, steps = make_fast_sampler(pipeline.scheduler)
     elif arguments.scheduler is not None:
         pipeline.scheduler = make_sampler(arguments.scheduler, pipeline.scheduler)
-    pipeline.scheduler.set_timesteps(steps)
     pipeline.set_progress_bar_config(disable=True)
     # PartialState ignores the launcher's --cpu, and each process would then consider itself the only one. The timeout
     # is long because a process may finish hours before the others.
@@ -141,9 +131,17 @@ def prepare(name: str, arguments: SampleArguments) -> tuple[DDPMPipeline, int]:
     if arguments.device not in (None, "cpu") and state.num_processes > 1:
         raise ValueError("--device can be given only with one process: several get one device each")
     try:
-        return pipeline.to(torch.device(arguments.device) if arguments.device else state.device), steps
+        pipeline.to(torch.device(arguments.device) if arguments.device else state.device)
     except (RuntimeError, AssertionError) as problem:
         raise ValueError(f"cannot use --device {arguments.device}: {problem}") from None
+    return Drawing(
+        pipeline=pipeline,
+        steps=steps,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        classes=asked_classes(pipeline, arguments.class_labels, arguments.guidance_scale),
+        guidance_scale=arguments.guidance_scale,
+    )
 
 
 def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: float) -> list[int] | None:
@@ -158,153 +156,43 @@ def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: flo
     ]
 
 
-def open_folder(
-    name: str, pipeline: DDPMPipeline, steps: int, arguments: SampleArguments, classes: list[int] | None
-) -> tuple[SampleFolder, list[int]]:
-    """The output folder and, equal on all processes, the missing images; ValueError if the folder cannot be used."""
-    count, channels = arguments.num_images or 16, pipeline.unet.config.in_channels
-    if channels > 4:
-        raise ValueError(f"the model's images must have at most 4 channels, got {channels}")
-    labels = None if classes is None else [classes[k % len(classes)] for k in range(count)]
-    pipeline.check_classes(labels, arguments.guidance_scale, count)
-    folder = SampleFolder(
-        path=Path(arguments.output_dir),
-        output_format=arguments.output_format or "png",
-        num_images=count,
-        labels=labels,
-        class_names=pipeline.id2label,
-    )
-    process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-    settings = {
-        "seed": arguments.seed,
-        "num_inference_steps": steps,
-        "guidance_scale": arguments.guidance_scale,
-        "class_labels": classes,
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
-        "weights": weights_fingerprint(pipeline.unet),
-    }
-    # Only the main process lists the files: another could miss some, or see new ones of this run.
-    missing = folder.open(settings, pipeline=name) if PartialState().is_main_process else None
-    return folder, broadcast_object_list([missing])[0]
-
-
-def draw_images(
-    pipeline: DDPMPipeline, folder: SampleFolder, missing: list[int], steps: int, arguments: SampleArguments
-) -> None:
-    """Draw this process's share of the images, then wait for the others."""
-    state, interruption = PartialState(), Interruption(None)
-    mine = missing[state.process_index :: state.num_processes]
-    calls = len(pipeline.scheduler.timesteps)
-    if state.is_main_process:
-        work = f"{len(missing)} of {folder.num_images} images, {calls} network calls each"
-        print(f"to draw: {work}, {describe_processes(pipeline.device, state.num_processes)}", flush=True)
-    with sampling_bar(
-        folder.num_images, len(missing), len(mine), calls, disable=not (mine and state.is_main_process)
-    ) as show:
-        batches = generate(
-            pipeline,
-            mine,
-            arguments.seed,
-            arguments.batch_size,
-            class_labels=None if folder.labels is None else [folder.labels[k] for k in mine],
-            guidance_scale=arguments.guidance_scale,
-            callback_on_step_end=show,
-            num_inference_steps=steps,
-        )
-        for indices, images in batches:
-            folder.write(indices, images)
-            if interruption.reason():
-                sys.exit(exit_status(interruption.reason()))
-    state.wait_for_everyone()
-
-
-def draw_chains(
-    pipeline: DDPMPipeline, folder: SampleFolder, steps: int, arguments: SampleArguments, pictures: PictureArguments
-) -> None:
-    """Draw the first images again, keeping intermediate steps, for the requested pictures."""
-    shown = range(min(_CHAIN_IMAGES, folder.num_images))
-    for name, asked in (("denoising", pictures.denoising_strip), ("progressive", pictures.progressive)):
-        if not asked:
-            continue
-        strip = folder.path / OVERVIEW / f"{name}.png"
-        frames, _ = denoising_chain(
-            pipeline,
-            shown,
-            arguments.seed,
-            steps,
-            _CHAIN_FRAMES,
-            None if folder.labels is None else [folder.labels[k] for k in shown],
-            predicted=name == "progressive",
-            guidance_scale=arguments.guidance_scale,
-        )
-        save_chain(frames, strip, strip.with_suffix(".webp"))
-        print(f"{name}: {strip}, {strip.with_suffix('.webp').name}")
-
-
 def prepare_interpolation(
-    pipeline: DDPMPipeline, arguments: SampleArguments, pictures: PictureArguments, classes: list[int] | None
-) -> tuple[list[torch.Tensor], list[int]]:
-    """The two images and the depths; ValueError if the model cannot interpolate them."""
+    drawing: Drawing, arguments: SampleArguments, pictures: PictureArguments
+) -> tuple[Path, tuple[torch.Tensor, torch.Tensor], list[int]]:
+    """The picture to draw, the two images and the depths; ValueError if the model cannot interpolate them."""
+    pipeline, classes = drawing.pipeline, drawing.classes
     if classes is not None and len(classes) != 1:
         raise ValueError("--interpolate needs exactly one class in --class_labels")
     pipeline.check_classes(classes, arguments.guidance_scale, 1)
-    picture = interpolation_picture(arguments)
+    picture = Path(arguments.output_dir) / OVERVIEW / "interpolation.png"
     if picture.exists():
         raise ValueError(f"--output_dir {arguments.output_dir} already has {picture.name}; choose another folder")
-    pair = [read_image(file, pipeline.unet.config.in_channels) for file in pictures.interpolate]
     total = pipeline.scheduler.config.num_train_timesteps
     depths = pictures.interpolation_depths or [total * quarter // 4 for quarter in range(5)]
     try:
-        check_interpolation(pipeline, *pair, depths)
+        first, second = (read_image(file, pipeline.unet.config.in_channels) for file in pictures.interpolate)
+        check_interpolation(pipeline, first, second, depths)
     except ValueError as problem:
         raise ValueError(f"--interpolate: {problem}") from None
-    return pair, depths
+    return picture, (first, second), depths
 
 
-def read_image(file: str, channels: int) -> torch.Tensor:
-    """An image file as (C, H, W) in [-1, 1]; ValueError if it has a different number of channels."""
-    try:
-        image = open_image(Path(file).read_bytes())
-    except UnreadableImage as problem:
-        raise ValueError(f"--interpolate: cannot read {file}: {problem}") from None
-    found = native_channels(image)
-    if found != channels:
-        raise ValueError(f"--interpolate: {file} must have the model's {channels} channels, got {found}")
-    pixels = np.array(image).reshape(image.height, image.width, -1)
-    return normalize(torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1))
-
-
-def draw_interpolation(
-    pipeline: DDPMPipeline,
-    pair: list[torch.Tensor],
-    depths: list[int],
-    arguments: SampleArguments,
-    classes: list[int] | None,
-) -> None:
-    """Draw one picture with a row per depth between the two images. Only the main process works."""
-    if not PartialState().is_main_process:
+def draw(drawing: Drawing, folder: SampleFolder, missing: list[int], pictures: PictureArguments) -> None:
+    """Draw the images and the pictures asked for; exits if the launcher dies, and nobody else would stop it."""
+    state, interruption = PartialState(), Interruption(None)
+    if state.is_main_process:
+        work = f"{len(missing)} of {folder.num_images} images, {drawing.calls} network calls each"
+        processes = describe_processes(drawing.pipeline.device, state.num_processes)
+        print(f"to draw: {work}, {processes}", flush=True)
+    if not drawing.draw_images(folder, missing, go_on=lambda: not interruption.reason()):
+        sys.exit(exit_status(interruption.reason()))
+    if not state.is_main_process:
         return
-    images, taken = interpolate(
-        pipeline,
-        *pair,
-        depths,
-        _MIXTURES.tolist(),
-        seed=arguments.seed,
-        num_inference_steps=arguments.num_inference_steps,
-        batch_size=arguments.batch_size,
-        class_label=None if classes is None else classes[0],
-        guidance_scale=arguments.guidance_scale,
-    )
-    sides = to_uint8(torch.stack(pair))
-    rows = [np.concatenate([sides[:1], row, sides[1:]]) for row in images]
-    picture = interpolation_picture(arguments)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)
-    print(f"picture: {picture}")
-
-
-def interpolation_picture(arguments: SampleArguments) -> Path:
-    return Path(arguments.output_dir) / OVERVIEW / "interpolation.png"
+    print(f"images: {folder.result}\npicture: {folder.finish()}")
+    for name, asked in (("denoising", pictures.denoising_strip), ("progressive", pictures.progressive)):
+        if asked:
+            strip = drawing.draw_chain(folder, name, predicted=name == "progressive")
+            print(f"{name}: {strip}, {strip.with_suffix('.webp').name}")
 
 
 if __name__ == "__main__":

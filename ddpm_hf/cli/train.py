@@ -2,6 +2,7 @@
 
 import sys
 
+from ..training.interruption import Stopped
 from ..training.start import prepare
 from .parser import one_line_errors, parse_training_arguments, training_parser
 
@@ -12,7 +13,10 @@ def main(argv: list[str]) -> None:
     with one_line_errors(parser):
         trainer = prepare(config)
         if trainer is not None:
-            trainer.train()
+            try:
+                trainer.train()
+            except Stopped as stop:
+                sys.exit(stop.status)
 
 
 if __name__ == "__main__":

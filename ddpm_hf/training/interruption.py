@@ -11,6 +11,18 @@ LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
 TIME_UP = 1
 
 
+class Stopped(Exception):
+    """A run has saved its state and ended before its last step; the same command continues it.
+
+    Attributes:
+        status: the exit status that tells why.
+    """
+
+    def __init__(self, status: int):
+        super().__init__(f"exit status {status}")
+        self.status = status
+
+
 class Interruption:
     """A context that watches for a reason to stop. The first signal is noted; a second one kills the process.
 

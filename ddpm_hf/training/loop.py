@@ -5,7 +5,6 @@ Everything random in a step (rows, crops, flips, noise, timesteps, hidden classe
 one CPU process with the same number of threads, which determines the order of summation.
 """
 
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -26,7 +25,7 @@ from .device import has_fused_optimizer, start_trackers, to_device
 from .draws import StepDraws
 from .ema import EMA, whole
 from .ending import Ending
-from .interruption import Interruption, describe_reason, exit_status
+from .interruption import Interruption, Stopped, describe_reason, exit_status
 from .output import OutputFolder
 from .plan import Plan
 from .previews import draw_chain, draw_preview, track_image
@@ -98,7 +97,11 @@ class Trainer:
     # The run as a whole
 
     def train(self) -> None:
-        """Train to the last step, from the newest checkpoint if there is one, and write all results."""
+        """Train to the last step, from the newest checkpoint if there is one, and write all results.
+
+        Raises:
+            Stopped: before the last step, after saving, by a signal or the end of `--max_train_time`.
+        """
         try:
             self._train()
         finally:
@@ -129,7 +132,7 @@ class Trainer:
         self._finish()
 
     def _stop_if_asked(self) -> None:
-        """Save and exit if any process has to stop; all of them must agree on the step."""
+        """Save and raise `Stopped` if any process has to stop; all of them must agree on the step."""
         reason = self.interruption.reason()
         if self.accelerator.num_processes > 1:
             reason = int(self.accelerator.gather(torch.tensor([reason], device=self.accelerator.device)).max())
@@ -145,7 +148,7 @@ class Trainer:
             f"Run the same command again to continue from {where}."
         )
         self._leave()
-        sys.exit(exit_status(reason))
+        raise Stopped(exit_status(reason))
 
     def _leave(self) -> None:
         """Close the trackers and the process group, to which nothing here may keep a reference.

@@ -16,7 +16,7 @@ from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.training import loop
 from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.device import available_cores
-from ddpm_hf.training.interruption import TIME_UP, Interruption, describe_reason, exit_status
+from ddpm_hf.training.interruption import TIME_UP, Interruption, Stopped, describe_reason, exit_status
 from ddpm_hf.training.output import OutputFolder
 
 
@@ -48,9 +48,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, t
                 broken.interruption.reason = lambda: reason
 
         broken._after_step = interrupt
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(Stopped) as stop:
             broken.train()
-        assert stop.value.code == exit_status(reason)
+        assert stop.value.status == exit_status(reason)
         line = capsys.readouterr().out.splitlines()[-1]
         assert line == (
             f"stopped by {describe_reason(reason)} at step {step} of 6. "
@@ -63,9 +63,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(start, t
 def test_a_run_ends_well_when_its_time_is_up_and_goes_on(train, tmp_path, capsys):
     reached = [0]
     for _ in range(2):
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(Stopped) as stop:
             train("--max_train_time", "1", "--max_train_steps", "1000000", "--checkpointing_steps", "1000000")
-        assert stop.value.code == 0
+        assert stop.value.status == 0
         *_, before_last, last = capsys.readouterr().out.splitlines()
         checkpoint = list_checkpoints(tmp_path / "out")[-1]
         reached.append(int(checkpoint.name.partition("-")[2]))

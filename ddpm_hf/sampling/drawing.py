@@ -1,0 +1,181 @@
+"""Everything that is drawn with one pipeline into a folder, on all processes: images, chains and interpolations."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ..data.transforms import UnreadableImage, native_channels, normalize, open_image
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.fingerprint import weights_fingerprint
+from .generation import generate, sampling_bar
+from .interpolation import interpolate
+from .pictures import image_grid, to_uint8
+from .sample_folder import OVERVIEW, SampleFolder
+from .strips import denoising_chain, save_chain
+
+_CHAIN_IMAGES, _CHAIN_FRAMES = 8, 40
+_MIXTURES = np.linspace(0, 1, 11)
+
+
+@dataclass(kw_only=True)
+class Drawing:
+    """A pipeline and how it draws.
+
+    Attributes:
+        pipeline: on this process's device, with any sampler.
+        steps: of the sampler, per image.
+        seed: image k of a seed is always the same.
+        batch_size: images per network call of one process; does not affect the images.
+        classes: class numbers to cycle through; None for unconditional images.
+        guidance_scale: of the pipeline call.
+        calls: network calls per image.
+
+    Raises:
+        ValueError: the sampler cannot take this many steps.
+    """
+
+    pipeline: DDPMPipeline
+    steps: int
+    seed: int = 0
+    batch_size: int = 64
+    classes: Sequence[int] | None = None
+    guidance_scale: float = 1.0
+
+    def __post_init__(self):
+        self.pipeline.scheduler.set_timesteps(self.steps)
+        self.calls = len(self.pipeline.scheduler.timesteps)
+
+    def open_folder(
+        self, path: Path, num_images: int, output_format: str = "png", **about: Any
+    ) -> tuple[SampleFolder, list[int]]:
+        """The output folder and, equal on all processes, the images that it lacks.
+
+        Args:
+            path: may not exist yet.
+            output_format: one of `sample_folder.FORMATS`.
+            about: further facts to record.
+
+        Raises:
+            ValueError: the folder cannot be used, or the classes or the channels do not suit.
+        """
+        pipeline, channels = self.pipeline, self.pipeline.unet.config.in_channels
+        if channels > 4:
+            raise ValueError(f"the model's images must have at most 4 channels, got {channels}")
+        labels = None if self.classes is None else [self.classes[k % len(self.classes)] for k in range(num_images)]
+        pipeline.check_classes(labels, self.guidance_scale, num_images)
+        folder = SampleFolder(
+            path=path,
+            output_format=output_format,
+            num_images=num_images,
+            labels=labels,
+            class_names=pipeline.id2label,
+        )
+        process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+        settings = {
+            "seed": self.seed,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "class_labels": self.classes,
+            "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
+            "weights": weights_fingerprint(pipeline.unet),
+        }
+        # Only the main process lists the files: another could miss some, or see new ones of this run.
+        missing = folder.open(settings, **about) if PartialState().is_main_process else None
+        return folder, broadcast_object_list([missing])[0]
+
+    def draw_images(
+        self, folder: SampleFolder, missing: Sequence[int], go_on: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Draw this process's share of the images, then wait for the others.
+
+        Args:
+            folder, missing: from `open_folder`.
+            go_on: asked after every batch; False ends the work of this process at once.
+
+        Returns:
+            Whether all are drawn.
+        """
+        state = PartialState()
+        mine = missing[state.process_index :: state.num_processes]
+        hidden = not (mine and state.is_main_process)
+        with sampling_bar(folder.num_images, len(missing), len(mine), self.calls, disable=hidden) as show:
+            batches = generate(
+                self.pipeline,
+                mine,
+                self.seed,
+                self.batch_size,
+                class_labels=None if folder.labels is None else [folder.labels[k] for k in mine],
+                guidance_scale=self.guidance_scale,
+                callback_on_step_end=show,
+                num_inference_steps=self.steps,
+            )
+            for indices, images in batches:
+                folder.write(indices, images)
+                if not go_on():
+                    return False
+        state.wait_for_everyone()
+        return True
+
+    def draw_chain(self, folder: SampleFolder, name: str, predicted: bool = False) -> Path:
+        """Draw the first images again, keeping intermediate steps.
+
+        Args:
+            name: of the pictures in the folder's overview.
+            predicted: as in `denoising_chain`.
+
+        Returns:
+            The strip; beside it is an animation, a .webp of the same name.
+        """
+        shown = range(min(_CHAIN_IMAGES, folder.num_images))
+        frames, _ = denoising_chain(
+            self.pipeline,
+            shown,
+            self.seed,
+            self.steps,
+            _CHAIN_FRAMES,
+            None if folder.labels is None else [folder.labels[k] for k in shown],
+            predicted=predicted,
+            guidance_scale=self.guidance_scale,
+        )
+        strip = folder.path / OVERVIEW / f"{name}.png"
+        save_chain(frames, strip, strip.with_suffix(".webp"))
+        return strip
+
+    def draw_interpolation(
+        self, picture: Path, pair: tuple[torch.Tensor, torch.Tensor], depths: Sequence[int]
+    ) -> None:
+        """Draw one picture with a row per depth between the two images, as in `interpolate`."""
+        images, taken = interpolate(
+            self.pipeline,
+            *pair,
+            depths,
+            _MIXTURES.tolist(),
+            seed=self.seed,
+            num_inference_steps=self.steps,
+            batch_size=self.batch_size,
+            class_label=None if self.classes is None else self.classes[0],
+            guidance_scale=self.guidance_scale,
+        )
+        sides = to_uint8(torch.stack(pair))
+        rows = [np.concatenate([sides[:1], row, sides[1:]]) for row in images]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)
+
+
+def read_image(file: str | Path, channels: int) -> torch.Tensor:
+    """An image file as (C, H, W) in [-1, 1]; ValueError if it has a different number of channels."""
+    try:
+        image = open_image(Path(file).read_bytes())
+    except UnreadableImage as problem:
+        raise ValueError(f"cannot read {file}: {problem}") from None
+    found = native_channels(image)
+    if found != channels:
+        raise ValueError(f"{file} must have the model's {channels} channels, got {found}")
+    pixels = np.array(image).reshape(image.height, image.width, -1)
+    return normalize(torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1))
