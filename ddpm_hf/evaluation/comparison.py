@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import aligned
+from .record import aligned
 
 _COLUMNS = ("contender", "sampler", "steps", "network_calls", "name", "value", "standard_error", "floor", "n", "seed")
 

@@ -14,11 +14,11 @@ from ..pipelines.loading import load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
 from .features import Extractor, load_extractor
-from .figures import save_grid
 from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
+from .plots import save_grid
 from .quality import QUALITY_METRICS, check_quality, few_images
-from .report import REPORT_FILE, read_report, summary_table, update_report
+from .record import REPORT_FILE, read_report, summary_table, update_report
 from .samples import ARRAY_SUFFIX, Samples, draw_samples, prepared, read_samples
 
 METRICS = ("nll", *QUALITY_METRICS, "memorization")

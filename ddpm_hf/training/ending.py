@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..evaluation.likelihood import network_of
-from ..evaluation.report import update_report
+from ..evaluation.record import update_report
 from ..hub.folder import CHAIN_FILE, EVALUATION_FILE, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint

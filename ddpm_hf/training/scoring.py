@@ -15,7 +15,7 @@ from ..evaluation.features import Extractor, load_extractor
 from ..evaluation.image_sets import HELD_OUT, ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, figure_names
-from ..evaluation.report import update_report
+from ..evaluation.record import update_report
 from ..evaluation.samples import draw_samples
 from ..files import partial_path, remove, replacing, write_json
 from ..hub.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, SCORES_CURVE, SCORES_FILE

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ddpm_hf.evaluation.report import read_report, summary_table, update_report
+from ddpm_hf.evaluation.record import read_report, summary_table, update_report
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 
