@@ -20,6 +20,7 @@ from ..hub.folder import CHAIN_FILE, PREVIEWS_FOLDER, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
 from ..systems.config import parse_duration
+from .bookkeeping import Bookkeeper
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import has_fused_optimizer, start_trackers, to_device
 from .draws import StepDraws
@@ -30,7 +31,6 @@ from .output import OutputFolder
 from .plan import Plan
 from .previews import draw_chain, draw_preview, track_image
 from .publish import Publisher
-from .reports import Reports
 from .scoring import Scorer
 from .watch import Watch
 
@@ -61,7 +61,7 @@ class Trainer:
         self.options, self.run = plan.config.optimization, plan.config.run
         self.step, self.saved_step = 0, 0
         self.picture, self.drawn = None, None  # the newest preview, and its facts for the card
-        self.reports = Reports(plan, accelerator, output, summary)
+        self.bookkeeper = Bookkeeper(plan, accelerator, output, summary)
         self.publisher = Publisher(plan.config, output, page, tqdm.write) if accelerator.is_main_process else None
         self.ema = None
         if self.options.use_ema:
@@ -111,7 +111,7 @@ class Trainer:
         self._resume()
         start_trackers(self.accelerator, self.plan.config, self.summary["tracker_run"], self.step)
         watch = Watch(self.plan, self.accelerator, self.ema, self.accelerator.unwrap_model(self.model))
-        self.reports.start(self.step, watch)
+        self.bookkeeper.start(self.step, watch)
         if self.scorer is not None:
             self.scorer.resume(self.output, self.step)
         limit = self.options.max_train_time
@@ -138,7 +138,7 @@ class Trainer:
             reason = int(self.accelerator.gather(torch.tensor([reason], device=self.accelerator.device)).max())
         if not reason or self.step == self.plan.steps:
             return
-        if self.step > self.reports.step:
+        if self.step > self.bookkeeper.step:
             self._report()
         self._checkpoint()
         self.bar.close()
@@ -174,7 +174,7 @@ class Trainer:
             for name, holder in self._holders().items():
                 holder.load_state_dict(tensors[name])
             self.step = self.saved_step = progress["step"]
-            self.reports.load_state(progress)
+            self.bookkeeper.load_state(progress)
             self.plan.images.add_unreadable(progress["unreadable"])
             self.summary["tracker_run"] = progress["tracker_run"]
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
@@ -207,7 +207,7 @@ class Trainer:
     def _finish(self) -> None:
         # Save first: the rest takes time, and the run may be killed meanwhile.
         self._checkpoint()
-        self.reports.write_curves()
+        self.bookkeeper.write_curves()
         self.save_pipeline()
         summary = {"status": "finished", **self._look_back()}
         if self.publisher is not None:
@@ -222,7 +222,7 @@ class Trainer:
 
     def _look_back(self) -> dict:
         """Measure and draw what there is time for; returns entries for the summary."""
-        ending, facts = Ending(self.plan, self.accelerator, self.scorer, self.reports.seconds), {}
+        ending, facts = Ending(self.plan, self.accelerator, self.scorer, self.bookkeeper.seconds), {}
         ending.measure(self.pipeline(), self.step, self.output)
         steps = ending.preview_steps(self.pipeline())
         if steps:
@@ -236,7 +236,7 @@ class Trainer:
         return facts | {"left_out": ending.left_out}
 
     def _summary_so_far(self) -> dict:
-        return self.reports.summary_at(self.step) | {"samples": self.drawn}
+        return self.bookkeeper.summary_at(self.step) | {"samples": self.drawn}
 
     # One optimizer step
 
@@ -258,7 +258,7 @@ class Trainer:
             # 3. Gradient descent on their mean
             loss = (losses * weights).mean()
             self.accelerator.backward(loss)
-            self.reports.see(batch["rows"], timesteps, losses.detach(), loss.detach())
+            self.bookkeeper.see(batch["rows"], timesteps, losses.detach(), loss.detach())
             if self.accelerator.sync_gradients:
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
                 self.grad_norm = whole(torch.as_tensor(norm, device=self.accelerator.device))
@@ -276,9 +276,9 @@ class Trainer:
     def _after_step(self) -> None:
         """Everything that depends on the step count, after the optimizer step."""
         self.step += 1
-        self.reports.end_step(self.is_bad)
+        self.bookkeeper.end_step(self.is_bad)
         if self.draws.sampler is not None and not self.is_bad:
-            for _, *seen in self.reports.step_record:
+            for _, *seen in self.bookkeeper.step_record:
                 timesteps, losses = self.accelerator.gather(torch.stack(seen, dim=1)).cpu().unbind(1)
                 self.draws.sampler.update(timesteps.long(), losses)
         if self.ema is not None:
@@ -286,28 +286,28 @@ class Trainer:
         self.bar.update()
         last = self.step == self.plan.steps
         if self.step % self.run.logging_steps == 0 or last:
-            self.reports.stop_if_bad(self.step)
+            self.bookkeeper.stop_if_bad(self.step)
             self._report()
-        self.reports.step_record.clear()
-        if self.scorer is not None and self.scorer.is_due(self.step) and not self.reports.bad_in_a_row:
-            with self.reports.pause():
+        self.bookkeeper.step_record.clear()
+        if self.scorer is not None and self.scorer.is_due(self.step) and not self.bookkeeper.bad_in_a_row:
+            with self.bookkeeper.pause():
                 self.scorer.score(self.pipeline(), self.step)
         if last:
             return
         if self.plan.preview_steps and self.step % self.plan.preview_steps == 0:
             name = f"{PREVIEWS_FOLDER}/step-{self.step:07d}.png"
             self._preview(name, self.plan.preview_inference_steps)
-            self.reports.write_curves()
+            self.bookkeeper.write_curves()
         if self.plan.pipeline_steps and self.step % self.plan.pipeline_steps == 0:
             with self.output.sparing_the_run("the pipeline"):
                 self.save_pipeline()
         if self.step % self.run.checkpointing_steps == 0:
             self._checkpoint()
-            if self.publisher is not None and self.saved_step == self.step and self.reports.table.rows:
+            if self.publisher is not None and self.saved_step == self.step and self.bookkeeper.table.rows:
                 self.publisher.checkpoint(self.pipeline(), self._summary_so_far(), self.picture)
 
     def _report(self) -> None:
-        row = self.reports.report(self.step, self.grad_norm)
+        row = self.bookkeeper.report(self.step, self.grad_norm)
         shown = {"loss": f"{row['loss']:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
         self.bar.set_postfix(shown, refresh=False)
 
@@ -321,7 +321,7 @@ class Trainer:
 
     def _preview(self, name: str, steps: int) -> None:
         """A labelled grid of images with fixed seeds, drawn by all processes together."""
-        with self.reports.pause():
+        with self.bookkeeper.pause():
             grid, facts = draw_preview(self.pipeline(name), self.plan, self.accelerator, steps)
             if self.accelerator.is_main_process:
                 with self.output.sparing_the_run(name):
@@ -341,12 +341,12 @@ class Trainer:
     def _checkpoint(self) -> None:
         """Save what a later session needs; `saved_step` says whether it worked."""
         # After a bad step the weights may be spoilt, and would push out good ones.
-        if self.step == self.saved_step or self.reports.bad_in_a_row:
+        if self.step == self.saved_step or self.bookkeeper.bad_in_a_row:
             return
-        with self.reports.pause():
+        with self.bookkeeper.pause():
             progress = {
                 "step": self.step,
-                **self.reports.state(),
+                **self.bookkeeper.state(),
                 "unreadable": self.plan.images.gather_unreadable(),
                 "tracker_run": self.summary["tracker_run"],
             }

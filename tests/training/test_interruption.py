@@ -138,9 +138,9 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(start, monkeypa
     trainer.train()
     summary = trainer.output.read_summary()
     assert summary["bad_steps"] == 1 and summary["status"] == "finished"
-    losses = [row["loss"] for row in trainer.reports.table.rows]
+    losses = [row["loss"] for row in trainer.bookkeeper.table.rows]
     assert losses[2] != losses[2] and sum(value == value for value in losses) == 5
-    assert trainer.reports.watch.sums.isfinite().all() and trainer.reports.watch.sums[0].sum() == 5 * 4
+    assert trainer.bookkeeper.watch.sums.isfinite().all() and trainer.bookkeeper.watch.sums[0].sum() == 5 * 4
 
 
 # With a report in every third step, four have gone wrong when it is seen.

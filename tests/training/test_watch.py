@@ -112,7 +112,7 @@ def test_a_run_that_learns_with_an_average_that_stands_still(train, impatient):
 
 
 def start_weights(trainer) -> torch.Tensor:
-    return trainer.reports.watch.beginning[0]
+    return trainer.bookkeeper.watch.beginning[0]
 
 
 def test_a_run_on_the_bound_has_its_average_watched_alone(start):

@@ -19,7 +19,7 @@ from .plan import Plan
 from .watch import Watch
 
 
-class Reports:
+class Bookkeeper:
     """Counts on the device, so that no step waits for it; the numbers are read once per report.
 
     Attributes:
