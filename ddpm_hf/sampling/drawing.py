@@ -54,12 +54,7 @@ class Drawing:
     def open_folder(
         self, path: Path, num_images: int, output_format: str = "png", **about: Any
     ) -> tuple[SampleFolder, list[int]]:
-        """The output folder and, equal on all processes, the images that it lacks.
-
-        Args:
-            path: may not exist yet.
-            output_format: one of `sample_folder.FORMATS`.
-            about: further facts to record.
+        """The output folder, with facts `about` it, and, equal on all processes, the images that it lacks.
 
         Raises:
             ValueError: the folder cannot be used, or the classes or the channels do not suit.
@@ -69,13 +64,8 @@ class Drawing:
             raise ValueError(f"the model's images must have at most 4 channels, got {channels}")
         labels = None if self.classes is None else [self.classes[k % len(self.classes)] for k in range(num_images)]
         pipeline.check_classes(labels, self.guidance_scale, num_images)
-        folder = SampleFolder(
-            path=path,
-            output_format=output_format,
-            num_images=num_images,
-            labels=labels,
-            class_names=pipeline.id2label,
-        )
+        classes = {"labels": labels, "class_names": pipeline.id2label}
+        folder = SampleFolder(path=path, output_format=output_format, num_images=num_images, **classes)
         process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
         settings = {
             "seed": self.seed,
@@ -92,14 +82,10 @@ class Drawing:
     def draw_images(
         self, folder: SampleFolder, missing: Sequence[int], go_on: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Draw this process's share of the images, then wait for the others.
-
-        Args:
-            folder, missing: from `open_folder`.
-            go_on: asked after every batch; False ends the work of this process at once.
+        """Draw this process's share of the missing images, then wait for the others.
 
         Returns:
-            Whether all are drawn.
+            False if `go_on`, asked after every batch, ended it.
         """
         state = PartialState()
         mine = missing[state.process_index :: state.num_processes]
@@ -110,7 +96,7 @@ class Drawing:
                 mine,
                 self.seed,
                 self.batch_size,
-                class_labels=None if folder.labels is None else [folder.labels[k] for k in mine],
+                class_labels=folder.labels_of(mine),
                 guidance_scale=self.guidance_scale,
                 callback_on_step_end=show,
                 num_inference_steps=self.steps,
@@ -123,14 +109,10 @@ class Drawing:
         return True
 
     def draw_chain(self, folder: SampleFolder, name: str, predicted: bool = False) -> Path:
-        """Draw the first images again, keeping intermediate steps.
-
-        Args:
-            name: of the pictures in the folder's overview.
-            predicted: as in `denoising_chain`.
+        """Draw the first images again, keeping intermediate steps; `predicted` as in `denoising_chain`.
 
         Returns:
-            The strip; beside it is an animation, a .webp of the same name.
+            The strip in the folder's overview; beside it is an animation, a .webp of the same name.
         """
         shown = range(min(_CHAIN_IMAGES, folder.num_images))
         frames, _ = denoising_chain(
@@ -139,7 +121,7 @@ class Drawing:
             self.seed,
             self.steps,
             _CHAIN_FRAMES,
-            None if folder.labels is None else [folder.labels[k] for k in shown],
+            folder.labels_of(shown),
             predicted=predicted,
             guidance_scale=self.guidance_scale,
         )

@@ -41,6 +41,10 @@ class SampleFolder:
     labels: Sequence[int] | None = None
     class_names: Mapping[int, str] | None = None
 
+    def labels_of(self, indices: Sequence[int]) -> list[int] | None:
+        """The classes of these images, if they have any."""
+        return None if self.labels is None else [self.labels[k] for k in indices]
+
     @property
     def product(self) -> Path:
         """The file or folder that is written last."""
