@@ -1,8 +1,6 @@
 """Evaluation from request to report: load, measure, write, print."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,80 +17,11 @@ from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
 from .quality import QUALITY_METRICS, check_quality, few_images
 from .record import REPORT_FILE, read_report, summary_table, update_report
-from .samples import ARRAY_SUFFIX, Samples, draw_samples, prepared, read_samples
+from .request import Request
+from .samples import Samples, draw_samples, prepared, read_samples
 
-METRICS = ("nll", *QUALITY_METRICS, "memorization")
 # Images in the picture of samples, and per contender in the comparison.
 _GRID, _ROW = 64, 10
-_LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
-
-
-@dataclass(kw_only=True)
-class Request:
-    """What to measure; the fields are the flags of scripts/evaluate.py, which documents them.
-
-    Attributes:
-        model: a pipeline's folder or Hub name, or samples as a folder or .npz.
-        settings: of the run that trained it, from its `training_config.yaml`; empty if unknown.
-    """
-
-    model: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    run: str | None = None
-    split: str | None = None
-    max_images: int | None = None
-    dataset_name: str | None = None
-    dataset_config_name: str | None = None
-    train_data_dir: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    cache_dir: str | None = None
-    num_images: int | None = None
-    num_inference_steps: int | None = None
-    scheduler: str | None = None
-    guidance_scale: float = 1.0
-    compare: list[str] | None = None
-    metrics: list[str] = field(default_factory=lambda: ["nll"])
-    extractor: str | None = None
-    resamples: int = 50
-    output_dir: str | None = None
-    batch_size: int = 64
-    seed: int = 0
-    nll_timesteps: int | None = None
-    nll_clip: bool = True
-    nll_cdf: str = "erf"
-    per_image: bool = False
-
-    def check(self) -> None:
-        """Raises ValueError if a flag is out of range or contradicts another."""
-        for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"--{name} must be at least {lowest}, got {value}")
-        if self.resamples == 1:
-            raise ValueError("--resamples must be 0 or at least 2, got 1")
-        unknown = sorted(set(self.metrics) - set(METRICS))
-        if unknown or not self.metrics:
-            raise ValueError(f"--metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
-        if self.compare is not None and not set(self.metrics) <= set(QUALITY_METRICS):
-            raise ValueError(
-                f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got "
-                f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
-            )
-        if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
-            raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")
-
-    @property
-    def of_samples(self) -> bool:
-        """Whether `model` holds samples instead of a pipeline."""
-        path = Path(self.model)
-        return path.suffix == ARRAY_SUFFIX or (path.is_dir() and not (path / DDPMPipeline.config_name).is_file())
-
-    @property
-    def folder(self) -> Path:
-        """Folder for the results."""
-        of_pipeline = Path(self.model).is_dir() and not self.of_samples
-        return Path(self.output_dir or (self.model if of_pipeline else "evaluation"))
 
 
 class Evaluator:

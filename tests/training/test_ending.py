@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.evaluation.evaluator import Evaluator, Request
+from ddpm_hf.evaluation.evaluator import Evaluator
+from ddpm_hf.evaluation.request import Request
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.training import ending, loop
 from ddpm_hf.training.ending import Budget, Ending

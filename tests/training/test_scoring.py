@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_loop import assert_equal_weights, stop_after, weights_of
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.evaluation.evaluator import Evaluator, Request
+from ddpm_hf.evaluation.evaluator import Evaluator
+from ddpm_hf.evaluation.request import Request
 from ddpm_hf.hub.folder import ModelFolder
 
 NLL = "--holdout 8 --eval_steps 2 --eval_num_images 6 --eval_inference_steps 3 --num_train_timesteps 30".split()

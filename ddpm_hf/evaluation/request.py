@@ -1,0 +1,123 @@
+"""What to measure: the flags of evaluate.py, and what they may be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..flags import flag
+from ..pipelines.ddpm import DDPMPipeline
+from ..sampling.samplers import SAMPLER_NAMES
+from .quality import QUALITY_METRICS
+from .samples import ARRAY_SUFFIX
+
+METRICS = ("nll", *QUALITY_METRICS, "memorization")
+_LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
+
+
+@dataclass(kw_only=True)
+class ImageArguments:
+    """The real images."""
+
+    _argument_group_name = "real images"
+
+    run: str | None = flag(help="Output folder of train.py whose data set to use; by default the pipeline's.")
+    split: str | None = flag(
+        help="held_out (default): the images held out of training; train: the training images; or a split of the data "
+        "set. The default for another data set is its own test or validation split, else all images."
+    )
+    max_images: int | None = flag(help="Maximum number of images, chosen at random.")
+    dataset_name: str | None = flag(help="Another data set than the run's, on the Hub or in a folder.")
+    dataset_config_name: str | None = flag(help="The configuration of the data set, if it has several.")
+    train_data_dir: str | None = flag(help="Another folder of images than the run's.")
+    image_column: str | None = flag(help="The image column; by default found by its type.")
+    label_column: str | None = flag(help="The column of class labels, for a class-conditional model.")
+    cache_dir: str | None = flag(help="Cache folder for downloads, decoded pixels and features.")
+
+
+@dataclass(kw_only=True)
+class SampleArguments:
+    """The samples, for all metrics except nll."""
+
+    _argument_group_name = "samples"
+
+    num_images: int | None = flag(help="Number of samples; by default the number of real images.")
+    num_inference_steps: int | None = flag(help="Steps per image; by default all trained timesteps.")
+    scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
+    guidance_scale: float = flag(1.0, help="Guidance for class-conditional models, which cycle through all classes.")
+    compare: list[str] | None = flag(
+        help="Compare several in one table and plot: SAMPLER:STEPS, another pipeline, or PIPELINE@SAMPLER:STEPS."
+    )
+
+
+@dataclass(kw_only=True)
+class MeasureArguments:
+    """What to measure."""
+
+    _argument_group_name = "measurement"
+
+    metrics: list[str] = flag(
+        ["nll"],
+        help="nll: bits/dim. frechet: Fréchet distance. kid: kernel distance. prdc: precision, recall, density, "
+        "coverage. is: Inception or class score. memorization: copies of training images, and duplicates.",
+    )
+    extractor: str | None = flag(
+        help="Feature extractor: digits (the default for the bundled digits), inception (for FID), inception:FILE, "
+        "transformers:NAME (such as transformers:facebook/dinov2-base) or efficientnet-lite0."
+    )
+    resamples: int = flag(50, help="Random halves for each standard error; 0 for no errors.")
+    output_dir: str | None = flag(help="Folder for results; by default the model's, or ./evaluation if it has none.")
+    batch_size: int = flag(64, help="Images, or (image, timestep) pairs, per network call; does not affect results.")
+    seed: int = flag(0, help="Random seed. Image k of a seed is always the same.")
+    nll_timesteps: int | None = flag(
+        help="Estimate bits/dim from this many of the T terms, sampled per image; all by default."
+    )
+    nll_clip: bool = flag(True, help="Clip the predicted x_0 to [-1, 1], as published results do.")
+    nll_cdf: Literal["erf", "tanh"] = flag(
+        "erf", help="CDF of the discretized decoder: exact (erf), or the approximation of older publications (tanh)."
+    )
+    per_image: bool = flag(False, help="Also write the bits/dim of every image.")
+
+
+@dataclass(kw_only=True)
+class Request(ImageArguments, SampleArguments, MeasureArguments):
+    """All of it, for one model.
+
+    Attributes:
+        model: a pipeline's folder or Hub name, or samples as a folder or .npz.
+        settings: of the run that trained it, from its `training_config.yaml`; empty if unknown.
+    """
+
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises ValueError if a flag is out of range or contradicts another."""
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"--{name} must be at least {lowest}, got {value}")
+        if self.resamples == 1:
+            raise ValueError("--resamples must be 0 or at least 2, got 1")
+        unknown = sorted(set(self.metrics) - set(METRICS))
+        if unknown or not self.metrics:
+            raise ValueError(f"--metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
+        if self.compare is not None and not set(self.metrics) <= set(QUALITY_METRICS):
+            raise ValueError(
+                f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got "
+                f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
+            )
+        if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
+            raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether `model` holds samples instead of a pipeline."""
+        path = Path(self.model)
+        return path.suffix == ARRAY_SUFFIX or (path.is_dir() and not (path / DDPMPipeline.config_name).is_file())
+
+    @property
+    def folder(self) -> Path:
+        """Folder for the results."""
+        of_pipeline = Path(self.model).is_dir() and not self.of_samples
+        return Path(self.output_dir or (self.model if of_pipeline else "evaluation"))
