@@ -155,7 +155,8 @@ class Bookkeeper:
             "step": step,
             "training_seconds": round(self.seconds, 1),
             "images_per_second": round(self.step * self.batch / self.seconds, 1),
-            "final_loss": self.table.rows[-1]["loss"],
+            # NaN if every step since the last report was bad, and JSON has no NaN.
+            "final_loss": next((row["loss"] for row in reversed(self.table.rows) if math.isfinite(row["loss"])), None),
             "peak_memory_bytes": self._peak_memory(),
             "precision": self.accelerator.mixed_precision,
             "software": {name: version(name) for name in ("torch", "diffusers", "accelerate")},

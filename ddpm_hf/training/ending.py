@@ -112,7 +112,8 @@ class Ending:
         """How many denoising steps there is time for in the last preview; 0 for none."""
         wanted, batch = self.plan.preview_inference_steps, self.plan.config.optimization.train_batch_size
         share = math.ceil(self.plan.preview_layout()[0] / self.accelerator.num_processes)
-        each = math.ceil(share / batch) * self._seconds_per_call(pipeline, min(share, batch))
+        with self.accelerator.autocast():  # as the pictures are drawn
+            each = math.ceil(share / batch) * self._seconds_per_call(pipeline, min(share, batch))
         steps = self.budget.part(0.75).fitting(wanted, each)
         if steps >= min(wanted, _FEWEST_STEPS):
             return steps
@@ -122,7 +123,8 @@ class Ending:
     def has_time_for_chain(self, pipeline: DDPMPipeline, steps: int) -> bool:
         """Whether there is time to draw a denoising chain of this many steps."""
         if steps:
-            each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
+            with self.accelerator.autocast():
+                each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
             if self.budget.part(0.9).fitting(steps, each) == steps:
                 return True
         self._leave_out(CHAIN_FILE, "The denoising chain was not drawn, for lack of time.")
