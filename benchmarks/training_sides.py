@@ -151,11 +151,12 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
         for network in (trainer.model, trainer.ema.model):
             network.to(memory_format=torch.channels_last)
     # `train` makes everything ready, finds no batch and leaves nothing; then its steps are taken one by one.
-    batches, trainer._batches, trainer._finish = trainer._batches(), lambda: iter(()), lambda: None
+    micro_steps, trainer._micro_steps = trainer._micro_steps(), lambda: iter(())
+    trainer._finish = lambda: None
     trainer.train()
 
     def step() -> None:
-        trainer._micro_step(next(batches))
+        trainer._micro_step(*next(micro_steps))
         trainer._after_step()
 
     def about() -> dict[str, int]:

@@ -64,3 +64,26 @@ def test_no_folder_has_the_name_of_a_pipeline_of_diffusers():
     """A class in such a folder would be saved under that name and could not be loaded: hub notes in portable.py."""
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders and not [name for name in folders if hasattr(diffusers.pipelines, name)]
+
+
+def test_only_command_lines_end_a_process():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        names = {ast.unparse(node) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))}
+        ends = {"sys.exit", "os._exit", "SystemExit"} & names
+        assert not ends or file.parent.name == "cli", f"{file.relative_to(PACKAGE)} uses {ends}"
+
+
+def test_the_trainer_has_all_its_attributes_from_the_start():
+    module = ast.parse((PACKAGE / "training" / "loop.py").read_text(encoding="utf-8"))
+    trainer = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+    set_in = {
+        method.name: {
+            node.attr
+            for node in ast.walk(method)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
+        for method in trainer.body
+        if isinstance(method, ast.FunctionDef)
+    }
+    assert {"step", "model"} <= set_in["__init__"]
+    assert not set().union(*set_in.values()) - set_in["__init__"] - {"found_inf"}, "found_inf is the optimizer's"

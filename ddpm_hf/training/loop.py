@@ -22,11 +22,12 @@ from ..progress import progress_bar
 from ..systems.config import parse_duration
 from .bookkeeping import Bookkeeper
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
-from .device import has_fused_optimizer, start_trackers, to_device
+from .device import start_trackers, to_device
 from .draws import StepDraws
 from .ema import EMA, whole
 from .ending import Ending
 from .interruption import Interruption, Stopped, describe_reason, exit_status
+from .optimizer import prepared
 from .output import OutputFolder
 from .plan import Plan
 from .previews import draw_chain, draw_preview, track_image
@@ -69,30 +70,11 @@ class Trainer:
             self.ema = EMA(plan.unet, self.options.ema_decay, inv_gamma, self.options.ema_power)
             self.ema.model.to(accelerator.device)
         self.draws = StepDraws(plan)
-        self._prepare_model()
-
-    def _prepare_model(self) -> None:
-        unet, options = self.plan.unet, self.options
-        if self.plan.config.model.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        if self.plan.config.model.compile:
-            unet.compile_repeated_blocks()
-        optimizer = torch.optim.AdamW(
-            unet.parameters(),
-            lr=options.learning_rate,
-            betas=(options.adam_beta1, options.adam_beta2),
-            weight_decay=options.adam_weight_decay,
-            eps=options.adam_epsilon,
-            fused=has_fused_optimizer(self.accelerator.device),
-        )
-        plugin = self.accelerator.state.deepspeed_plugin
-        if plugin is not None:
-            # DeepSpeed needs the batch size, which it otherwise reads from a prepared loader.
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.train_batch_size
-        self.model, self.optimizer = self.accelerator.prepare(unet, optimizer)
-        # DeepSpeed has already stepped, with its own optimizer, by the time the gradient norm is known.
-        self.fused = optimizer.defaults["fused"] and plugin is None
-        self.model.train()
+        self.model, self.optimizer, self.fused = prepared(plan, accelerator)
+        self.bar, self.interruption = None, None  # while it trains
+        # Of the newest optimizer step.
+        self.grad_norm = torch.zeros((), device=accelerator.device)
+        self.is_bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
 
     # The run as a whole
 
@@ -124,8 +106,8 @@ class Trainer:
             disable=not self.accelerator.is_local_main_process,
         )
         with bar as self.bar, Interruption(None if limit is None else parse_duration(limit)) as self.interruption:
-            for batch in self._batches():
-                self._micro_step(batch)
+            for micro_step in self._micro_steps():
+                self._micro_step(*micro_step)
                 if self.accelerator.sync_gradients:
                     self._after_step()
                     self._stop_if_asked()
@@ -184,9 +166,9 @@ class Trainer:
         holders = {"ema": self.ema and self.ema.model, "timestep_sampler": self.draws.sampler}
         return {name: holder for name, holder in holders.items() if holder is not None}
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """This process's micro-batches from the current step to the last, on the device."""
-        self.sampler = PositionSampler(
+    def _micro_steps(self) -> Iterator[tuple[int, range, dict[str, torch.Tensor]]]:
+        """From the current step to the last: number within the step, positions, and this process's batch of them."""
+        sampler = PositionSampler(
             self.options.train_batch_size,
             start_step=self.step,
             num_steps=self.plan.steps - self.step,
@@ -196,13 +178,14 @@ class Trainer:
         )
         loader = make_loader(
             self.plan.images.data,
-            self.sampler,
+            sampler,
             num_workers=self.plan.config.data.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        for micro_step, batch in enumerate(loader):
-            self.micro_step = micro_step % self.options.gradient_accumulation_steps
-            yield {name: to_device(tensor, self.accelerator.device) for name, tensor in batch.items()}
+        for number, batch in enumerate(loader):
+            micro_step = number % self.options.gradient_accumulation_steps
+            batch = {name: to_device(tensor, self.accelerator.device) for name, tensor in batch.items()}
+            yield micro_step, sampler.positions(self.step, micro_step), batch
 
     def _finish(self) -> None:
         # Save first: the rest takes time, and the run may be killed meanwhile.
@@ -240,7 +223,7 @@ class Trainer:
 
     # One optimizer step
 
-    def _micro_step(self, batch: dict[str, torch.Tensor]) -> None:
+    def _micro_step(self, micro_step: int, positions: range, batch: dict[str, torch.Tensor]) -> None:
         """Algorithm 1, lines 2 to 5, for this process's share of the images."""
         # Before the backward pass, in which DeepSpeed takes its step.
         for group in self.optimizer.param_groups:
@@ -248,12 +231,11 @@ class Trainer:
         with self.accelerator.accumulate(self.model):
             # 1. x_0, t and eps, in float32 whatever the precision of the network
             x_0 = normalize(batch["images"])
-            positions = self.sampler.positions(self.step, self.micro_step)
             noise = self.draws.noise(positions, x_0)
             timesteps, weights = self.draws.timesteps(self.step, positions, x_0.device)
             conditions = self.draws.conditions(self.step, positions, batch)
             # 2. One loss per image: how far the network's output for x_t is from its target
-            torch.manual_seed(self.draws.dropout_seed(self.step, self.micro_step, self.accelerator.process_index))
+            torch.manual_seed(self.draws.dropout_seed(self.step, micro_step, self.accelerator.process_index))
             losses = self.plan.loss(self._network, x_0, noise, timesteps, **conditions)
             # 3. Gradient descent on their mean
             loss = (losses * weights).mean()

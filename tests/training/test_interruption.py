@@ -13,7 +13,7 @@ from test_loop import assert_equal_weights
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_hf.diffusion.losses import DiffusionLoss
-from ddpm_hf.training import loop
+from ddpm_hf.training import optimizer
 from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.device import available_cores
 from ddpm_hf.training.interruption import TIME_UP, Interruption, Stopped, describe_reason, exit_status
@@ -110,7 +110,7 @@ def test_two_runs_do_not_share_a_folder(command, tmp_path):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(start, monkeypatch, fused):
-    monkeypatch.setattr(loop, "has_fused_optimizer", lambda device: fused)
+    monkeypatch.setattr(optimizer, "has_fused_optimizer", lambda device: fused)
     trainer = start()
     before = []
     loss = DiffusionLoss.__call__

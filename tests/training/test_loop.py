@@ -171,12 +171,13 @@ class NothingReadBack(TorchDispatchMode):
 
 def take_steps(trainer, within) -> None:
     """Two steps of a run, then two within a context."""
-    batches, trainer._batches, trainer._finish = trainer._batches(), lambda: iter(()), lambda: None
+    micro_steps, trainer._micro_steps = trainer._micro_steps(), lambda: iter(())
+    trainer._finish = lambda: None
     trainer.train()
     for context in (nullcontext(), within):
         with context:
             for _ in range(2):
-                trainer._micro_step(next(batches))
+                trainer._micro_step(*next(micro_steps))
                 trainer._after_step()
 
 
