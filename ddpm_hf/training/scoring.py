@@ -76,7 +76,8 @@ class Scorer:
         floors = (_floor_of(name) for name in self.names if name != "bits_per_dim")
         self.table = StepTable(output / SCORES_FILE, step, ["step", *self.names, *floors])
         place, beside = output / BEST_FOLDER, partial_path(output / BEST_FOLDER)
-        if not place.is_dir() and (beside / BEST_RECORD).is_file():  # killed within `_keep`
+        if (beside / BEST_RECORD).is_file():  # written last, so `_keep` was killed while it removed the old one
+            remove(place)
             beside.rename(place)
         remove(beside)
         if (place / BEST_RECORD).is_file():

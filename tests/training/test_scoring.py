@@ -119,8 +119,9 @@ def test_a_better_value_of_before_the_kill_stays_the_best(train, start, tmp_path
     assert record["step"] == 2
     (folder / "best" / "best.json").write_text(json.dumps({**record, "value": -1.0}))
     before = (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    # A kill between removing the old and renaming the new leaves the new pipeline beside.
+    # A kill while the old one is removed leaves the new pipeline beside what is left of it.
     (folder / "best").rename(folder / ".best.partial")
+    (folder / "best" / "unet").mkdir(parents=True)
     train(*flags, ending=False)
     assert best_of(folder)["value"] == -1.0 and best_of(folder)["step"] == 2
     assert (folder / "best" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
