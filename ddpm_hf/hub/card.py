@@ -17,10 +17,9 @@ from .folder import (
     CURVE_FILE,
     RECORDED,
     SAMPLES_FILE,
-    STANDALONE_FILE,
     ModelFolder,
 )
-from .stock import betas_argument, fast_samplers, needs_standalone, obstacles, write_standalone
+from .stock import betas_argument, fast_samplers, network_lines, obstacles
 
 TEMPLATE_FILE = "model_card.md"
 MARKER = "Written by ddpm_hf, which overwrites this file; delete this line to keep changes of your own."
@@ -34,7 +33,7 @@ CONFIG_HEADER = "# The settings of the run, for `train.py --config`; of local pa
 
 
 def write_card(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> Path:
-    """Write the card of a model folder, and the one-file pipeline if stock diffusers cannot sample from the model.
+    """Write the card of a model folder.
 
     A card without `MARKER` belongs to its author and is left alone.
 
@@ -50,7 +49,6 @@ def write_card(folder: str | Path, repo_id: str | None = None, license: str | No
         ValueError: if the folder holds no DDPM pipeline, or one of its files is malformed.
     """
     model = ModelFolder.read(folder)
-    write_standalone(model)
     file = model.path / CARD_FILE
     before = ModelCard.load(file) if file.is_file() else None
     if before is None or is_generated(file):
@@ -168,27 +166,26 @@ def _what_it_is(model: ModelFolder) -> dict[str, Any]:
 
 
 def _how_to_use(model: ModelFolder) -> dict[str, Any]:
-    names, blocked = model.class_names, obstacles(model)
+    names, blocked, variance_type = model.class_names, obstacles(model), model.scheduler.get("variance_type")
     # As Python source: names, or numbers if the classes have no names.
     labels = [repr(name) if model.index.get("id2label") else name for name in names]
-    one_class = [f"class_labels={labels[0]}"] if names else []
-    if model.is_guided:
-        one_class.append("guidance_scale=2.0")
-    # Stock `DDPMPipeline` assumes 1000.
-    all_steps = [f"num_inference_steps={model.timesteps}"] if model.timesteps != 1000 and not blocked else []
     several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
-    fewer_steps = FAST_CALLS if model.timesteps > 2 * FAST_CALLS else None
+    fewer_steps = FAST_CALLS if model.timesteps > 2 * FAST_CALLS and fast_samplers(model) else None
     return {
         "obstacles": blocked,
-        "needs_standalone": needs_standalone(model),
-        "standalone_file": STANDALONE_FILE,
-        "call": ", ".join(one_class + all_steps),
+        "network_lines": network_lines(model),
+        "channels": model.channels,
+        "labels": list(range(min(4, len(names)))),
+        "label_names": ", ".join(" ".join(name.split()) for name in names[:4]),
+        # The same variance, of which diffusers takes the root as it should.
+        "scheduler_change": ', variance_type="fixed_large"' if variance_type == "fixed_large_log" else "",
+        # Stock `DDPMPipeline` assumes 1000.
+        "call": f"num_inference_steps={model.timesteps}" if model.timesteps != 1000 else "",
         "own_call": several,
         "classes": ", ".join(names[:100]) + ", …" * (len(names) > 100),
         "guided": model.is_guided,
         "fewer_steps": fewer_steps,
         "betas_argument": betas_argument(model),
-        "fewer_call": ", ".join([*one_class, f"num_inference_steps={fewer_steps}"]),
         "learned_variance": model.learns_variance,
         "stock_samplers": ["DDPMScheduler", *fast_samplers(model)] if not blocked else [],
     }

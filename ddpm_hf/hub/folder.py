@@ -23,7 +23,6 @@ CHAIN_FILE = "denoising.png"
 ANIMATION_FILE = "denoising.gif"
 LOSS_FILE = "loss.csv"
 CURVE_FILE = "loss.png"
-STANDALONE_FILE = "pipeline.py"
 SCORES_FILE, SCORES_CURVE = "scores.csv", "scores.png"
 BEST_FOLDER, PREVIEWS_FOLDER, CHECKPOINTS = "best", "previews", "checkpoint-<N>"
 STAGING_FOLDER = "hub-upload.partial"
@@ -55,7 +54,6 @@ RUN_FILES = (
     RunFile("unet", EVERY_RUN, on_page=True),
     RunFile("scheduler", EVERY_RUN, on_page=True),
     RunFile(CARD_FILE, EVERY_RUN, on_page=True),
-    RunFile(STANDALONE_FILE, "train.py, if stock diffusers cannot sample from the model", on_page=True),
     RunFile(SAMPLES_FILE, EVERY_RUN, on_page=True),
     RunFile(CHAIN_FILE, EVERY_RUN, on_page=True),
     RunFile(ANIMATION_FILE, EVERY_RUN, on_page=True),
@@ -75,6 +73,7 @@ RUN_FILES = (
     RunFile(STAGING_FOLDER, KILLED_RUN),
     RunFile("bad_batch.json", "train.py, when it gives up"),
     RunFile("sampling.json", OLDER_VERSION),
+    RunFile("pipeline.py", OLDER_VERSION),
 )
 
 # Pictures of an evaluation -> a figure that must be present (else they show other weights), and a caption. Pictures of

@@ -1,11 +1,7 @@
 """What stock diffusers can do with a model, judged from the configs; the tests check it."""
 
-import shutil
-from pathlib import Path
-
 from ..sampling.samplers import SHARED_SCHEDULES
-from . import standalone
-from .folder import STANDALONE_FILE, ModelFolder
+from .folder import ModelFolder
 
 
 def obstacles(model: ModelFolder) -> list[str]:
@@ -40,18 +36,34 @@ def fast_samplers(model: ModelFolder) -> list[str]:
 
 
 def betas_argument(model: ModelFolder) -> str:
-    """The argument their `from_config` needs, as Python source, for schedules that only `DDPMScheduler` has."""
+    """The argument their `from_config` needs, in source code, for schedules that only `DDPMScheduler` has."""
     config = model.scheduler
     known = config.get("trained_betas") is not None or config["beta_schedule"] in SHARED_SCHEDULES
-    return "" if known else "trained_betas=pipe.scheduler.betas.tolist(), "
+    owner = "scheduler" if obstacles(model) else "pipe.scheduler"
+    return "" if known else f"trained_betas={owner}.betas.tolist(), "
 
 
-def needs_standalone(model: ModelFolder) -> bool:
-    """Whether the one-file pipeline can do something that stock classes cannot."""
-    return bool(obstacles(model)) or not fast_samplers(model)
-
-
-def write_standalone(model: ModelFolder) -> None:
-    """Copy the one-file pipeline, under the name diffusers looks for, to a model that needs it."""
-    if needs_standalone(model):
-        shutil.copyfile(Path(standalone.__file__), model.path / STANDALONE_FILE)
+def network_lines(model: ModelFolder) -> list[str]:
+    """Source code that makes `output` of `x`, `t` and, for a model with classes, `labels`, by the stock `unet`."""
+    channels, (height, width) = model.channels, model.size
+    multiple = 2 ** (len(model.unet["block_out_channels"]) - 1)
+    more, wider = -height % multiple, -width % multiple
+    top, left = more // 2, wider // 2
+    arguments = ["x", "t", "labels"] if model.class_names else ["x", "t"]
+    lines = []
+    if more or wider:
+        arguments[0] = "padded"
+        sides = (left, wider - left, top, more - top)
+        lines.append(f'padded = torch.nn.functional.pad(x, {sides}, mode="reflect")')
+    lines.append(f"output = unet({', '.join(arguments)}).sample")
+    if model.is_guided:
+        null = f"torch.full_like(labels, {len(model.class_names)})"
+        lines.append(f"unguided = unet({', '.join(arguments[:-1])}, {null}).sample")
+        guided = "unguided + guidance_scale * (output - unguided)"
+        mean = f"[:, :{channels}]"  # a learned variance is not guided
+        lines.append(f"output{mean} = ({guided}){mean}" if model.learns_variance else f"output = {guided}")
+    if more or wider:
+        lines.append(f"output = output[..., {top}:{top + height}, {left}:{left + width}]")
+    if model.scheduler.get("variance_type") == "learned":
+        lines.append(f"output[:, {channels}:] = output[:, {channels}:].exp()  # diffusers expects no logarithm")
+    return lines

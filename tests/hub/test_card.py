@@ -154,27 +154,25 @@ def test_a_checkpoint_says_that_the_run_goes_on(run_folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "stock_call", "standalone"),
+    ("kind", "stock_call", "fewer"),
     [
-        ({}, "pipe()", False),
-        ({"num_train_timesteps": 300}, "pipe(num_inference_steps=300)", False),
-        ({"num_classes": 2}, "pipe(class_labels='class 0', guidance_scale=2.0)", True),
-        ({"resolution": 9, "num_train_timesteps": 300}, "pipe()", True),
-        ({"learned_variance": True}, "pipe()", False),
-        ({"learned_variance": True, "channels": 1}, "pipe()", True),
+        ({}, "pipe()", True),
+        ({"num_train_timesteps": 300}, "pipe(num_inference_steps=300)", True),
+        ({"num_classes": 2}, "unet(x, t, labels)", True),
+        ({"resolution": 9, "num_train_timesteps": 300}, "scheduler.set_timesteps(300)", True),
+        ({"learned_variance": True}, "pipe()", True),
+        ({"learned_variance": True, "channels": 1}, "pipe()", False),
     ],
 )
-def test_the_examples_suit_the_model(run_folder, kind, stock_call, standalone):
-    folder = run_folder(**kind)
-    text = ModelCard.load(write_card(folder, "alice/photos-ddpm")).text
+def test_the_examples_suit_the_model(run_folder, kind, stock_call, fewer):
+    text = ModelCard.load(write_card(run_folder(**kind), "alice/photos-ddpm")).text
     blocks = python_blocks(text)
-    assert len(blocks) == 3 and all(ast.parse(block) for block in blocks)
-    assert stock_call in blocks[0] and '"alice/photos-ddpm"' in blocks[0]
-    assert (folder / "pipeline.py").is_file() == standalone == ("custom_pipeline" in blocks[2])
+    assert len(blocks) == 2 + fewer and all(ast.parse(block) for block in blocks)
+    assert stock_call in blocks[0] and '"alice/photos-ddpm"' in blocks[0] and "trust_remote_code" not in text
     if "learned_variance" in kind:
         working = re.search(r"own pipeline these work: (.*?)\.", text)[1]
         solvers = ", DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler"
-        assert working == "DDPMScheduler" + solvers * (not standalone)
+        assert working == "DDPMScheduler" + solvers * fewer
 
 
 def test_an_authors_own_card_stays_and_a_licence_once_given_too(run_folder):

@@ -159,7 +159,7 @@ def test_equal_content_makes_no_commit_and_a_lost_answer_no_second_one(published
 
 def test_an_earlier_model_leaves_nothing_behind_and_other_files_stay(published, hub):
     files = pages(hub, "alice/odd")
-    assert files["notes.txt"] == b"by hand" and not {"evaluation.json", "sampling.json"} & files.keys()
+    assert files["notes.txt"] == b"by hand" and not {"evaluation.json", "sampling.json", "pipeline.py"} & files.keys()
     assert [name for name in files if name.endswith(".safetensors")] == [WEIGHTS]
 
 
@@ -303,11 +303,11 @@ def pages_of_others(published, hub, tmp_path_factory):
 def visitors(pages_of_others, run_python, hub):
     """What two people found who have an empty cache: one has diffusers and not our package, the other has both."""
     cards = {name: pages(hub, f"alice/{name}")["README.md"].decode() for name in ("digits", "odd")}
-    blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" not in block]
-    assert len(blocks) == 4
+    blocks, odd = ([b for b in python_blocks(text) if "ddpm_hf" not in b] for text in cards.values())
+    assert len(blocks) == len(odd) == 2
     our_blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" in block]
     assert len(our_blocks) == 2
-    given = f"blocks = {blocks!r}\nendpoint = {hub.endpoint!r}\n"
+    given = f"blocks, odd = {blocks!r}, {odd[0]!r}\nendpoint = {hub.endpoint!r}\n"
     stranger = """
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
@@ -332,13 +332,13 @@ try:
     results["private"] = bool(DDPMPipeline.from_pretrained("alice/odd", token=False))
 except OSError as problem:
     results["private"] = "not found" if "Cannot load model" in str(problem) else str(problem)
-call = {"class_labels": ["3", "7"], "guidance_scale": 2.0}
-arguments = {"custom_pipeline": "pipeline", "trust_remote_code": True}
-results["odd"] = draw(DiffusionPipeline.from_pretrained("alice/odd", **arguments), **call)
-try:
-    DiffusionPipeline.from_pretrained("alice/odd", custom_pipeline="pipeline")
-except ValueError as problem:
-    results["untrusted"] = str(problem)
+torch.manual_seed(5)
+names = {}
+for old, new in (("[0, 1, 2, 3]", "[3, 7]"), ("randn(4", "randn(2"), ("set_timesteps(50)", "set_timesteps(5)")):
+    assert odd.count(old) == 1
+    odd = odd.replace(old, new)
+exec(odd, names)
+results["odd"] = (names["x"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).tolist()
 results["blocks"] = []
 for block in blocks:
     names = {}
@@ -369,7 +369,9 @@ naming = diffusers.DDPMPipeline.from_pretrained("alice/naming")
 assert type(naming.unet) is ddpm_hf.DDPMUNet2D
 results["naming, stock"] = draw(naming)
 results["half"] = draw(ddpm_hf.DDPMPipeline.from_pretrained("alice/half", variant="fp16"))
-results["odd"] = draw(ddpm_hf.DDPMPipeline.from_pretrained("alice/odd"), class_labels=["3", "7"], guidance_scale=2.0)
+torch.manual_seed(5)
+call = {"class_labels": ["3", "7"], "guidance_scale": 2.0, "num_inference_steps": 5, "output_type": "np"}
+results["odd"] = ddpm_hf.DDPMPipeline.from_pretrained("alice/odd")(**call).images.tolist()
 results["blocks"] = []
 for block in blocks:
     names = {}
@@ -436,7 +438,6 @@ def test_an_index_that_names_the_package_needs_its_import(stranger, user):
 
 def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, user):
     assert np.shape(stranger["odd"]) == (2, 7, 5, 1) and same(stranger["odd"], user["odd"])
-    assert "trust_remote_code=True" in stranger["untrusted"]
 
 
 def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
@@ -448,7 +449,7 @@ def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
 
 
 def test_the_examples_of_the_cards_run(stranger, user):
-    assert stranger["blocks"] == [[[8, 8], "L"]] * 2 + [[[5, 7], "L"]] * 2 and stranger["sample"] == "PNG"
+    assert stranger["blocks"] == [[[8, 8], "L"]] * 2 and stranger["sample"] == "PNG"
     assert user["blocks"] == [4] * 2
 
 
