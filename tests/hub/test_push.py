@@ -49,6 +49,7 @@ def published(run_commands, hub, runs):
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors": b"old",
         "evaluation.json": b"{}",
         "sampling.json": b"{}",
+        "pipeline.py": b"",
     }
     hub.commit("alice/odd", {**old, "notes.txt": b"by hand"}, "another model")
     faults = {
