@@ -154,7 +154,7 @@ def become(tree: Path, place: Path, name: str, flags: list[str], launcher: list[
         (runpy.run_path if script.is_file() else runpy.run_module)(words[-1], run_name="__main__")
         status = 0
     except SystemExit as end:
-        status = end.code or 0
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -173,8 +173,9 @@ def results(place: Path) -> dict[str, Counter[str]]:
         rows = csv.DictReader((out / file).read_text().splitlines())
         cells = (f"{row['step']} {key} {row[key]}" for row in rows for key in row if key not in NOT_COMPARED)
         found[name] = Counter(cells)
-    pictures = ((file, np.asarray(Image.open(file))) for file in place.glob("samples*/**/*.png"))
-    return found | {"samples": Counter(f"{file.relative_to(place)} {digest(image)}" for file, image in pictures)}
+    files = [*place.glob("samples*/**/*.png"), *out.glob("previews/*.png"), out / "samples.png", out / "denoising.png"]
+    pictures = ((file, np.asarray(Image.open(file))) for file in files if file.is_file())
+    return found | {"pictures": Counter(f"{file.relative_to(place)} {digest(image)}" for file, image in pictures)}
 
 
 def digest(array: np.ndarray) -> str:

@@ -18,22 +18,25 @@ def partial_path(path: Path) -> Path:
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A temporary path next to `path` for a file or folder, renamed to `path` at the end and removed after an error.
 
-    A folder that is replaced is removed just before: a process killed at that instant leaves the complete new one
-    under its temporary name.
+    A folder that is replaced is moved out of the way just before: a process killed at that instant leaves the complete
+    new one under its temporary name.
 
     Args:
         shared: several processes may write `path` at the same time, each under a name of its own.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial") if shared else partial_path(path)
+    old = path.with_name(f".{path.name}.0.partial")  # 0 is nobody's process number
     remove(beside)
     try:
         yield beside
+        if path.is_dir():  # which a rename cannot replace
+            remove(old)
+            os.replace(path, old)
+        os.replace(beside, path)
     except BaseException:
         remove(beside)
         raise
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(beside, path)
+    remove(old)
 
 
 def write_text(file: Path, text: str) -> None:

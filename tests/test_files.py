@@ -28,6 +28,11 @@ def test_a_folder_is_replaced_and_what_a_killed_process_left_is_not_mixed_in(tmp
         (beside / "new").touch()
         assert names_in(folder) == ["old"]
     assert names_in(folder) == ["new"] and names_in(tmp_path) == ["best"]
+    link = tmp_path / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    with replacing(link) as beside:
+        beside.mkdir()
+    assert not link.is_symlink() and names_in(link) == [] and names_in(folder) == ["new"]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

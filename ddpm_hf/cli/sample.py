@@ -178,7 +178,7 @@ def prepare_interpolation(
 
 
 def draw(drawing: Drawing, folder: SampleFolder, missing: list[int], pictures: PictureArguments) -> None:
-    """Draw the images and the pictures asked for; exits if the launcher dies, and nobody else would stop it."""
+    """Draw the images and the pictures asked for; exits early if the launcher has died."""
     state, interruption = PartialState(), Interruption(None)
     if state.is_main_process:
         work = f"{len(missing)} of {folder.num_images} images, {drawing.calls} network calls each"

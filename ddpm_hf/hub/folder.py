@@ -74,6 +74,7 @@ RUN_FILES = (
     RunFile("bad_batch.json", "train.py, when it gives up"),
     RunFile("sampling.json", OLDER_VERSION),
     RunFile("pipeline.py", OLDER_VERSION),
+    RunFile(f"{BEST_FOLDER}.partial", OLDER_VERSION),
 )
 
 # Pictures of an evaluation -> a figure that must be present (else they show other weights), and a caption. Pictures of

@@ -34,4 +34,4 @@ def without_learned_variance(scheduler: SchedulerMixin) -> SchedulerMixin:
 def check_starts_midway(scheduler: SchedulerMixin) -> None:
     """Raises ValueError for a sampler whose chain must start at its first step."""
     if isinstance(scheduler, PNDMScheduler):
-        raise ValueError("`scheduler` must be any sampler but pndm for a chain that starts midway, got 'pndm'.")
+        raise ValueError("`scheduler` must be one that can start midway, such as ddpm, ddim or dpm, got 'pndm'.")

@@ -1,4 +1,4 @@
-"""Everything that is drawn with one pipeline into a folder, on all processes: images, chains and interpolations."""
+"""What is drawn with one pipeline into a folder: images on all processes, chains and interpolations on one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ class Drawing:
         return True
 
     def draw_chain(self, folder: SampleFolder, name: str, predicted: bool = False) -> Path:
-        """Draw the first images again, keeping intermediate steps; `predicted` as in `denoising_chain`.
+        """On one process, draw the first images again, keeping steps; `predicted` as in `denoising_chain`.
 
         Returns:
             The strip in the folder's overview; beside it is an animation, a .webp of the same name.
@@ -132,7 +132,7 @@ class Drawing:
     def draw_interpolation(
         self, picture: Path, pair: tuple[torch.Tensor, torch.Tensor], depths: Sequence[int]
     ) -> None:
-        """Draw one picture with a row per depth between the two images, as in `interpolate`."""
+        """On one process, draw a picture with a row per depth between the two images, as in `interpolate`."""
         images, taken = interpolate(
             self.pipeline,
             *pair,
@@ -151,10 +151,10 @@ class Drawing:
 
 
 def read_image(file: str | Path, channels: int) -> torch.Tensor:
-    """An image file as (C, H, W) in [-1, 1]; ValueError if it has a different number of channels."""
+    """An image file as (C, H, W) in [-1, 1]; ValueError if it cannot be read or has another number of channels."""
     try:
         image = open_image(Path(file).read_bytes())
-    except UnreadableImage as problem:
+    except (UnreadableImage, OSError) as problem:
         raise ValueError(f"cannot read {file}: {problem}") from None
     found = native_channels(image)
     if found != channels:

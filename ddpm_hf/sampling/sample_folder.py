@@ -128,7 +128,8 @@ class SampleFolder:
     def write(self, indices: Sequence[int], images: np.ndarray) -> None:
         """Save uint8 images (B, H, W, C) under their indices. Any process may call this."""
         for index, image in zip(indices, images, strict=True):
-            with replacing(self._file(index)) as beside:
+            # Shared, because a process whose launcher died may still draw when the command is run again.
+            with replacing(self._file(index), shared=True) as beside:
                 to_pil(image).save(beside, format="PNG")
 
     def finish(self) -> Path:

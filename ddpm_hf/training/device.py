@@ -64,8 +64,8 @@ def make_accelerator(config: Config) -> Accelerator:
 def use_cores(device: torch.device, wanted: int | None = None) -> None:
     """Set PyTorch's threads; by default, on a CPU, to this process's share of the cores.
 
-    An `OMP_NUM_THREADS` set by the user is respected. A process on its own leaves out cores that other programs keep
-    busy: its threads wait for the slowest, and one that has to share a core can make a step a hundred times slower.
+    An `OMP_NUM_THREADS` set by the user is respected. A process on its own leaves out cores that others keep busy now:
+    its threads wait for the slowest, and one that has to share a core can make a step a hundred times slower.
 
     Raises:
         ValueError: if `wanted` is below 1.
@@ -74,8 +74,8 @@ def use_cores(device: torch.device, wanted: int | None = None) -> None:
         raise ValueError(f"--num_cpu_threads must be at least 1, got {wanted}")
     if wanted is None and device.type == "cpu" and not _threads_are_chosen():
         processes, cores = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), available_cores()
-        if processes == 1:
-            cores -= round(busy_cores())
+        if processes == 1:  # several would count each other as busy
+            cores = min(cores, round(idle_cpus()))
         wanted = max(1, cores // processes)
     if wanted is not None:
         torch.set_num_threads(wanted)
@@ -111,9 +111,11 @@ def available_cores() -> int:
     return min(limits)
 
 
-def busy_cores(seconds: float = 0.3) -> float:
-    """How many cores other programs use, measured while this process sleeps for so long."""
-    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
+def idle_cpus(seconds: float = 0.3) -> float:
+    """How many of the logical CPUs that this process may use nobody uses, while it sleeps for so long."""
+    busy = psutil.cpu_percent(seconds, percpu=True)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
+    return sum(1 - busy[cpu] / 100 for cpu in allowed)
 
 
 def describe_processes(device: torch.device, processes: int) -> str:

@@ -18,8 +18,8 @@ class Stopped(Exception):
         status: the exit status that tells why.
     """
 
-    def __init__(self, status: int):
-        super().__init__(f"exit status {status}")
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
         self.status = status
 
 

@@ -125,12 +125,13 @@ class Trainer:
         self._checkpoint()
         self.bar.close()
         where = f"checkpoint-{self.saved_step}" if self.saved_step else "the start, as no checkpoint was saved"
-        self.accelerator.print(
+        told = (
             f"stopped by {describe_reason(reason)} at step {self.step} of {self.plan.steps}. "
             f"Run the same command again to continue from {where}."
         )
+        self.accelerator.print(told)
         self._leave()
-        raise Stopped(exit_status(reason))
+        raise Stopped(told, exit_status(reason))
 
     def _leave(self) -> None:
         """Close the trackers and the process group, to which nothing here may keep a reference.

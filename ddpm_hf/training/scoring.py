@@ -64,7 +64,7 @@ class Scorer:
         if name is None:
             raise ValueError(
                 f"--eval_extractor must be given with --eval_metrics {' '.join(run.eval_metrics)}: inception for FID "
-                "(pip install torch-fidelity), or another from scripts/evaluate.py --help; nll needs none"
+                "(pip install torch-fidelity), or another from evaluate.py --help; nll needs none"
             )
         return load_extractor(name, self.accelerator.device, self.plan.config.data.cache_dir)
 

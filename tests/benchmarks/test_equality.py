@@ -32,7 +32,7 @@ def made(place: Path, weight: float = 1, loss: float = 0.5, pixel: int = 7, seco
         ({"seconds": 3}, {}),
         ({"weight": 1 + 2**-23}, {"weights": "1 of 2 differ"}),
         ({"loss": 0.500001}, {"loss table": "1 of 2 differ"}),
-        ({"pixel": 8}, {"samples": "1 of 1 differ"}),
+        ({"pixel": 8}, {"pictures": "1 of 1 differ"}),
     ],
 )
 def test_what_differs_is_named(tmp_path, changed, seen):
@@ -44,7 +44,7 @@ def test_what_neither_made_is_not_equal(tmp_path):
     places = [made(tmp_path / side) for side in ("before", "after")]
     for place in places:
         (place / "samples" / "overview" / "grid.png").unlink()
-    assert equality.compare(*map(equality.results, places))["samples"] == "missing"
+    assert equality.compare(*map(equality.results, places))["pictures"] == "missing"
 
 
 def test_commands_start_as_scripts_or_as_modules_and_a_failure_is_told(tmp_path, monkeypatch):

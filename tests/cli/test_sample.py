@@ -260,9 +260,15 @@ def written_in(places: dict[str, Path]) -> dict[Path, int]:
             ["must have the model's 3 channels, got 1"],
         ),
         (["--class_labels", "1", "--interpolate", "TEXT", "GREY"], ["cannot read", "text.png: not an image"]),
-        (["--class_labels", "1", "--interpolate", "/nowhere.png", "GREY"], ["/nowhere.png"]),
+        (
+            ["--class_labels", "1", "--interpolate", "/nowhere.png", "GREY"],
+            ["--interpolate: cannot read /nowhere.png"],
+        ),
         (["--class_labels", "1", "--interpolate", "FITS", "FITS", "--interpolation_depths", "1001"], ["1001", "1000"]),
-        (["--class_labels", "1", "--interpolate", "FITS", "FITS", "--scheduler", "pndm"], ["any sampler but pndm"]),
+        (
+            ["--class_labels", "1", "--interpolate", "FITS", "FITS", "--scheduler", "pndm"],
+            ["ddpm, ddim or dpm", "got 'pndm'"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(sample, model, places, capsys, arguments, words):

@@ -152,6 +152,8 @@ def test_contenders_side_by_side(folder, evaluate, capsys, tmp_path):
         (["FOLDER", "--metrics", "kid"], ["--extractor", "inception"]),
         (["FOLDER", "--metrics", "kid", "--num_images", "1"], ["--num_images", "1"]),
         (["FOLDER", "--metrics", "kid", "--resamples", "1"], ["--resamples", "1"]),
+        (["FOLDER", "--scheduler", "dpmm"], ["--scheduler", "dpm-sde", "dpmm"]),
+        (["FOLDER", "--metrics", "kid", "--extractor", "vgg"], ["--extractor", "digits", "vgg"]),
         (["FOLDER", "--metrics", "kid", "--extractor", "digits", "--num_inference_steps", "41"], ["41", "40"]),
         (["FOLDER", "--metrics", "prdc", "--extractor", "digits"], ["12 images", "prdc", "--resamples 0", "got 10"]),
         (["FOLDER", "--metrics", "memorization", "--split", "train"], ["memorization", "train"]),

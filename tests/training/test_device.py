@@ -1,4 +1,4 @@
-"""How many threads a process takes: against real launcher processes, affinities, quotas and a busy core."""
+"""How many threads a process takes: against real launcher processes, affinities and quotas."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpm_hf.training import device
-from ddpm_hf.training.device import available_cores, busy_cores, describe_processes, use_cores
+from ddpm_hf.training.device import available_cores, describe_processes, idle_cpus, use_cores
 
 CPU = torch.device("cpu")
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}  # as accelerate launch marks its processes
@@ -28,7 +28,7 @@ def threads_of(monkeypatch):
         flags: tuple[str, ...] = (),
         wanted: int | None = None,
         program: str = "accelerate",
-        busy: float = 0.0,
+        idle: float = 16.0,
     ) -> int:
         for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *LAUNCHED):
             monkeypatch.delenv(name, raising=False)
@@ -41,7 +41,7 @@ def threads_of(monkeypatch):
             launchers[-1].stdout.readline()  # from now on its command line can be read
             monkeypatch.setattr(os, "getppid", lambda: launchers[-1].pid)
         monkeypatch.setattr(device, "available_cores", lambda: 8)
-        monkeypatch.setattr(device, "busy_cores", lambda: busy)
+        monkeypatch.setattr(device, "idle_cpus", lambda: idle)
         torch.set_num_threads(1)  # what PyTorch makes of OMP_NUM_THREADS=1 when it starts
         use_cores(CPU, wanted)
         return torch.get_num_threads()
@@ -61,13 +61,19 @@ def test_the_cores_are_shared_by_the_processes_of_a_launcher_that_was_told_nothi
 
 
 def test_a_process_on_its_own_leaves_busy_cores_to_others(threads_of):
-    assert [threads_of({}, busy=busy) for busy in (0.4, 0.6, 3.1, 8.0)] == [8, 7, 5, 1]
-    assert threads_of(LAUNCHED | ONE | {"LOCAL_WORLD_SIZE": "2"}, launcher={}, busy=4) == 4, "it may be the other one"
-    assert threads_of(ONE, busy=4) == 1 and threads_of({}, wanted=3, busy=8) == 3
-    with subprocess.Popen([sys.executable, "-S", "-c", "print(flush=True)\nwhile True: pass"], stdout=-1) as other:
-        other.stdout.readline()
-        assert busy_cores() > 0.5
-        other.kill()
+    # Of 16 logical CPUs on 8 cores.
+    assert [threads_of({}, idle=idle) for idle in (16, 8.4, 7.6, 5.1, 0.2)] == [8, 8, 8, 5, 1]
+    assert threads_of(LAUNCHED | ONE | {"LOCAL_WORLD_SIZE": "2"}, launcher={}, idle=4) == 4, "it may be the other one"
+    assert threads_of(ONE, idle=4) == 1 and threads_of({}, wanted=3, idle=0) == 3
+
+
+def test_only_cpus_that_a_process_may_use_count_as_idle(monkeypatch):
+    assert (
+        0 <= idle_cpus() <= len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda seconds, percpu: [0.0, 100.0, 25.0, 0.0] + [100.0] * 60)
+    assert idle_cpus() == 2.75
 
 
 def test_what_the_user_chose_is_respected(threads_of):

@@ -87,7 +87,8 @@ def test_the_saved_config_reproduces_the_run(train, tmp_path):
     [
         ["--dropout", "0.3", "--random_flip", "--gradient_accumulation_steps", "2"],
         ["--class_conditional", "--condition_dropout", "0.5", "--dataloader_num_workers", "2"],
-        ["--streaming", "--shuffle_buffer", "7", "--dataloader_num_workers", "2", "--holdout", "0.2", "--random_flip"],
+        "--streaming --shuffle_buffer 7 --dataloader_num_workers 2 --holdout 0.2 --random_flip "
+        "--class_conditional".split(),
         # T of 4, so that the sampler has its history and leaves the uniform law before the run ends.
         "--loss vlb --variance_type learned_range --timestep_sampling importance --train_batch_size 12 "
         "--num_train_timesteps 4 --beta_schedule squaredcos_cap_v2 --max_train_steps 12".split(),
@@ -126,7 +127,7 @@ def stop_after(trainer, step: int) -> None:
 
 
 def test_a_run_goes_on_with_another_accumulation_and_takes_the_steps_of_the_whole_batch(train, start, tmp_path):
-    """From an odd step, so that micro-steps counted on from before would end steps in their middle."""
+    """Micro-steps start at 0 again: counted on from before, they would end steps in their middle."""
     # Adam divides by the gradient's size, so rounding shows at the rate's scale; dropout differs by micro-step.
     flags = ["--learning_rate", "1e-4", "--dropout", "0"]
     whole = train(*flags, output_dir=tmp_path / "whole", ending=False)

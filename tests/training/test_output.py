@@ -38,6 +38,7 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp
     train(*flags, "--logging_dir", "more/logs")
     # Of older versions, and of kills.
     remains = ["hub-upload.partial/README.md", ".best.partial/best.json", "checkpoint-9.partial/a", "sampling.json"]
+    remains += ["best.partial/best.json", "pipeline.py"]
     for name in (*remains, ".loss.csv.partial", ".evaluation.json.123.partial"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
