@@ -52,7 +52,7 @@ BEST_FLAGS = "--mixed_precision bf16 --learning_rate 1e-3 --lr_warmup_steps 50 -
 GOALS = {"stock, defaults": 0.125, "stock, best flags": 0.5}
 DATA = {
     "digits": ["--train_batch_size", "64"],  # the preset's
-    # The training settings of the digits preset; its own network would take four times as long at this size.
+    # Of its own: the network of the digits preset would take four times as long at this size.
     "mnist": (
         "--resolution 32 --channels 1 --base_channels 16 --channel_multipliers 1 2 4 4 --blocks_per_level 1 "
         "--attention_resolutions 4 --dropout 0 --learning_rate 2e-3 --lr_warmup_steps 100 --adam_beta2 0.95 "

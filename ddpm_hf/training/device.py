@@ -115,7 +115,7 @@ def idle_cpus(seconds: float = 0.3) -> float:
     """How many of the logical CPUs that this process may use nobody uses, while it sleeps for so long."""
     busy = psutil.cpu_percent(seconds, percpu=True)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
-    return sum(1 - busy[cpu] / 100 for cpu in allowed)
+    return sum(1 - busy[cpu] / 100 for cpu in allowed if cpu < len(busy))
 
 
 def describe_processes(device: torch.device, processes: int) -> str:
