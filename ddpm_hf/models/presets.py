@@ -111,7 +111,7 @@ PRESETS: dict[str, Preset] = {
     # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free, and more
     # width only at 4x4: at 8x8 it costs more than it gives. Batches of 64, because smaller ones leave a core waiting.
     # The small presets' process gives better digits than the paper's in such a short run. adam_beta2 averages 20
-    # squared gradients, because 1,000 are longer than the run.
+    # squared gradients, because 1,000 are the whole run.
     "digits": Preset(
         description="the demo: handwritten digits, 16x16 grey, 0.8 M parameters, minutes on two CPU cores",
         model={
@@ -130,7 +130,7 @@ PRESETS: dict[str, Preset] = {
             "lr_warmup_steps": 100,
             "adam_beta2": 0.95,
             "train_batch_size": 64,
-            "max_train_steps": 900,
+            "max_train_steps": 1000,
             "ema_decay": 0.995,
         },
     ),
