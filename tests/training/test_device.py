@@ -1,5 +1,6 @@
 """How many threads a process takes: against real launcher processes, affinities and quotas."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -103,3 +104,30 @@ def test_affinity_and_quota_leave_fewer_cores_than_the_machine_has(monkeypatch, 
         assert available_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc is told to keep memory")
+def test_large_blocks_come_from_memory_that_the_process_keeps(command, tmp_path):
+    """glibc gets a block from the kernel, and gives it back when it is freed, or takes it from its heap."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import ctypes, torch
+from ddpm_hf.training.device import use_cores
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks from_kernel e f g h i".split()]
+
+def megabytes_from_kernel(block):
+    before = info().from_kernel
+    blocks.append(torch.ones(block, 1 << 18))
+    return (info().from_kernel - before) >> 20
+
+info, blocks = ctypes.CDLL(None).mallinfo2, []
+info.restype = Info
+first = megabytes_from_kernel(28)
+use_cores(torch.device("cpu"))
+print(first, megabytes_from_kernel(28))
+""")
+    run = command(script)
+    assert run.wait() == 0, run.err
+    assert run.out.split() == ["28", "0"]
