@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.request import ImageArguments, MeasureArguments, Request, SampleArguments
-from ..hub.folder import ModelFolder
+from ..hub.folder import INDEX_FILE, ModelFolder
 from ..systems.config import MachineArguments
 from ..training.device import use_cores
 from .parser import OneLineParser, one_line_errors
@@ -19,9 +19,9 @@ def main(argv: list[str]) -> None:
     images, samples, measure, machine, names = parser.parse(argv)
     with one_line_errors(parser):
         name = images.run or names.model
-        known = (Path(name) / "model_index.json").is_file()
+        known = (Path(name) / INDEX_FILE).is_file()
         if images.run is not None and not known:
-            raise ValueError(f"--run must be an output folder of train.py, but {name} has no model_index.json")
+            raise ValueError(f"--run must be an output folder of train.py, but {name} has no {INDEX_FILE}")
         settings = ModelFolder.read(name).settings if known else {}
         request = Request(model=names.model, settings=settings, **(vars(images) | vars(samples) | vars(measure)))
         evaluator = Evaluator(request)

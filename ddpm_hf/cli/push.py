@@ -13,6 +13,7 @@ from .parser import OneLineParser, one_line_errors
 
 
 def main(argv: list[str]) -> None:
+    """Check the folder, write its card and push it; a bad request becomes one line and exit status 2."""
     parser = OneLineParser(PageArguments, prog="push.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="An output folder of train.py, or any saved DDPM pipeline.")
     parser.refuse_retired(argv)

@@ -68,6 +68,7 @@ class PictureArguments:
 
 
 def main(argv: list[str]) -> None:
+    """Check everything, then draw; a bad request becomes one line and exit status 2."""
     groups = (SampleArguments, PictureArguments, MachineArguments)
     parser = OneLineParser(groups, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("pipeline", help="A folder with model_index.json, or a Hub name.")

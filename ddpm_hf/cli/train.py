@@ -8,6 +8,7 @@ from .parser import one_line_errors, parse_training_arguments, training_parser
 
 
 def main(argv: list[str]) -> None:
+    """Check everything, then train; exits with the status of a signal that stopped it, or 2 for a bad request."""
     parser = training_parser()
     config = parse_training_arguments(argv, parser)
     with one_line_errors(parser):

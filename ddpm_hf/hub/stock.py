@@ -4,13 +4,19 @@ from ..sampling.samplers import SHARED_SCHEDULES
 from .folder import ModelFolder
 
 
+def _padding(model: ModelFolder) -> tuple[int, int, int]:
+    """Rows and columns that the images lack for the stock network, and the divisor that it needs of their sides."""
+    (height, width), multiple = model.size, 2 ** (len(model.unet["block_out_channels"]) - 1)
+    return -height % multiple, -width % multiple, multiple
+
+
 def obstacles(model: ModelFolder) -> list[str]:
     """Why stock `DDPMPipeline` cannot sample from a model, as sentences; empty if it can."""
     found = []
     if model.class_names:
         found.append("The model is class-conditional, and stock `DDPMPipeline` passes no class to the network.")
-    (height, width), multiple = model.size, 2 ** (len(model.unet["block_out_channels"]) - 1)
-    if height % multiple or width % multiple:
+    (height, width), (more, wider, multiple) = model.size, _padding(model)
+    if more or wider:
         found.append(f"Stock `UNet2DModel` needs sides divisible by {multiple}; these images are {width}x{height}.")
     variance_type = model.scheduler.get("variance_type")
     if variance_type == "learned":
@@ -45,9 +51,7 @@ def betas_argument(model: ModelFolder) -> str:
 
 def network_lines(model: ModelFolder) -> list[str]:
     """Source code that makes `output` of `x`, `t` and, for a model with classes, `labels`, by the stock `unet`."""
-    channels, (height, width) = model.channels, model.size
-    multiple = 2 ** (len(model.unet["block_out_channels"]) - 1)
-    more, wider = -height % multiple, -width % multiple
+    channels, (height, width), (more, wider, _) = model.channels, model.size, _padding(model)
     top, left = more // 2, wider // 2
     arguments = ["x", "t", "labels"] if model.class_names else ["x", "t"]
     lines = []
