@@ -140,31 +140,31 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         steps=steps,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
-        classes=asked_classes(pipeline, arguments.class_labels, arguments.guidance_scale),
+        asked=asked_for(pipeline, arguments.class_labels, arguments.guidance_scale),
         guidance_scale=arguments.guidance_scale,
     )
 
 
-def asked_classes(pipeline: DDPMPipeline, asked: str | None, guidance_scale: float) -> list[int] | None:
-    """Class numbers to cycle through; None for unconditional images."""
-    if asked is None:
-        return list(range(pipeline.num_classes)) if pipeline.num_classes and guidance_scale != 0 else None
+def asked_for(pipeline: DDPMPipeline, class_labels: str | None, guidance_scale: float) -> dict[str, list]:
+    """What the network is told, as arguments of the pipeline call with words to cycle through."""
+    if class_labels is None:
+        return {c.name: c.usual() for c in pipeline.conditions} if guidance_scale != 0 else {}
+    words = [word.strip() for word in class_labels.split(",")]
     names = (pipeline.id2label or {}).values()
-    labels = (label.strip() for label in asked.split(","))
     # Names take precedence, because a class may be called "3".
-    return [
-        pipeline.class_number(int(label) if label.isdecimal() and label not in names else label) for label in labels
-    ]
+    labels = [int(word) if word.isdecimal() and word not in names else word for word in words]
+    told, _, _ = pipeline.ask({"class_labels": labels})
+    return {"class_labels": told["class_labels"].tolist()}
 
 
 def prepare_interpolation(
     drawing: Drawing, arguments: SampleArguments, pictures: PictureArguments
 ) -> tuple[Path, tuple[torch.Tensor, torch.Tensor], list[int]]:
     """The picture to draw, the two images and the depths; ValueError if the model cannot interpolate them."""
-    pipeline, classes = drawing.pipeline, drawing.classes
-    if classes is not None and len(classes) != 1:
+    pipeline = drawing.pipeline
+    if any(len(words) != 1 for words in drawing.asked.values()):
         raise ValueError("--interpolate needs exactly one class in --class_labels")
-    pipeline.check_classes(classes, arguments.guidance_scale, 1)
+    pipeline.ask(drawing.asked, arguments.guidance_scale)
     picture = Path(arguments.output_dir) / OVERVIEW / "interpolation.png"
     if picture.exists():
         raise ValueError(f"--output_dir {arguments.output_dir} already has {picture.name}; choose another folder")

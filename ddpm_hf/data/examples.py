@@ -16,7 +16,7 @@ CROP_STREAM, FLIP_STREAM = 1, 2
 class TrainingData(Dataset):
     """Positions of an endless shuffled sequence -> batches: row, crop and flip are pure functions of (seed, position).
 
-    Batches stay uint8 until they are on the device, where the loop applies `transforms.normalize`: a quarter of the
+    Batches stay uint8 until they are on the device, where the codec scales them: a quarter of the
     bytes to copy.
 
     Args:

@@ -1,4 +1,4 @@
-"""Convert encoded images to uint8 pixels of one shape, and uint8 to the model's range [-1, 1] and back.
+"""Convert encoded images to uint8 pixels of one shape.
 
 The order: read, orient by EXIF, convert to 8 bits, convert channels, resize, crop. Flips and random crops differ from
 epoch to epoch and are applied later, in `examples`.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 # Raster formats that Pillow decodes itself. Not EPS, for which Pillow runs Ghostscript.
@@ -38,19 +37,6 @@ DECODING_ERRORS = (
 
 class UnreadableImage(ValueError):
     """A value that cannot be decoded as an image. The message gives the reason; the caller adds the row and file."""
-
-
-def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels, any shape -> float32 in [-1, 1]: p / 127.5 - 1, so that 0 -> -1 and 255 -> 1 exactly.
-
-    Source: "linearly scaled to [-1, 1]", Ho et al. 2020 (arXiv 2006.11239), section 3.3.
-    """
-    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
-
-
-def denormalize(samples: torch.Tensor) -> torch.Tensor:
-    """Samples in [-1, 1], any float dtype and shape -> uint8, clamped. The inverse of `normalize`."""
-    return samples.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
 
 
 def parse_resolution(resolution: int | str | tuple[int, int]) -> tuple[int, int]:

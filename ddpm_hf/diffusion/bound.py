@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from diffusers import DDPMScheduler
 
-from .gaussian import CDFS, discretized_gaussian_log_likelihood, normal_kl, share_off_the_8_bit_grid
+from .gaussian import discretized_gaussian_log_likelihood, normal_kl, share_off_the_8_bit_grid
 from .scheduler import FORWARD_VARIANCES, LinearDDPMScheduler
 
 # (x_t, timesteps, **conditions) -> output: (pairs, C, H, W) and (pairs,) to (pairs, C or 2C, H, W)
@@ -73,11 +73,11 @@ class VariationalBound:
         scheduler: the process; copied, so that `set_timesteps` on it does not change the bound.
         num_inference_steps: length of a strided chain, by the scheduler's spacing; by default all T timesteps.
         timesteps: a chain given explicitly instead, decreasing.
-        clip: clip the predicted x_0 to [-1, 1], as published bits/dim do.
-        cdf: of the discretized decoder, "erf" or "tanh"; see `discretized_gaussian_log_likelihood`.
+        clip: the range to which the predicted x_0 is clipped, as published bits/dim do; None for none.
+        decoder: -L_0, the log of p(x_0 | x_1) of each element, given x_0, mean and log variance.
 
     Raises:
-        ValueError: for an unknown `cdf`, an impossible chain, or a prediction of epsilon with zero terminal SNR.
+        ValueError: for an impossible chain, or a prediction of epsilon with zero terminal SNR.
     """
 
     def __init__(
@@ -86,17 +86,15 @@ class VariationalBound:
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         *,
-        clip: bool = True,
-        cdf: str = "erf",
+        clip: tuple[float, float] | None = (-1.0, 1.0),
+        decoder: Callable[..., torch.Tensor] = discretized_gaussian_log_likelihood,
     ):
-        if cdf not in CDFS:
-            raise ValueError(f"`cdf` must be one of {', '.join(CDFS)}, got {cdf!r}.")
         self.scheduler = LinearDDPMScheduler.from_config(scheduler.config)
         if num_inference_steps is None and timesteps is None:
             timesteps = range(self.scheduler.config.num_train_timesteps - 1, -1, -1)
         self.scheduler.set_timesteps(num_inference_steps, timesteps=timesteps)
         self.chain = tuple(self.scheduler.timesteps.tolist())
-        self.clip, self.cdf = clip, cdf
+        self.clip, self.decoder = clip, decoder
 
     def prior_term(self, x_0: torch.Tensor) -> torch.Tensor:
         """L_T = KL(q(x_T | x_0) ‖ N(0, I)) in bits/dim, shape (batch,), for x_0 of shape (batch, C, H, W)."""
@@ -122,8 +120,8 @@ class VariationalBound:
         s, model_output = self.scheduler, model_output.to(x_0.dtype)
         prediction, predicted_variance = s.split_model_output(model_output, x_0)
         predicted_x_0 = s.predict_original_sample(prediction, x_t, timesteps)
-        if self.clip:
-            predicted_x_0 = predicted_x_0.clamp(-1, 1)
+        if self.clip is not None:
+            predicted_x_0 = predicted_x_0.clamp(*self.clip)
 
         mean = s.posterior_mean(predicted_x_0, x_t, timesteps)
         true_mean = s.posterior_mean(x_0, x_t, timesteps)
@@ -135,7 +133,7 @@ class VariationalBound:
             log_variance = torch.where(last.view(true_log_variance.shape), true_log_variance, log_variance)
 
         bits = bits_per_dim(normal_kl(true_mean, true_log_variance, mean, log_variance))
-        decoder = -discretized_gaussian_log_likelihood(x_0[last], mean[last], log_variance[last], cdf=self.cdf)
+        decoder = -self.decoder(x_0[last], mean[last], log_variance[last])
         return StepTerm(
             bits=bits.index_put((last,), bits_per_dim(decoder)),
             x_0_mse=(predicted_x_0 - x_0).square().flatten(1).mean(1),

@@ -101,7 +101,7 @@ class DiffusionLoss:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
         if loss == "vlb" and weighting != "none":
             raise ValueError(f"`weighting={weighting!r}` weights the squared error, which `loss='vlb'` does not have.")
-        self.bound = VariationalBound(scheduler, clip=False)
+        self.bound = VariationalBound(scheduler, clip=None)
         if weighting != "none" and self.bound.scheduler.lacks_terminal_signal:
             raise ValueError(
                 f"`weighting={weighting!r}` is 0 where SNR is 0, so the last timestep of this process, where sampling "

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..codecs.pixels import normalize
 from ..data.sources import load_images
 from ..data.store import PixelStore
-from ..data.transforms import normalize
 from ..files import replacing
 from ..pipelines.fingerprint import weights_fingerprint
 from ..seeds import derive_seed, generator_for

@@ -58,7 +58,7 @@ class Evaluator:
             shape[0],
             run=request.settings or None,
             split=request.split,
-            labelled=self.pipeline is not None and self.pipeline.num_classes > 0,
+            labelled=self.pipeline is not None and bool(self.pipeline.conditions),
             most=request.max_images,
             **{name: getattr(request, name, None) for name in SOURCE_SETTINGS},
         )

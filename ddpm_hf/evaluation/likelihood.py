@@ -6,6 +6,7 @@ The bound is Eq. 5 of Ho et al. 2020 (arXiv 2006.11239), computed by `diffusion.
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
-from ..data.transforms import normalize
+from ..codecs.pixels import PixelCodec
+from ..conditions.condition import Condition, tell
 from ..diffusion.bound import Network, VariationalBound
+from ..diffusion.gaussian import CDFS
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.steps import takes_variance
 from ..progress import progress_bar
@@ -23,7 +26,6 @@ from ..sampling.samplers import make_sampler
 from ..seeds import generator_for
 
 TERM_COLUMNS = ("timestep", "bits_per_dim", "standard_error", "n", "rate", "distortion_rmse")
-_PIXEL_VARIANCE = 0.25  # of pixels in [-1, 1], roughly; for `term_chances`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,21 @@ class Likelihood:
 
 
 def bound_of(pipeline: DDPMPipeline, *, clip: bool = True, cdf: str = "erf") -> VariationalBound:
-    """The bound of a pipeline's process, for any sampler it was saved with; arguments as in `VariationalBound`.
+    """The bound of a pipeline's process, for any sampler it was saved with.
+
+    Args:
+        clip: clip the predicted x_0 to its range, as published bits/dim do.
+        cdf: of the decoder, "erf" or "tanh"; see `discretized_gaussian_log_likelihood`.
 
     Raises:
-        ValueError: the network's output channels do not match the variance type.
+        ValueError: x_0 has no bits/dim, the `cdf` is unknown, or the network's output channels do not match the
+            variance type.
     """
+    codec = pipeline.codec
+    if codec.decoder is None:
+        raise ValueError("bits/dim are defined for models of pixels only, not for this one.")
+    if cdf not in CDFS:
+        raise ValueError(f"`cdf` must be one of {', '.join(CDFS)}, got {cdf!r}.")
     process = make_sampler("ddpm", pipeline.scheduler)
     config = pipeline.unet.config
     needed = config.in_channels * (2 if takes_variance(process) else 1)
@@ -106,23 +118,15 @@ def bound_of(pipeline: DDPMPipeline, *, clip: bool = True, cdf: str = "erf") -> 
             f"{process.config.variance_type!r}, got {config.out_channels}. Set `variance_type` in "
             "scheduler/scheduler_config.json to the one the network was trained with."
         )
-    return VariationalBound(process, clip=clip, cdf=cdf)
-
-
-def network_of(pipeline: DDPMPipeline) -> Network:
-    """The pipeline's network in evaluation mode, with the signature that the bound calls."""
-    unet = pipeline.unet.eval()
-
-    def network(x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-        return unet(x_t.to(unet.dtype), timesteps, **conditions).sample
-
-    return network
+    return VariationalBound(process, clip=codec.span if clip else None, decoder=partial(codec.decoder, cdf=cdf))
 
 
 def measure_likelihood(
     bound: VariationalBound,
     network: Network,
     batches: Iterable[Mapping[str, torch.Tensor]],
+    codec: PixelCodec,
+    conditions: Sequence[Condition] = (),
     *,
     seed: int = 0,
     num_terms: int | None = None,
@@ -136,6 +140,8 @@ def measure_likelihood(
     Args:
         network: on the device of `PartialState`.
         batches: in the format of `decoding.make_batch`, divided among the processes.
+        codec: makes x_0 of them.
+        conditions: what the network is told about them.
         seed: for the noise and the choice of terms.
         num_terms: terms per image, sampled by `term_chances`; all T by default.
         batch_size: (image, timestep) pairs per network call.
@@ -163,35 +169,35 @@ def measure_likelihood(
         share = {name: value[rank::processes] for name, value in batch.items()}
         if len(share["rows"]) == 0:
             continue
-        x_0 = normalize(share["images"]).to(device)
-        conditions = {name: value.to(device) for name, value in share.items() if name == "class_labels"}
+        share = {name: value.to(device) for name, value in share.items()}
+        x_0, told = codec.encode(share), tell(conditions, share)
         generators = [generator_for(seed, "likelihood", row) for row in share["rows"].tolist()]
         timesteps, weights = None, 1.0
         if terms_of_one < length:
-            places, weights = draw_terms(term_chances(bound), terms_of_one, generators)
+            places, weights = draw_terms(term_chances(bound, codec.variance), terms_of_one, generators)
             timesteps = torch.tensor(bound.chain)[places]
-        found = bound.evaluate(watched, x_0, generators, timesteps=timesteps, pairs_per_call=batch_size, **conditions)
+        found = bound.evaluate(watched, x_0, generators, timesteps=timesteps, pairs_per_call=batch_size, **told)
         prior, bits, error = (part.double().cpu().numpy() for part in (found.prior, found.terms, found.x_0_mse))
         sent, timesteps = weights * bits, found.timesteps.numpy()
         sums.add(timesteps, bits, error, sent)
         decoder = np.where(timesteps == bound.chain[-1], sent, 0).sum(1)
-        results.append(np.stack([share["rows"].numpy(), prior + sent.sum(1), decoder, prior]))
+        results.append(np.stack([share["rows"].cpu().numpy(), prior + sent.sum(1), decoder, prior]))
     bar.close()
     return _together(gather_object([(results, sums.values)]), bound, terms_of_one)
 
 
-def term_chances(bound: VariationalBound) -> np.ndarray:
+def term_chances(bound: VariationalBound, variance: float) -> np.ndarray:
     """The probability of sampling each term, (T,) in chain order, float64, sum 1.
 
     The variance of the estimate is lowest if they are proportional to the terms, and none may be 0. L_0 is typically
-    half the bound. The other terms are approximated by those of white noise with the variance of pixels, in closed
+    half the bound. The other terms are approximated by those of white noise of this variance, in closed
     form: L_{t-1} = ½ (SNR(t-1) - SNR(t)) E‖x_0 - E[x_0 | x_t]‖² (Kingma et al. 2021, arXiv 2107.00630, §4). A tenth
     of the probability is uniform, in case the approximation is poor. Measured on digits, the estimate's spread is 1/50
     of that with uniform sampling.
     """
     alpha_bar = bound.scheduler.coefficients.alpha_bar.numpy()[list(bound.chain)]
     snr = alpha_bar / (1 - alpha_bar)
-    others = (snr[1:] - snr[:-1]) / (1 + _PIXEL_VARIANCE * snr[:-1])
+    others = (snr[1:] - snr[:-1]) / (1 + variance * snr[:-1])
     chances = np.append(others / others.sum(), 1.0)
     return 0.9 * chances / chances.sum() + 0.1 / len(chances)
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.state import PartialState
 
 from ..pipelines.ddpm import DDPMPipeline
 from .extraction import features_of_images, features_of_samples, on_all_processes
 from .features import Extractor
 from .image_sets import ImageSet
-from .likelihood import bound_of, measure_likelihood, network_of, write_images, write_terms
+from .likelihood import bound_of, measure_likelihood, write_images, write_terms
 from .memorization import Neighbours, nearest, share_nearer
 from .plots import plot_distances, plot_rate_distortion, plot_terms, save_grid
 from .quality import FeatureSets, interval, score
@@ -53,12 +52,13 @@ def measure_nll(
     bound = bound_of(pipeline, clip=clip, cdf=cdf)
     if num_terms is not None and not 1 <= num_terms <= len(bound.chain):
         raise ValueError(f"--nll_timesteps must be between 1 and {len(bound.chain)}, got {num_terms}")
-    numbers = _class_numbers(pipeline, images)
     batches = images.batches(batch_size * PartialState().num_processes)
     found = measure_likelihood(
         bound,
-        network_of(pipeline),
-        (_with_classes(batch, numbers) for batch in takewhile(lambda _: go_on(), batches)),
+        pipeline.network.eval(),
+        takewhile(lambda _: go_on(), batches),
+        pipeline.codec,
+        [condition.of_data(images.data) for condition in pipeline.conditions],
         seed=seed,
         num_terms=num_terms,
         batch_size=batch_size,
@@ -73,21 +73,6 @@ def measure_nll(
             write_images(found, details / "nll_per_image.csv")
     about = {"seed": seed, "dataset": images.name, "split": images.split, "sampler": "ddpm", "floor": None}
     return found.record() | interval(found.value, found.standard_error) | about | {"clip": clip, "cdf": cdf}
-
-
-def _class_numbers(pipeline: DDPMPipeline, images: ImageSet) -> torch.Tensor | None:
-    """The pipeline's class number for each class of the data set; None for an unconditional model."""
-    if pipeline.num_classes == 0:
-        return None
-    names = images.data.class_names
-    # A model without class names uses the data set's class numbers.
-    labels = range(len(names)) if pipeline.id2label is None else names
-    return torch.tensor([pipeline.class_number(label) for label in labels])
-
-
-def _with_classes(batch: dict[str, torch.Tensor], numbers: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Replace the data set's class numbers by the pipeline's."""
-    return batch if numbers is None else batch | {"class_labels": numbers[batch["class_labels"]]}
 
 
 def measure_quality(

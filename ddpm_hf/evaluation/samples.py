@@ -11,6 +11,7 @@ import numpy as np
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
+from ..conditions.condition import cycled
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
@@ -61,7 +62,7 @@ def draw_samples(
     """
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
     calls = len(pipeline.scheduler.timesteps)
-    classes = pipeline.num_classes
+    conditions = pipeline.conditions
     state = PartialState()
     mine = list(range(state.process_index, count, state.num_processes))
     with sampling_bar(count, count, len(mine), calls, leave=None, disable=not state.is_local_main_process) as show:
@@ -70,7 +71,7 @@ def draw_samples(
             mine,
             seed,
             batch_size,
-            class_labels=[k % classes for k in mine] if classes else None,
+            {condition.name: cycled(condition.usual(), mine) for condition in conditions},
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             callback_on_step_end=show,
@@ -84,7 +85,7 @@ def draw_samples(
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
         "network_calls": calls * (2 if guided else 1),
-        **({"guidance_scale": guidance_scale} if classes else {}),
+        **({"guidance_scale": guidance_scale} if conditions else {}),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
 
@@ -99,7 +100,7 @@ def prepared(
     scheduler = pipeline.scheduler if sampler is None else make_sampler(sampler, pipeline.scheduler)
     pipeline = DDPMPipeline(pipeline.unet, rebuild(type(scheduler), scheduler), id2label=pipeline.id2label)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.check_classes([0] if pipeline.num_classes else None, guidance_scale, 1)
+    pipeline.ask({condition.name: condition.usual()[:1] for condition in pipeline.conditions}, guidance_scale)
     steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     pipeline.scheduler.set_timesteps(steps)
     return pipeline, steps

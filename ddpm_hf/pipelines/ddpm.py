@@ -2,8 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
-from numbers import Integral
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -11,8 +11,13 @@ import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..codecs.pixels import PixelCodec, channels_last
+from ..conditions.class_labels import ClassLabels
+from ..conditions.condition import Condition, Told, cycled
 from ..portable import own_component, stock_component
 from ..progress import progress_bar
+from .denoiser import Denoiser
+from .guidance import guided
 from .steps import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -62,17 +67,9 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes; 0 for an unconditional model."""
-        if self.id2label is not None:
-            return len(self.id2label)
-        return self.unet.config.num_class_embeds or 0
-
-    @property
-    def null_class(self) -> int | None:
-        """The embedding that means "no class", which guidance needs; None if the model has none."""
-        embeddings = self.unet.config.num_class_embeds or 0
-        return embeddings - 1 if self.num_classes and embeddings == self.num_classes + 1 else None
+    def conditions(self) -> Sequence[Condition]:
+        """What the network is told beside x_t and t."""
+        return ClassLabels.of_model(self.unet.config, self.id2label)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -80,6 +77,16 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         config = self.unet.config
         size = config.sample_size
         return config.in_channels, *((size, size) if isinstance(size, int) else size)
+
+    @property
+    def codec(self) -> PixelCodec:
+        """What x_0 is."""
+        return PixelCodec(self.image_shape)
+
+    @property
+    def network(self) -> Denoiser:
+        """The network as training, the bound and sampling call it."""
+        return Denoiser(self.unet)
 
     @torch.no_grad()
     def __call__(
@@ -95,6 +102,7 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
         callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
+        **asked: Any,
     ) -> ImagePipelineOutput | tuple:
         """Sample images: x_T from N(0, I), then the scheduler's steps down to x_0.
 
@@ -119,10 +127,10 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
-        # 1. Check the arguments and turn class names into numbers
+        # 1. Check the arguments and turn words into what the network is told
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-        classes, batch_size = self.check_classes(class_labels, guidance_scale, batch_size)
+        told, null, batch_size = self.ask({"class_labels": class_labels, **asked}, guidance_scale, batch_size)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one per image, got {len(generator)} for {batch_size} images.")
 
@@ -141,7 +149,8 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         was_training = self.unet.training
         self.unet.eval()
         try:
-            x_0 = self._denoise(scheduler, x_t, skipped, generator, classes, guidance_scale, callback_on_step_end)
+            predict = partial(guided, self.network, told=told, null=null, scale=guidance_scale)
+            x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback_on_step_end)
         finally:
             self.unet.train(was_training)
             self.maybe_free_model_hooks()
@@ -153,18 +162,17 @@ class DDPMPipeline(diffusers.DDPMPipeline):
     def _denoise(
         self,
         scheduler: SchedulerMixin,
+        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         x_t: torch.Tensor,
         skipped: int,
         generator: torch.Generator | list[torch.Generator] | None,
-        classes: torch.Tensor | None,
-        guidance_scale: float,
         callback: Callable | None,
     ) -> torch.Tensor:
         """The loop of Algorithm 2, for any sampler, without its first `skipped` steps."""
         step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
         for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
             network_input = scheduler.scale_model_input(x_t, t)
-            model_output = self._predict(network_input, t, classes, guidance_scale)
+            model_output = predict(network_input, t)
             if not takes_variance(scheduler):
                 model_output = model_output[:, : x_t.shape[1]]
             step = scheduler.step(model_output, t, x_t, **step_arguments)
@@ -175,50 +183,45 @@ class DDPMPipeline(diffusers.DDPMPipeline):
                 x_t = (callback(self, i, t, tensors) or {}).get("latents", x_t)
         return x_t
 
-    def check_classes(
-        self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None,
-        guidance_scale: float,
-        batch_size: int,
-    ) -> tuple[torch.Tensor | None, int]:
-        """Class numbers of shape (B,), or None, and the number of images.
+    def ask(
+        self, asked: Mapping[str, Any], guidance_scale: float = 1.0, batch_size: int = 1
+    ) -> tuple[Told, Told, int]:
+        """What the network is told, what instead for guidance, and the number of images.
+
+        Args:
+            asked: name of a condition -> its words, one or one an image; None if nothing is asked for.
+            guidance_scale, batch_size: as in the call.
 
         Raises:
-            ValueError: for labels, a scale or a batch size that do not suit this model, naming the choices.
+            ValueError: for words, a scale or a batch size that do not suit this model, naming the choices.
         """
-        if self.num_classes == 0:
-            if class_labels is not None:
-                self.class_number(class_labels)
-            if guidance_scale != 1.0:
-                raise ValueError(f"`guidance_scale` must be 1 for an unconditional model, got {guidance_scale}.")
-            return None, batch_size
-        if guidance_scale != 1.0 and self.null_class is None:
-            raise ValueError(f"`guidance_scale` must be 1 for a model without a null class, got {guidance_scale}.")
-        if class_labels is None:
-            if guidance_scale != 0.0:
-                raise ValueError(f"`class_labels` must be given for this model: {self._class_choices()}.")
-            return torch.full((batch_size,), self.null_class, device=self._execution_device), batch_size
-        if isinstance(class_labels, Integral | str):
-            class_labels = [class_labels] * batch_size
-        labels = class_labels.tolist() if isinstance(class_labels, torch.Tensor) else list(class_labels)
-        if batch_size not in (1, len(labels)):
-            raise ValueError(f"`class_labels` must be one per image, got {len(labels)} for `batch_size={batch_size}`.")
-        numbers = [self.class_number(label) for label in labels]
-        return torch.tensor(numbers, device=self._execution_device), len(numbers)
-
-    def class_number(self, label: int | str) -> int:
-        """The number of a class given by name or number; ValueError with the choices if it does not exist."""
-        for number, name in (self.id2label or {}).items():
-            if label == name:
-                return number
-        if isinstance(label, Integral) and 0 <= label < self.num_classes:
-            return int(label)
-        choices = self._class_choices() if self.num_classes else "left out for an unconditional model"
-        raise ValueError(f"`class_labels` must be {choices}, got {label!r}.")
-
-    def _class_choices(self) -> str:
-        named = ", ".join(f"{number} ({name})" for number, name in list((self.id2label or {}).items())[:20])
-        return f"from 0 to {self.num_classes - 1}" + (f": {named}" if named else "")
+        conditions = {condition.name: condition for condition in self.conditions}
+        what = f"a model told {', '.join(conditions)}" if conditions else "an unconditional model"
+        for name, words in asked.items():
+            if words is not None and name not in conditions:
+                raise ValueError(f"`{name}` must be left out for {what}, got {words!r}.")
+        if guidance_scale != 1 and not any(condition.has_null for condition in conditions.values()):
+            what = "a model trained without hiding them" if conditions else what
+            raise ValueError(f"`guidance_scale` must be 1 for {what}, got {guidance_scale}.")
+        listed = {name: _listed(words) for name, words in asked.items() if words is not None}
+        for name, words in listed.items():
+            if isinstance(words, list):
+                if batch_size not in (1, len(words)):
+                    raise ValueError(
+                        f"`{name}` must be one per image, got {len(words)} for `batch_size={batch_size}`."
+                    )
+                batch_size = len(words)
+        told, null = {}, {}
+        for name, condition in conditions.items():
+            words = listed.get(name)
+            if words is None:
+                if guidance_scale != 0:
+                    raise ValueError(f"`{name}` must be given for this model: {condition.choices()}.")
+                words = cycled(condition.usual(), range(batch_size))
+            words = words if isinstance(words, list) else [words] * batch_size
+            said = condition.of_words(words, self._execution_device)
+            told, null = told | said, null | condition.null(said)
+        return told, null, batch_size
 
     def _skip(self, skip_steps: int | None, scheduler: SchedulerMixin, latents: torch.Tensor | None) -> int:
         """How many steps to skip; also tells schedulers that count their own steps."""
@@ -246,28 +249,6 @@ class DDPMPipeline(diffusers.DDPMPipeline):
             raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
         return latents.to(device, torch.float32)
 
-    def _predict(
-        self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None, guidance_scale: float
-    ) -> torch.Tensor:
-        """The network's output at timestep t, with guidance."""
-        if classes is None or guidance_scale == 1.0:
-            return self._network(x_t, t, classes)
-        no_class = torch.full_like(classes, self.null_class)
-        if guidance_scale == 0.0:
-            return self._network(x_t, t, no_class)
-        both = self._network(torch.cat([x_t, x_t]), t, torch.cat([classes, no_class]))
-        conditional, unconditional = both.chunk(2)
-        output = conditional.clone()
-        channels = x_t.shape[1]
-        # Only the mean is guided, not a learned variance.
-        output[:, :channels] = torch.lerp(unconditional, conditional, guidance_scale)[:, :channels]
-        return output
-
-    def _network(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-        """The network's output, float32 in and out whatever the dtype of its weights."""
-        conditions = {} if classes is None else {"class_labels": classes}
-        return self.unet(x_t.to(self.unet.dtype), t, **conditions).sample.float()
-
     def progress_bar(self, iterable=None, total: int | None = None):
         """As in diffusers, but plain lines in a log file."""
         return progress_bar(iterable, total=total, **getattr(self, "_progress_bar_config", {}))
@@ -276,12 +257,18 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         images = (x_0 / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
-        array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        array = channels_last(images)
         if output_type == "np":
             return array
         if array.shape[-1] > 4:
             raise ValueError(f"`output_type` must be 'np' or 'pt' for {array.shape[-1]} channels, got 'pil'.")
         return self.numpy_to_pil(array)
+
+
+def _listed(words: Any) -> Any:
+    """Several words as a list; a single one as it is."""
+    words = words.tolist() if isinstance(words, torch.Tensor) else words
+    return list(words) if isinstance(words, Sequence) and not isinstance(words, str) else words
 
 
 def _accepts_generator(scheduler_class: type) -> bool:

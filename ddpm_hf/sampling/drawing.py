@@ -1,7 +1,7 @@
 """What is drawn with one pipeline into a folder: images on all processes, chains and interpolations on one."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..data.transforms import UnreadableImage, native_channels, normalize, open_image
+from ..codecs.pixels import normalize
+from ..conditions.condition import cycled
+from ..data.transforms import UnreadableImage, native_channels, open_image
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
-from .pictures import image_grid, to_uint8
+from .pictures import image_grid
 from .sample_folder import OVERVIEW, SampleFolder
 from .strips import denoising_chain, save_chain
 
@@ -32,7 +34,7 @@ class Drawing:
         steps: of the sampler, per image.
         seed: image k of a seed is always the same.
         batch_size: images per network call of one process; does not affect the images.
-        classes: class numbers to cycle through; None for unconditional images.
+        asked: what the network is told, as arguments of the pipeline call: name -> words to cycle through.
         guidance_scale: of the pipeline call.
         calls: network calls per image.
 
@@ -44,12 +46,16 @@ class Drawing:
     steps: int
     seed: int = 0
     batch_size: int = 64
-    classes: Sequence[int] | None = None
+    asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     guidance_scale: float = 1.0
 
     def __post_init__(self):
         self.pipeline.scheduler.set_timesteps(self.steps)
         self.calls = len(self.pipeline.scheduler.timesteps)
+
+    def words(self, indices: Sequence[int]) -> dict[str, list[Any]]:
+        """What is asked for each of these images."""
+        return {name: cycled(words, indices) for name, words in self.asked.items()}
 
     def open_folder(
         self, path: Path, num_images: int, output_format: str = "png", **about: Any
@@ -57,21 +63,28 @@ class Drawing:
         """The output folder, with facts `about` it, and, equal on all processes, the images that it lacks.
 
         Raises:
-            ValueError: the folder cannot be used, or the classes or the channels do not suit.
+            ValueError: the folder cannot be used, or what is asked for or the channels do not suit.
         """
         pipeline, channels = self.pipeline, self.pipeline.unet.config.in_channels
         if channels > 4:
             raise ValueError(f"the model's images must have at most 4 channels, got {channels}")
-        labels = None if self.classes is None else [self.classes[k % len(self.classes)] for k in range(num_images)]
-        pipeline.check_classes(labels, self.guidance_scale, num_images)
-        classes = {"labels": labels, "class_names": pipeline.id2label}
-        folder = SampleFolder(path=path, output_format=output_format, num_images=num_images, **classes)
+        words, table = self.words(range(num_images)), {}
+        pipeline.ask(words, self.guidance_scale, num_images)
+        for condition in pipeline.conditions:
+            table |= condition.table(words[condition.name]) if condition.name in words else {}
+        folder = SampleFolder(
+            path=path,
+            output_format=output_format,
+            num_images=num_images,
+            table=table,
+            class_names=pipeline.id2label,
+        )
         process = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
         settings = {
             "seed": self.seed,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
-            "class_labels": self.classes,
+            **{condition.name: self.asked.get(condition.name) for condition in pipeline.conditions},
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
             "weights": weights_fingerprint(pipeline.unet),
         }
@@ -96,7 +109,7 @@ class Drawing:
                 mine,
                 self.seed,
                 self.batch_size,
-                class_labels=folder.labels_of(mine),
+                self.words(mine),
                 guidance_scale=self.guidance_scale,
                 callback_on_step_end=show,
                 num_inference_steps=self.steps,
@@ -121,7 +134,7 @@ class Drawing:
             self.seed,
             self.steps,
             _CHAIN_FRAMES,
-            folder.labels_of(shown),
+            self.words(shown),
             predicted=predicted,
             guidance_scale=self.guidance_scale,
         )
@@ -141,10 +154,10 @@ class Drawing:
             seed=self.seed,
             num_inference_steps=self.steps,
             batch_size=self.batch_size,
-            class_label=None if self.classes is None else self.classes[0],
             guidance_scale=self.guidance_scale,
+            **{name: words[0] for name, words in self.asked.items()},
         )
-        sides = to_uint8(torch.stack(pair))
+        sides = self.pipeline.codec.decode(torch.stack(pair))
         rows = [np.concatenate([sides[:1], row, sides[1:]]) for row in images]
         picture.parent.mkdir(parents=True, exist_ok=True)
         image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)

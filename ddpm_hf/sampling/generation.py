@@ -1,11 +1,13 @@
 """Draw many images, each a function of (seed, index) only, whatever the batch size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..codecs.pixels import channels_last, to_levels
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
 from ..seeds import image_generators
@@ -16,7 +18,7 @@ def generate(
     indices: Sequence[int],
     seed: int,
     batch_size: int,
-    class_labels: Sequence[int | str] | None = None,
+    asked: Mapping[str, Sequence[Any]] | None = None,
     **call_arguments,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Draw the images with the given indices, batch by batch.
@@ -24,7 +26,7 @@ def generate(
     Args:
         indices: image k of seed s is the same in every call, to within 1 of 255 in float32.
         batch_size: images per pipeline call.
-        class_labels: one per index, for class-conditional models.
+        asked: what the network is told, as arguments of the pipeline call with one entry per index: `class_labels`, ….
         call_arguments: for the pipeline call (`num_inference_steps`, `guidance_scale`, …).
 
     Yields:
@@ -32,15 +34,14 @@ def generate(
     """
     for start in range(0, len(indices), batch_size):
         chosen = list(indices[start : start + batch_size])
-        labels = None if class_labels is None else list(class_labels[start : start + batch_size])
         images = pipeline(
             batch_size=len(chosen),
             generator=image_generators(seed, chosen),
-            class_labels=labels,
-            output_type="np",
+            output_type="pt",
+            **{name: list(words[start : start + batch_size]) for name, words in (asked or {}).items()},
             **call_arguments,
         ).images
-        yield chosen, (images * 255).round().astype(np.uint8)
+        yield chosen, channels_last(to_levels(images))
 
 
 @contextmanager

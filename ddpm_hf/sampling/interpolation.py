@@ -1,15 +1,16 @@
 """Interpolate two images in the space of x_t: Ho et al. 2020 (arXiv 2006.11239), section 4.3, Fig. 8 and 9."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
+from ..codecs.pixels import channels_last, to_levels
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.steps import check_starts_midway
 from ..seeds import generator_for
-from .pictures import to_uint8
 
 
 def interpolate(
@@ -22,8 +23,7 @@ def interpolate(
     seed: int = 0,
     num_inference_steps: int | None = None,
     batch_size: int = 64,
-    class_label: int | str | None = None,
-    guidance_scale: float = 1.0,
+    **call_arguments: Any,
 ) -> tuple[np.ndarray, list[int]]:
     """Diffuse both images to x_t with the same noise, mix them linearly, and denoise to x_0.
 
@@ -37,7 +37,7 @@ def interpolate(
         mixtures: lambda in (1 - lambda) x_t + lambda x'_t; 0 gives the reconstruction of `first`, 1 of `second`.
         num_inference_steps: steps of the whole chain, of which a depth takes its share; T by default.
         batch_size: images per network call.
-        class_label, guidance_scale: for all images, with class-conditional models.
+        call_arguments: for the pipeline call (`class_labels`, `guidance_scale`, …), the same for all images.
 
     Returns:
         uint8 images of shape (depths, mixtures, H, W, C), and the rounded depths.
@@ -55,7 +55,7 @@ def interpolate(
         call = _nearest_call(scheduler, depth)
         t = scheduler.timesteps[call : call + 1].cpu()
         if depth == 0:
-            rows.append(to_uint8(_mixed(first, second, mixtures)))
+            rows.append(pipeline.codec.decode(_mixed(first, second, mixtures)))
             taken.append(0)
             continue
         x_t = _mixed(*(scheduler.add_noise(image[None], noise[None], t)[0] for image in (first, second)), mixtures)
@@ -63,16 +63,15 @@ def interpolate(
             pipeline(
                 generator=[generator_for(seed, "interpolation", "way back") for _ in part],
                 num_inference_steps=steps,
-                class_labels=class_label,
-                guidance_scale=guidance_scale,
                 batch_size=len(part),
                 latents=part,
                 skip_steps=call,
-                output_type="np",
+                output_type="pt",
+                **call_arguments,
             ).images
             for part in x_t.split(batch_size)
         ]
-        rows.append((np.concatenate(images) * 255).round().astype(np.uint8))
+        rows.append(channels_last(to_levels(torch.cat(images))))
         taken.append(round(float(t)) + 1)
     return np.stack(rows), taken
 

@@ -4,17 +4,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 _SHORTEST_CELL = 64
 _MARGIN = 2
-
-
-def to_uint8(samples: torch.Tensor) -> np.ndarray:
-    """Images in [-1, 1], clipped, (B, C, H, W), on any device -> uint8 (B, H, W, C)."""
-    images = (samples / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
-    return (images * 255).round().to(torch.uint8).numpy()
 
 
 def to_pil(image: np.ndarray) -> Image.Image:

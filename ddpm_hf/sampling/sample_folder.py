@@ -4,7 +4,7 @@ resume; the chosen output format is written at the end."""
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,15 @@ class SampleFolder:
     Attributes:
         path: the folder, which may not exist yet; shared by all processes.
         output_format: one of `FORMATS`.
-        labels: the class of each image, if any.
-        class_names: class number -> name.
+        table: column -> one value an image: what each was asked to show.
+        class_names: class number -> name, of the column `label`.
     """
 
     path: Path
     output_format: str
     num_images: int
-    labels: Sequence[int] | None = None
+    table: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     class_names: Mapping[int, str] | None = None
-
-    def labels_of(self, indices: Sequence[int]) -> list[int] | None:
-        """The classes of these images, if they have any."""
-        return None if self.labels is None else [self.labels[k] for k in indices]
 
     @property
     def product(self) -> Path:
@@ -143,11 +139,11 @@ class SampleFolder:
             grid.parent.mkdir(exist_ok=True)
             image_grid(np.stack([read_pixels(file) for file in files[:_SHOWN_IN_GRID]])).save(grid)
             if self.output_format == "png":
-                write_table(self.product, files, self.labels, self.class_names)
+                write_table(self.product, files, self.table)
             elif self.output_format == "npz":
-                write_npz(self.product, files, self.labels)
+                write_npz(self.product, files, self.table.get("label"))
             else:
-                write_dataset(self.product, files, self.labels, self.class_names)
+                write_dataset(self.product, files, self.table, self.class_names)
         if self.output_format != "png":
             shutil.rmtree(self._images, ignore_errors=True)
         return grid

@@ -7,6 +7,7 @@ import csv
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,16 +23,10 @@ def read_pixels(file: Path) -> np.ndarray:
         return np.atleast_3d(np.asarray(image))
 
 
-def write_table(
-    table: Path, files: Sequence[Path], labels: Sequence[int] | None, names: Mapping[int, str] | None
-) -> None:
-    """Write `metadata.csv` for an image folder of HF datasets: file_name, and label and class_name if known."""
-    columns = {"file_name": [file.name for file in files]}
-    if labels is not None:
-        columns["label"] = labels
-        if names is not None:
-            columns["class_name"] = [names[label] for label in labels]
-    with replacing(table) as beside, beside.open("w", newline="", encoding="utf-8") as lines:
+def write_table(file: Path, images: Sequence[Path], table: Mapping[str, Sequence[Any]]) -> None:
+    """Write `metadata.csv` for an image folder of HF datasets: file_name, and the columns of a table."""
+    columns = {"file_name": [image.name for image in images], **table}
+    with replacing(file) as beside, beside.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
@@ -54,13 +49,14 @@ def write_npz(archive: Path, files: Sequence[Path], labels: Sequence[int] | None
 
 
 def write_dataset(
-    folder: Path, files: Sequence[Path], labels: Sequence[int] | None, names: Mapping[int, str] | None
+    folder: Path, files: Sequence[Path], table: Mapping[str, Sequence[Any]], names: Mapping[int, str] | None
 ) -> None:
-    """Write the PNG files and labels to parquet files for `datasets.load_dataset`.
+    """Write the PNG files and a table to parquet files for `datasets.load_dataset`.
 
     Args:
         folder: created here; its parent is the data set.
-        files, labels: one per image.
+        files: one per image.
+        table: column -> one value per image; `class_name` is left out, because it follows from `label`.
         names: class number -> name, for 0, 1, …; without names, or with duplicates, labels are plain integers.
     """
     import datasets
@@ -68,9 +64,11 @@ def write_dataset(
     from pyarrow.parquet import ParquetWriter
 
     features = datasets.Features({"image": datasets.Image()})
-    if labels is not None:
-        named = names is not None and len(set(names.values())) == len(names)
-        features["label"] = datasets.ClassLabel(names=list(names.values())) if named else datasets.Value("int64")
+    table = {name: values for name, values in table.items() if name != "class_name"}
+    for name, values in table.items():
+        features[name] = datasets.Value("string" if isinstance(values[0], str) else "int64")
+    if "label" in table and names is not None and len(set(names.values())) == len(names):
+        features["label"] = datasets.ClassLabel(names=list(names.values()))
     schema = features.arrow_schema
     starts = range(0, len(files), _ROWS_PER_FILE)
     with replacing(folder) as beside:
@@ -81,6 +79,5 @@ def write_dataset(
                 for first in range(start, end, _ROWS_PER_GROUP):
                     rows = range(first, min(first + _ROWS_PER_GROUP, end))
                     columns = {"image": [{"bytes": files[k].read_bytes(), "path": files[k].name} for k in rows]}
-                    if labels is not None:
-                        columns["label"] = [labels[k] for k in rows]
+                    columns |= {name: [values[k] for k in rows] for name, values in table.items()}
                     writer.write_table(pa.table(columns, schema=schema))

@@ -1,7 +1,8 @@
 """The denoising chain as pictures: x_T turning into x_0, or the x_0 predicted on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.steps import rebuild
 from ..seeds import image_generators
-from .pictures import image_grid, to_uint8
+from .pictures import image_grid
 
 _STRIP_WIDTH, _ANIMATION_WIDTH = 1600, 640
 _FRAME_MILLISECONDS, _LAST_FRAME_MILLISECONDS = 100, 2500
@@ -24,7 +25,7 @@ def denoising_chain(
     seed: int,
     num_inference_steps: int,
     frames: int,
-    class_labels: Sequence[int | str] | None = None,
+    asked: Mapping[str, Sequence[Any]] | None = None,
     *,
     predicted: bool = False,
     **call_arguments,
@@ -33,11 +34,10 @@ def denoising_chain(
 
     Args:
         pipeline: with any sampler.
-        indices, seed: as in `generate`, which gives the same images.
+        indices, seed, asked: as in `generate`, which gives the same images.
         num_inference_steps: of the chain.
         frames: how many steps to keep, evenly spaced over the network calls, always including the last, which is the
             image; all if there are fewer.
-        class_labels: one per index, for class-conditional models.
         predicted: keep the x_0 predicted from x_t instead of x_t, the progressive generation of Ho et al. 2020 (arXiv
             2006.11239), Fig. 6: as computed by the sampler, else by Eq. 15. The last frame is still the image.
         call_arguments: for the pipeline call (`guidance_scale`, …).
@@ -50,27 +50,27 @@ def denoising_chain(
     last = len(pipeline.scheduler.timesteps) - 1
     chosen = np.unique(np.linspace(last, 0, min(frames, last + 1)).round().astype(int)).tolist()
     process = rebuild(LinearDDPMScheduler, pipeline.scheduler)
-    kept = []
+    show, kept = pipeline.codec.decode, []
 
     def keep(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         if not predicted and step - 1 in chosen:
-            kept.append(to_uint8(tensors["network_input"]))  # at unit variance for any sampler
+            kept.append(show(tensors["network_input"]))  # at unit variance for any sampler
         elif predicted and step in chosen[:-1]:
             x_0 = tensors["pred_original_sample"]
             if x_0 is None:  # from the multistep solvers, whose timesteps are integers
                 x_0 = process.predict_original_sample(tensors["model_output"], tensors["network_input"], int(timestep))
                 x_0 = process.clip_original_sample(x_0)
-            kept.append(to_uint8(x_0))
+            kept.append(show(x_0))
         if step == last:
-            kept.append(to_uint8(tensors["latents"]))
+            kept.append(show(tensors["latents"]))
 
     pipeline(
         batch_size=len(indices),
         generator=image_generators(seed, indices),
         num_inference_steps=num_inference_steps,
-        class_labels=class_labels,
         output_type="pt",
         callback_on_step_end=keep,
+        **(asked or {}),
         **call_arguments,
     )
     return np.stack(kept), [step + 1 for step in chosen]

@@ -1,6 +1,6 @@
 """Every setting of a training run, as dataclasses that `HfArgumentParser` turns into flags.
 
-A flag left at `None` is filled in by `plan.py` once the data are known: from the preset, else as its help text says.
+A flag left at `None` is filled in by `resolve`: from the preset, else as its help text says.
 Names follow diffusers' `train_unconditional.py` where it has the setting.
 """
 
@@ -20,7 +20,7 @@ LR_SCHEDULERS = Literal["constant", "constant_with_warmup", "linear", "cosine", 
 TRACKERS = Literal["none", "tensorboard", "wandb", "trackio", "all"]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataArguments:
     """Which images, and how they become pixels in [-1, 1]."""
 
@@ -54,7 +54,7 @@ class DataArguments:
     dataloader_num_workers: int = flag(0, help="Processes that prepare batches; 0 to do it in the main process.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     """The network."""
 
@@ -82,7 +82,7 @@ class ModelArguments:
     compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ProcessArguments:
     """The diffusion process."""
 
@@ -101,7 +101,7 @@ class ProcessArguments:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimizationArguments:
     """Loss, optimizer and schedules. Everything is counted in optimizer steps."""
 
@@ -147,7 +147,7 @@ class OptimizationArguments:
     seed: int = flag(0, help="Seed of all randomness in the run.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MachineArguments:
     """Use of the machine; shared with `scripts/sample.py` and `scripts/evaluate.py`."""
 
@@ -159,7 +159,7 @@ class MachineArguments:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunArguments(MachineArguments):
     """Where results go, and what is saved and measured on the way."""
 
@@ -194,7 +194,7 @@ class RunArguments(MachineArguments):
     dry_run: bool = flag(False, help="Print what the run would do and exit.")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PageArguments:
     """The model page on the Hub; shared with `scripts/push.py`."""
 
@@ -209,7 +209,7 @@ class PageArguments:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class HubArguments(PageArguments):
     """Whether and when to push to the Hub."""
 
@@ -260,7 +260,7 @@ _EXCLUSIVE = (
 )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of one run; the flags are the attributes of its groups, with unique names."""
 
@@ -275,12 +275,19 @@ class Config:
         """Every flag and its value."""
         return {name: value for group in self._groups() for name, value in dataclasses.asdict(group).items()}
 
-    def fill(self, values: dict[str, Any]) -> None:
-        """Set those of the named flags that are still None."""
-        for group in self._groups():
-            for name in values.keys() & dataclasses.asdict(group).keys():
-                if getattr(group, name) is None:
-                    setattr(group, name, values[name])
+    def with_values(self, values: dict[str, Any]) -> "Config":
+        """These settings with other values; a name that is no flag is ignored."""
+        groups = {}
+        for entry in dataclasses.fields(self):
+            group = getattr(self, entry.name)
+            changes = {flag.name: values[flag.name] for flag in dataclasses.fields(group) if flag.name in values}
+            groups[entry.name] = dataclasses.replace(group, **changes)
+        return Config(**groups)
+
+    def filled(self, values: dict[str, Any]) -> "Config":
+        """These settings, with values for those that are still None."""
+        flags = self.flags()
+        return self.with_values({name: value for name, value in values.items() if flags.get(name) is None})
 
     def check(self) -> None:
         """Raises ValueError for a value out of range or flags that exclude each other."""

@@ -30,7 +30,7 @@ class Bookkeeper:
 
     def __init__(self, plan: Plan, accelerator: Accelerator, output: OutputFolder, summary: dict):
         self.plan, self.accelerator, self.output, self.summary = plan, accelerator, output, summary
-        self.batch = plan.facts["global_batch_size"]
+        self.batch = plan.facts.global_batch_size
         self.seconds, self.earlier_peak = 0.0, 0
         self.bad_steps, self.bad_in_a_row = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
 
@@ -126,7 +126,7 @@ class Bookkeeper:
             "step": step,
             "epoch": step * self.batch / (self.plan.images.count or math.nan),
             "loss": loss.item(),
-            "learning_rate": self.plan.learning_rate_at(step - 1),
+            "learning_rate": self.plan.clock.learning_rate_at(step - 1),
             "grad_norm": float(grad_norm),
             "images_per_second": (step - self.step) * self.batch / seconds,
             "seconds": self.seconds,

@@ -43,13 +43,18 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def with_precision(config: Config) -> Config:
+    """The settings with `--mixed_precision auto` replaced by the device's own."""
+    if config.optimization.mixed_precision != "auto":
+        return config
+    # Created as Accelerator would: the state is shared, so two CPU processes wrongly taken for one would stay so.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return config.with_values({"mixed_precision": native_precision(state.device)})
+
+
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator for these settings; replaces `--mixed_precision auto` by the device's own."""
+    """The Accelerator for these settings, whose precision is no longer "auto"."""
     options = config.optimization
-    if options.mixed_precision == "auto":
-        # Created as Accelerator would: the state is shared, so two CPU processes wrongly taken for one would stay so.
-        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-        options.mixed_precision = native_precision(state.device)
     output_dir, trackers = config.run.output_dir, config.run.report_to
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,

@@ -122,7 +122,8 @@ def _height_width(source: ImageData, row: RawRow) -> tuple[int, int] | None:
 
 def _process(plan: Plan) -> Iterator[Finding]:
     amplitude, noise = (
-        plan.scheduler.coefficients.table(name, "cpu", torch.float64) for name in ("root_alpha_bar", "root_noise")
+        plan.system.scheduler.coefficients.table(name, "cpu", torch.float64)
+        for name in ("root_alpha_bar", "root_noise")
     )
     left = float(amplitude[-1])
     if left > 0.05:
@@ -212,9 +213,9 @@ def _sizes(stretches: np.ndarray, size: tuple[int, int]) -> Iterator[Finding]:
 
 
 def _clock(plan: Plan) -> Iterator[Finding]:
-    options, steps = plan.config.optimization, plan.steps
+    options, steps = plan.config.optimization, plan.clock.steps
     if options.lr_scheduler != "constant" and options.lr_warmup_steps > steps / 2:
-        reached = plan.learning_rate_at(min(options.lr_warmup_steps, steps - 1)) / options.learning_rate
+        reached = plan.clock.learning_rate_at(min(options.lr_warmup_steps, steps - 1)) / options.learning_rate
         yield Finding(
             name="long-warm-up",
             what=f"the warm-up takes {options.lr_warmup_steps} of {steps} steps, and the learning rate reaches "
@@ -238,7 +239,7 @@ def _clock(plan: Plan) -> Iterator[Finding]:
             change="Use --ema_warmup, a lower --ema_decay or more --max_train_steps",
         )
     count = plan.images.count
-    seen = plan.steps * plan.facts["global_batch_size"]
+    seen = plan.clock.steps * plan.facts.global_batch_size
     if count is not None and count < 1000 and seen > 100 * count:
         yield Finding(
             name="few-images",
@@ -253,9 +254,9 @@ def _initial_share(plan: Plan) -> float:
     """The initial weights' share of the moving average after the last step: the product of all decays."""
     options = plan.config.optimization
     inv_gamma = options.ema_inv_gamma if options.ema_warmup else None
-    warming = range(1, min(plan.steps, 10_000) + 1)
+    warming = range(1, min(plan.clock.steps, 10_000) + 1)
     decays = [ema_decay(step, options.ema_decay, inv_gamma, options.ema_power) for step in warming]
-    return math.prod(decays) * decays[-1] ** (plan.steps - len(decays))
+    return math.prod(decays) * decays[-1] ** (plan.clock.steps - len(decays))
 
 
 # The machine

@@ -1,7 +1,11 @@
 """The random numbers of a training step: functions of (seed, step) for the global batch, sliced by process."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
+from ..conditions.condition import Told, tell
 from ..diffusion.losses import SecondMomentSampler, stratified_timesteps, uniform_timesteps
 from ..seeds import derive_seed, generator_for
 from .device import to_device
@@ -9,7 +13,7 @@ from .plan import Plan
 
 
 class StepDraws:
-    """Noise, timesteps, hidden classes and the dropout seed.
+    """Noise, timesteps, hidden conditions and the dropout seed.
 
     They do not depend on how processes and micro-steps divide the batch, nor on earlier draws. Only importance
     sampling has a state, `sampler`, which belongs in checkpoints.
@@ -17,12 +21,11 @@ class StepDraws:
 
     def __init__(self, plan: Plan):
         self.seed = plan.config.optimization.seed
-        self.batch = plan.facts["global_batch_size"]
-        self.num_timesteps = plan.scheduler.config.num_train_timesteps
+        self.batch = plan.facts.global_batch_size
+        self.num_timesteps = plan.system.scheduler.config.num_train_timesteps
         self.sampling = plan.config.optimization.timestep_sampling
         self.sampler = SecondMomentSampler(self.num_timesteps) if self.sampling == "importance" else None
-        self.num_classes = None if plan.id2label is None else len(plan.id2label)
-        self.condition_dropout = plan.config.model.condition_dropout
+        self.conditions = plan.system.conditions
 
     def noise(self, positions: range, like: torch.Tensor) -> torch.Tensor:
         """eps ~ N(0, I), float32, for the images at these positions, with the shape and device of `like`.
@@ -47,14 +50,15 @@ class StepDraws:
         own = self._slice(step, positions)
         return to_device(timesteps[own], device), to_device(weights[own], device)
 
-    def conditions(self, step: int, positions: range, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Class labels for the network, some replaced by the null class; none for an unconditional model."""
-        if self.num_classes is None:
-            return {}
-        generator = generator_for(self.seed, "condition dropout", step)
-        hidden = torch.rand(self.batch, generator=generator)[self._slice(step, positions)] < self.condition_dropout
-        labels = batch["class_labels"]
-        return {"class_labels": labels.masked_fill(to_device(hidden, labels.device), self.num_classes)}
+    def told(self, step: int, positions: range, batch: Mapping[str, Any]) -> Told:
+        """What the network is told about these images; each condition is hidden independently, image by image."""
+        generator, own = generator_for(self.seed, "condition dropout", step), self._slice(step, positions)
+        device = batch["rows"].device
+        masks = [
+            to_device(torch.rand(self.batch, generator=generator)[own] < condition.hidden, device)
+            for condition in self.conditions
+        ]
+        return tell(self.conditions, batch, masks)
 
     def dropout_seed(self, step: int, micro_step: int, process: int) -> int:
         """The seed of torch's global generators for a forward pass."""

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..evaluation.likelihood import network_of
+from ..conditions.condition import usual
 from ..evaluation.record import update_report
 from ..hub.folder import CHAIN_FILE, EVALUATION_FILE, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
@@ -88,7 +88,7 @@ class Ending:
                 update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
 
     def _bits_per_dim(self, pipeline: DDPMPipeline, step: int) -> list[dict[str, Any]]:
-        wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.scheduler.config.num_train_timesteps)
+        wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.system.scheduler.config.num_train_timesteps)
         batch = self.plan.config.optimization.train_batch_size
         each = terms * self._seconds_per_call(pipeline, batch) / batch / self.accelerator.num_processes
         budget = self.budget.part(0.5)  # the rest is for the pictures
@@ -140,13 +140,13 @@ class Ending:
     @torch.no_grad()
     def _measured(self, pipeline: DDPMPipeline, images: int) -> float:
         """Seconds of the second of two network calls; the first one warms up."""
-        network, device = network_of(pipeline), pipeline.device
-        x_t = torch.randn(images, *self.plan.images.shape, device=device)
+        network, system, device = pipeline.network.eval(), self.plan.system, pipeline.device
+        x_t = torch.randn(images, *system.codec.shape, device=device)
         timesteps = torch.zeros(images, dtype=torch.long, device=device)
-        conditions = {} if self.plan.id2label is None else {"class_labels": timesteps}
+        told = usual(system.conditions, images, device)
         for _ in range(2):
             started = time.monotonic()
-            network(x_t, timesteps, **conditions).sum().item()  # waits for the device
+            network(x_t, timesteps, **told).sum().item()  # waits for the device
         return time.monotonic() - started
 
     def _leave_out(self, name: str, sentence: str) -> None:

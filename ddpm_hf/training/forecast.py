@@ -1,6 +1,7 @@
 """An estimate of what a run will cost: bytes of memory and floating-point operations."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -12,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..conditions.condition import Told, usual
 from .plan import Plan
 
 # Resident bytes of a step on a CPU per byte kept for the backward pass, without and with gradient checkpointing; the
@@ -56,9 +58,10 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
     options = plan.config.optimization
     half = options.mixed_precision in ("bf16", "fp16")
     again = plan.config.model.gradient_checkpointing
-    kept, flops = count_pass(plan.unet, plan.images.shape, half, again)
+    network, told = plan.system.network, usual(plan.system.conditions, 1, torch.device("meta"))
+    kept, flops = count_pass(network, plan.system.codec.shape, told, half, again)
     factor = _ON_CPU[again] if accelerator.device.type == "cpu" else 1
-    weights = sum(parameter.numel() for parameter in plan.unet.parameters())
+    weights = plan.facts.parameters
     return Forecast(
         parameters=4 * weights,
         gradients=4 * weights * (2 if accelerator.num_processes > 1 else 1),
@@ -66,18 +69,19 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
         ema=4 * weights if options.use_ema else 0,
         # Autocast keeps a half-precision copy of the weights for the backward pass.
         activations=round(kept * options.train_batch_size * factor) + (2 * weights if half else 0),
-        flops=flops * plan.facts["global_batch_size"],
+        flops=flops * plan.facts.global_batch_size,
     )
 
 
 def count_pass(
-    unet: nn.Module, shape: tuple[int, int, int], half: bool = False, gradient_checkpointing: bool = False
+    network: nn.Module, shape: Sequence[int], told: Told, half: bool = False, gradient_checkpointing: bool = False
 ) -> tuple[int, int]:
     """Memory and operations of a training pass for one image, counted on the device "meta".
 
     Args:
-        unet: only its configuration is used.
-        shape: (channels, height, width) of an image.
+        network: (x_t, t, **told) -> output; copied without its weights.
+        shape: of x_0, without the batch.
+        told: what it is told about one image, on the device "meta".
         half: compute in 16-bit precision.
         gradient_checkpointing: keep only the inputs of blocks, and recompute the rest in the backward pass.
 
@@ -85,12 +89,12 @@ def count_pass(
         Bytes kept for the backward pass, and floating-point operations of both passes. The backward pass counts as two
         forward passes: the gradients of a layer's input and of its weights each take as much work as its output.
     """
-    with torch.device("meta"):
-        unet = type(unet).from_config(unet.config).train()
-        dtype = torch.bfloat16 if half else torch.float32
-        image, timestep = torch.empty(1, *shape, dtype=dtype), torch.zeros(1, dtype=torch.int64)
-    nn.Module.to(unet, dtype)
-    weights = {parameter.untyped_storage() for parameter in unet.parameters()}
+    shapes = {id(buffer): buffer.to("meta") for buffer in network.buffers()}
+    shapes |= {id(weight): nn.Parameter(weight.to("meta"), weight.requires_grad) for weight in network.parameters()}
+    network = copy.deepcopy(network, shapes).train().to(torch.bfloat16 if half else torch.float32)
+    image = torch.empty(1, *shape, device="meta")
+    timestep = torch.zeros(1, dtype=torch.int64, device="meta")
+    weights = {parameter.untyped_storage() for parameter in network.parameters()}
     kept, again, repeated_flops = set(), [0], 0  # storages: tensors may share one
     counter = FlopCounterMode(display=False)
 
@@ -110,9 +114,10 @@ def count_pass(
         return output
 
     if gradient_checkpointing:
-        unet.enable_gradient_checkpointing(checkpointed)
+        for part in network.children():
+            part.enable_gradient_checkpointing(checkpointed)
     with counter, _FusedAttention(keep), saved_tensors_hooks(keep, lambda tensor: tensor):
-        unet(image, timestep, None if unet.config.num_class_embeds is None else timestep)
+        network(image, timestep, **told)
     return _bytes(kept) + max(again), 3 * counter.get_total_flops() + repeated_flops
 
 

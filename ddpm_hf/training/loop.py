@@ -1,6 +1,6 @@
 """Algorithm 1 of Ho et al. 2020 on Accelerate, counted in optimizer steps.
 
-Everything random in a step (rows, crops, flips, noise, timesteps, hidden classes, dropout) is a pure function of
+Everything random in a step (rows, crops, flips, noise, timesteps, hidden conditions, dropout) is a pure function of
 (seed, step). A resumed run therefore needs only its weights and its step to match an uninterrupted one: bit for bit on
 one CPU process with the same number of threads, which determines the order of summation.
 """
@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from ..data.loading import make_loader
 from ..data.order import PositionSampler
-from ..data.transforms import normalize
 from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
 from ..hub.folder import CHAIN_FILE, PREVIEWS_FOLDER, SAMPLES_FILE
@@ -67,7 +66,7 @@ class Trainer:
         self.ema = None
         if self.options.use_ema:
             inv_gamma = self.options.ema_inv_gamma if self.options.ema_warmup else None
-            self.ema = EMA(plan.unet, self.options.ema_decay, inv_gamma, self.options.ema_power)
+            self.ema = EMA(plan.system.network, self.options.ema_decay, inv_gamma, self.options.ema_power)
             self.ema.model.to(accelerator.device)
         self.draws = StepDraws(plan)
         self.model, self.optimizer, self.fused = prepared(plan, accelerator)
@@ -98,7 +97,7 @@ class Trainer:
             self.scorer.resume(self.output, self.step)
         limit = self.options.max_train_time
         bar = progress_bar(
-            total=self.plan.steps,
+            total=self.plan.clock.steps,
             initial=self.step,
             desc="training",
             unit=" steps",
@@ -118,7 +117,7 @@ class Trainer:
         reason = self.interruption.reason()
         if self.accelerator.num_processes > 1:
             reason = int(self.accelerator.gather(torch.tensor([reason], device=self.accelerator.device)).max())
-        if not reason or self.step == self.plan.steps:
+        if not reason or self.step == self.plan.clock.steps:
             return
         if self.step > self.bookkeeper.step:
             self._report()
@@ -126,7 +125,7 @@ class Trainer:
         self.bar.close()
         where = f"checkpoint-{self.saved_step}" if self.saved_step else "the start, as no checkpoint was saved"
         told = (
-            f"stopped by {describe_reason(reason)} at step {self.step} of {self.plan.steps}. "
+            f"stopped by {describe_reason(reason)} at step {self.step} of {self.plan.clock.steps}. "
             f"Run the same command again to continue from {where}."
         )
         self.accelerator.print(told)
@@ -160,7 +159,7 @@ class Trainer:
             self.bookkeeper.load_state(progress)
             self.plan.images.add_unreadable(progress["unreadable"])
             self.summary["tracker_run"] = progress["tracker_run"]
-            self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.steps}")
+            self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.clock.steps}")
 
     def _holders(self) -> dict[str, torch.nn.Module | SecondMomentSampler]:
         """State beside model and optimizer, by the name of its checkpoint file."""
@@ -172,7 +171,7 @@ class Trainer:
         sampler = PositionSampler(
             self.options.train_batch_size,
             start_step=self.step,
-            num_steps=self.plan.steps - self.step,
+            num_steps=self.plan.clock.steps - self.step,
             gradient_accumulation_steps=self.options.gradient_accumulation_steps,
             num_processes=self.accelerator.num_processes,
             process_index=self.accelerator.process_index,
@@ -228,16 +227,16 @@ class Trainer:
         """Algorithm 1, lines 2 to 5, for this process's share of the images."""
         # Before the backward pass, in which DeepSpeed takes its step.
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate_at(self.step)
+            group["lr"] = self.plan.clock.learning_rate_at(self.step)
         with self.accelerator.accumulate(self.model):
             # 1. x_0, t and eps, in float32 whatever the precision of the network
-            x_0 = normalize(batch["images"])
+            x_0 = self.plan.system.codec.encode(batch)
             noise = self.draws.noise(positions, x_0)
             timesteps, weights = self.draws.timesteps(self.step, positions, x_0.device)
-            conditions = self.draws.conditions(self.step, positions, batch)
+            told = self.draws.told(self.step, positions, batch)
             # 2. One loss per image: how far the network's output for x_t is from its target
             torch.manual_seed(self.draws.dropout_seed(self.step, micro_step, self.accelerator.process_index))
-            losses = self.plan.loss(self._network, x_0, noise, timesteps, **conditions)
+            losses = self.plan.system.loss(self.model, x_0, noise, timesteps, **told)
             # 3. Gradient descent on their mean
             loss = (losses * weights).mean()
             self.accelerator.backward(loss)
@@ -253,9 +252,6 @@ class Trainer:
                     self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def _network(self, x_t: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-        return self.model(x_t, timesteps, **conditions).sample
-
     def _after_step(self) -> None:
         """Everything that depends on the step count, after the optimizer step."""
         self.step += 1
@@ -267,7 +263,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(self.model), self.step)
         self.bar.update()
-        last = self.step == self.plan.steps
+        last = self.step == self.plan.clock.steps
         if self.step % self.run.logging_steps == 0 or last:
             self.bookkeeper.stop_if_bad(self.step)
             self._report()
@@ -277,11 +273,11 @@ class Trainer:
                 self.scorer.score(self.pipeline(), self.step)
         if last:
             return
-        if self.plan.preview_steps and self.step % self.plan.preview_steps == 0:
+        if self.plan.clock.preview_steps and self.step % self.plan.clock.preview_steps == 0:
             name = f"{PREVIEWS_FOLDER}/step-{self.step:07d}.png"
             self._preview(name, self.plan.preview_inference_steps)
             self.bookkeeper.write_curves()
-        if self.plan.pipeline_steps and self.step % self.plan.pipeline_steps == 0:
+        if self.plan.clock.pipeline_steps and self.step % self.plan.clock.pipeline_steps == 0:
             with self.output.sparing_the_run("the pipeline"):
                 self.save_pipeline()
         if self.step % self.run.checkpointing_steps == 0:
@@ -296,8 +292,8 @@ class Trainer:
 
     def pipeline(self, what: str = "sampling") -> DDPMPipeline:
         """The pipeline as it would be saved now, with the averaged weights if there are any; `what` labels its bar."""
-        unet = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
-        pipeline = DDPMPipeline(unet, self.plan.scheduler, id2label=self.plan.id2label)
+        network = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
+        pipeline = self.plan.system.pipeline(network)
         hidden = not self.accelerator.is_local_main_process
         pipeline.set_progress_bar_config(desc=what, leave=False, disable=hidden)
         return pipeline

@@ -10,13 +10,14 @@ from .plan import Plan
 
 def prepared(plan: Plan, accelerator: Accelerator) -> tuple[torch.nn.Module, AcceleratedOptimizer, bool]:
     """Network and AdamW, wrapped by Accelerate, and whether AdamW can skip a bad step without the host."""
-    unet, options = plan.unet, plan.config.optimization
-    if plan.config.model.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if plan.config.model.compile:
-        unet.compile_repeated_blocks()
+    network, options = plan.system.network, plan.config.optimization
+    for part in network.children():
+        if plan.config.model.gradient_checkpointing:
+            part.enable_gradient_checkpointing()
+        if plan.config.model.compile:
+            part.compile_repeated_blocks()
     optimizer = torch.optim.AdamW(
-        unet.parameters(),
+        [weight for weight in network.parameters() if weight.requires_grad],
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.adam_weight_decay,
@@ -27,6 +28,6 @@ def prepared(plan: Plan, accelerator: Accelerator) -> tuple[torch.nn.Module, Acc
     if plugin is not None:
         # DeepSpeed needs the batch size, which it otherwise reads from a prepared loader.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.train_batch_size
-    model, wrapped = accelerator.prepare(unet, optimizer)
+    model, wrapped = accelerator.prepare(network, optimizer)
     # DeepSpeed has already stepped, with its own optimizer, by the time the gradient norm is known.
     return model.train(), wrapped, optimizer.defaults["fused"] and plugin is None

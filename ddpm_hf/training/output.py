@@ -55,12 +55,13 @@ class OutputFolder:
                 "choose a new or empty folder, or add --overwrite_output_dir to write beside them"
             )
 
-    def open(self, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
+    def open(self, config: Config, facts: dict[str, Any], overwrite: bool) -> dict[str, Any]:
         """Start a run in the folder, or continue the one it holds.
 
         Args:
             config: with every value filled in.
             facts: about data and model, e.g. the number of training images; they must not change during a run.
+            overwrite: remove the run that the folder holds.
 
         Returns:
             The summary so far; `status` is "running" or "finished".
@@ -69,7 +70,7 @@ class OutputFolder:
             ValueError: if the folder holds a run with other settings, listing the differences.
         """
         summary = self.read_summary()
-        if config.run.overwrite_output_dir:
+        if overwrite:
             if summary is not None or (self / CONFIG_FILE).is_file():
                 self._clear((summary or {}).get("logging_dirs", ()))
         elif summary is not None:

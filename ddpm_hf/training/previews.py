@@ -23,7 +23,7 @@ def draw_preview(
     pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator, steps: int
 ) -> tuple[Image.Image, dict[str, Any]]:
     """A labelled grid of images with fixed seeds, drawn by all processes together, and its facts for the card."""
-    count, labels, row_names, columns = plan.preview_layout()
+    count, asked, row_names, columns = plan.preview_layout()
     share = math.ceil(count / accelerator.num_processes)
     indices = [min(accelerator.process_index * share + k, count - 1) for k in range(share)]
     options = plan.config.optimization
@@ -33,7 +33,7 @@ def draw_preview(
             indices,
             options.seed,
             options.train_batch_size,
-            class_labels=None if labels is None else [labels[index] for index in indices],
+            {name: [words[index] for index in indices] for name, words in asked.items()},
             num_inference_steps=steps,
         )
         images = torch.from_numpy(np.concatenate([images for _, images in batches])).to(accelerator.device)
@@ -52,12 +52,12 @@ def draw_chain(pipeline: DDPMPipeline, plan: Plan, steps: int, folder: Path | No
     Returns:
         How many images there are, and the steps shown in the strip; empty without a folder.
     """
-    count, labels, _, columns = plan.preview_layout()
-    # With classes, the first image of each row: one per class.
-    indices = list(range(0, count, columns if labels else 1))[:CHAIN_IMAGES]
-    class_labels = None if labels is None else [labels[index] for index in indices]
+    count, asked, _, columns = plan.preview_layout()
+    # Of named rows the first image of each.
+    indices = list(range(0, count, columns or 1))[:CHAIN_IMAGES]
+    asked = {name: [words[index] for index in indices] for name, words in asked.items()}
     seed = plan.config.optimization.seed
-    chain, numbers = denoising_chain(pipeline, indices, seed, steps, _CHAIN_FRAMES, class_labels)
+    chain, numbers = denoising_chain(pipeline, indices, seed, steps, _CHAIN_FRAMES, asked)
     if folder is None:
         return {}
     shown = save_chain(chain, folder / CHAIN_FILE, folder / ANIMATION_FILE)

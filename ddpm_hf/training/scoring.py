@@ -86,7 +86,7 @@ class Scorer:
     def is_due(self, step: int) -> bool:
         """Whether to score after this step: every `--eval_steps` steps and at the end, if that is given."""
         every = self.plan.config.run.eval_steps
-        return every is not None and (step % every == 0 or step == self.plan.steps)
+        return every is not None and (step % every == 0 or step == self.plan.clock.steps)
 
     def figures_after(self, step: int) -> list[dict[str, Any]]:
         """What this session measured after this step, as entries of a report."""
@@ -108,7 +108,7 @@ class Scorer:
         with self.output.sparing_the_run(SCORES_FILE):
             self.table.append(step=step, **row)
             self._plot(self.output / SCORES_CURVE)
-        if step == self.plan.steps:  # the scores of the model that is saved
+        if step == self.plan.clock.steps:  # the scores of the model that is saved
             with self.output.sparing_the_run(EVALUATION_FILE):
                 update_report(self.output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
         shown = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in figures)
@@ -116,7 +116,7 @@ class Scorer:
 
     def _measure(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
         run, figures = self.plan.config.run, []
-        calls = min(run.eval_inference_steps, self.plan.scheduler.config.num_train_timesteps)
+        calls = min(run.eval_inference_steps, self.plan.system.scheduler.config.num_train_timesteps)
         if "nll" in run.eval_metrics:
             figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **self._common))
         if self.metrics:

@@ -1,10 +1,12 @@
 """Preparing a run: every error that can be found in advance is found here, before anything is written."""
 
+import dataclasses
+
 from accelerate import Accelerator
 
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.config import Config
-from .device import describe_processes, has_fused_optimizer, make_accelerator
+from .device import describe_processes, has_fused_optimizer, make_accelerator, with_precision
 from .doctor import examine, report
 from .forecast import Forecast, forecast
 from .images import TrainingImages
@@ -23,6 +25,7 @@ def prepare(config: Config) -> Trainer | None:
     """
     output = OutputFolder(config.run.output_dir)
     output.check_is_ours(config.run.overwrite_output_dir)
+    config = with_precision(config)
     accelerator = make_accelerator(config)
     page = None
     if config.hub.push_to_hub and accelerator.is_main_process and not config.run.dry_run:
@@ -43,14 +46,13 @@ def prepare(config: Config) -> Trainer | None:
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             output.lock()
-        else:
-            config.run.overwrite_output_dir = False
-        summary = output.open(config, plan.facts)
+        overwrite = config.run.overwrite_output_dir and accelerator.is_main_process
+        summary = output.open(plan.config, dataclasses.asdict(plan.facts), overwrite)
         summary["doctor"] = report(findings, summary.get("doctor", []))
     if summary["status"] == "finished":
         accelerator.print(f"this run has finished its {summary['steps']} steps; the results are in {output.path}")
         if page is not None or not (output / CARD_FILE).is_file():  # if the run was killed at the very end
-            Publisher(config, output, page, print).finish()
+            Publisher(plan.config, output, page, print).finish()
         output.unlock()
         return None
     return Trainer(plan, accelerator, output, summary, page, scorer)
@@ -58,18 +60,19 @@ def prepare(config: Config) -> Trainer | None:
 
 def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     """The run in a few lines; for `--dry_run` also its cost and the files it will write."""
-    options, images, process = plan.config.optimization, plan.images, plan.scheduler.config
+    options, images, process = plan.config.optimization, plan.images, plan.system.scheduler.config
     channels, height, width = images.shape
-    batch, on_cpu = plan.facts["global_batch_size"], accelerator.device.type == "cpu"
-    classes = f", {len(plan.id2label)} classes" if plan.id2label is not None else ""
-    epochs = "" if images.count is None else f" ({plan.steps * batch / images.count:.1f} epochs)"
+    levels = tuple(plan.system.network.unet.config.block_out_channels)
+    batch, on_cpu = plan.facts.global_batch_size, accelerator.device.type == "cpu"
+    classes = f", {len(plan.facts.class_names)} classes" if plan.facts.class_names is not None else ""
+    epochs = "" if images.count is None else f" ({plan.clock.steps * batch / images.count:.1f} epochs)"
     lines = {
         "data": f"{images.source.name}, {images.count or 'a stream of'} images of {width}x{height}, "
         f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}"
         + (f"; {len(images.unreadable)} unreadable and left out" if images.unreadable else ""),
-        "model": f"{plan.facts['parameters']:,} parameters, channels {tuple(plan.unet.config.block_out_channels)}",
+        "model": f"{plan.facts.parameters:,} parameters, channels {levels}",
         "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
-        "training": f"{plan.steps} steps of {batch} images{epochs}, "
+        "training": f"{plan.clock.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
         "machine": f"{describe_processes(accelerator.device, accelerator.num_processes)}, precision "
         f"{options.mixed_precision}, {'fused' if has_fused_optimizer(accelerator.device) else 'plain'} AdamW, "
@@ -78,9 +81,9 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     }
     if plan.config.run.dry_run:
         lines |= {
-            "images": f"{plan.steps * batch:,} with repetitions",
+            "images": f"{plan.clock.steps * batch:,} with repetitions",
             "learning": _course(plan),
-            "work": f"{cost.flops / 1e9:,.4g} GFLOP a step, {cost.flops * plan.steps / 1e12:,.4g} TFLOP in all",
+            "work": f"{cost.flops / 1e9:,.4g} GFLOP a step, {cost.flops * plan.clock.steps / 1e12:,.4g} TFLOP in all",
             "memory": (f"about {_size(cost.total)}, within a quarter," if on_cpu else f"at least {_size(cost.total)}")
             + f" a process: weights {_size(cost.parameters)}, gradients {_size(cost.gradients)}, "
             f"Adam {_size(cost.optimizer)}, average {_size(cost.ema)}, "
@@ -96,9 +99,9 @@ def _size(count: int) -> str:
 
 def _course(plan: Plan) -> str:
     """The learning rate at the start, after the warm-up, halfway and at the end."""
-    last = plan.steps - 1
+    last = plan.clock.steps - 1
     shown = sorted({0, min(plan.config.optimization.lr_warmup_steps, last), last // 2, last})
-    return ", ".join(f"{plan.learning_rate_at(step):.3g} at step {step}" for step in shown)
+    return ", ".join(f"{plan.clock.learning_rate_at(step):.3g} at step {step}" for step in shown)
 
 
 def _files(plan: Plan) -> list[str]:
@@ -107,13 +110,13 @@ def _files(plan: Plan) -> list[str]:
     writers = {
         EVERY_RUN: True,
         "--holdout": plan.images.holdout.holds_out,
-        "--preview_steps": 0 < plan.preview_steps < plan.steps,
+        "--preview_steps": 0 < plan.clock.preview_steps < plan.clock.steps,
         "--eval_steps": run.eval_steps is not None,
         "--save_best_by": run.save_best_by is not None,
     }
     kept = "" if run.checkpoints_total_limit is None else f", the last {run.checkpoints_total_limit} kept"
     notes = {
-        PREVIEWS_FOLDER: f" (every {plan.preview_steps} steps)",
+        PREVIEWS_FOLDER: f" (every {plan.clock.preview_steps} steps)",
         BEST_FOLDER: f" (by {run.save_best_by})",
         CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
     }

@@ -38,7 +38,7 @@ class Watch:
         self.first_step: int | None = None
         self.beginning = None if ema is None else [_sample(ema.model).clone(), _sample(model).clone()]
         self.tables = None
-        if plan.loss.loss == "simple":
+        if plan.system.loss.loss == "simple":
             self.tables = torch.stack(untrained_losses(plan)).float().to(accelerator.device)
             self._clear()
 
@@ -119,12 +119,12 @@ def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         The loss of the zero predictor, and a limit above that of the pixelwise predictor, by 20 % plus 0.05: where the
         noise hides nearly everything, a network does not match it exactly.
     """
-    pixels = torch.from_numpy(sample_pixels(plan.images)).double() / 127.5 - 1
+    pixels = plan.system.codec.encode({"images": torch.from_numpy(sample_pixels(plan.images))}).double()
     power, variance = pixels.square().mean(), pixels.var()
-    coefficients = plan.scheduler.coefficients
+    coefficients = plan.system.scheduler.coefficients
     alpha_bar = coefficients.table("root_alpha_bar", "cpu", torch.float64).square()
     noise = coefficients.table("root_noise", "cpu", torch.float64).square()
-    prediction, snr = plan.scheduler.config.prediction_type, alpha_bar / noise
+    prediction, snr = plan.system.scheduler.config.prediction_type, alpha_bar / noise
     pixelwise = variance * noise / (alpha_bar * variance + noise)
     if prediction == "epsilon":
         zero, pixelwise = torch.ones_like(snr), pixelwise * snr
@@ -132,7 +132,7 @@ def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         zero = power.expand_as(snr)
     else:
         zero, pixelwise = alpha_bar + noise * power, pixelwise * (snr + 1)
-    weight = snr_weight(snr, prediction, plan.loss.weighting, gamma=plan.loss.gamma)
+    weight = snr_weight(snr, prediction, plan.system.loss.weighting, gamma=plan.system.loss.gamma)
     return weight * zero, weight * (1.2 * pixelwise + 0.05)
 
 

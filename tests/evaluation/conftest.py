@@ -23,5 +23,5 @@ def trained_run(image_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "out"
     arguments = [*TINY, "--train_data_dir", str(image_folder), "--output_dir", str(folder), "--class_conditional"]
     plan = prepare(parse_training_arguments([*arguments, *"--num_train_timesteps 40 --holdout 10".split()])).plan
-    DDPMPipeline(plan.unet, plan.scheduler, plan.id2label).save_pretrained(folder)
+    DDPMPipeline(plan.system.network.unet, plan.system.scheduler, plan.id2label).save_pretrained(folder)
     return folder

@@ -40,7 +40,7 @@ def linear_network(x_t, timesteps):
 @pytest.fixture
 def bound():
     scheduler = LinearDDPMScheduler(num_train_timesteps=T, beta_start=0.01, beta_end=0.15, prediction_type="sample")
-    return VariationalBound(scheduler, clip=False)
+    return VariationalBound(scheduler, clip=None)
 
 
 def gaussian_images(count):

@@ -92,5 +92,5 @@ def test_weights_optimizer_and_average_are_those_of_a_run(train):
     assert cost.optimizer == sum(value.nbytes for value in moments)
     assert cost.ema == sum(parameter.nbytes for parameter in trainer.ema.model.parameters())
     assert cost.parameters == cost.gradients == sum(parameter.nbytes for parameter in trainer.model.parameters())
-    kept, flops = count_pass(trainer.plan.unet, trainer.plan.images.shape, gradient_checkpointing=True)
+    kept, flops = count_pass(trainer.plan.system.network.unet, trainer.plan.images.shape, gradient_checkpointing=True)
     assert (cost.activations, cost.flops) == (round(2.3 * 4 * kept), 4 * flops)

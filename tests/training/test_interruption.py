@@ -120,7 +120,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(start, monkeypa
         adam = [
             value for parameter in trainer.optimizer.state_dict()["state"].values() for value in parameter.values()
         ]
-        return [value.clone() for value in (*trainer.plan.unet.state_dict().values(), *adam)]
+        return [value.clone() for value in (*trainer.plan.system.network.unet.state_dict().values(), *adam)]
 
     def broken_at_three(self, network, x_0, noise, timesteps, **conditions):
         if trainer.step == 2:

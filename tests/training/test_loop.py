@@ -26,7 +26,10 @@ def rows_of(folder) -> list[dict[str, float]]:
 
 
 def weights_of(trainer) -> dict[str, torch.Tensor]:
-    return {**trainer.plan.unet.state_dict(), **{f"ema.{k}": v for k, v in trainer.ema.model.state_dict().items()}}
+    return {
+        **trainer.plan.system.network.unet.state_dict(),
+        **{f"ema.{k}": v for k, v in trainer.ema.model.state_dict().items()},
+    }
 
 
 def assert_equal_weights(first, second) -> None:
@@ -145,7 +148,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_weights(train, tmp_pa
     flags = ["--dropout", "0", "--learning_rate", "1e-4"]
     plain = train(*flags, output_dir=tmp_path / "plain", ending=False)
     saved = train(*flags, "--gradient_checkpointing", output_dir=tmp_path / "saved", ending=False)
-    assert saved.plan.unet.is_gradient_checkpointing
+    assert saved.plan.system.network.unet.is_gradient_checkpointing
     for name, value in weights_of(plain).items():
         torch.testing.assert_close(value, weights_of(saved)[name], atol=1e-6, rtol=0)
 
@@ -242,10 +245,10 @@ def test_fine_tuning_starts_from_the_weights_architecture_and_process(train, sta
     first.save_pipeline()
     flags = ["--resolution", "8", "--mixed_precision", "no", "--train_batch_size", "4"]
     tuned = start(*flags, "--init_from", str(first.output.path), output_dir=tmp_path / "b", tiny=False)
-    for name, value in tuned.plan.unet.state_dict().items():
+    for name, value in tuned.plan.system.network.unet.state_dict().items():
         assert torch.equal(value, first.ema.model.state_dict()[name])
-    assert tuned.plan.scheduler.config.prediction_type == "v_prediction"
-    assert tuned.plan.scheduler.config.num_train_timesteps == 100
+    assert tuned.plan.system.scheduler.config.prediction_type == "v_prediction"
+    assert tuned.plan.system.scheduler.config.num_train_timesteps == 100
 
 
 def test_training_learns_and_fine_tuning_starts_at_the_loss_that_was_reached(train, tmp_path):
@@ -315,7 +318,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(start, t
 def test_few_timesteps_take_the_ends_that_are_given(start, flags):
     """At T = 10 the default ends are 0.01 and, which is refused, 2."""
     flags = [*flags, "--beta_end", "0.5", "--beta_schedule", "linear", "--num_train_timesteps", "10"]
-    betas = start(*flags).plan.scheduler.betas.numpy()
+    betas = start(*flags).plan.system.scheduler.betas.numpy()
     np.testing.assert_allclose(betas, np.linspace(0.01, 0.5, 10), rtol=1e-6)
 
 
@@ -355,7 +358,7 @@ def test_compiled_blocks_learn_the_same(train, tmp_path, monkeypatch, capsys, fr
     assert not compiled and "not compiled" in capsys.readouterr().out
     second = train(*flags, "--compile", output_dir=tmp_path / "compiled", ending=False)
     second.save_pipeline()
-    assert compiled == [second.plan.unet] and "AdamW, compiled" in capsys.readouterr().out
+    assert compiled == [second.plan.system.network.unet] and "AdamW, compiled" in capsys.readouterr().out
     for name, value in weights_of(first).items():
         torch.testing.assert_close(weights_of(second)[name], value, atol=1e-5, rtol=1e-5)
     stock = diffusers.DDPMPipeline.from_pretrained(tmp_path / "compiled")

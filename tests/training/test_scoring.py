@@ -35,8 +35,8 @@ def test_scoring_leaves_no_trace_in_the_training(train, tmp_path, flags):
     scored = train(*DISTANCES, *flags, "--report_to", "tensorboard", output_dir=folder, ending=False)
     if flags:
         assert scored.ema is None
-        for name, value in plain.plan.unet.state_dict().items():
-            assert torch.equal(value, scored.plan.unet.state_dict()[name])
+        for name, value in plain.plan.system.network.unet.state_dict().items():
+            assert torch.equal(value, scored.plan.system.network.unet.state_dict()[name])
     else:
         assert_equal_weights(plain, scored)
     rows = scores_in(folder)

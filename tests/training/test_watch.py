@@ -17,7 +17,7 @@ def test_untrained_losses_are_those_of_a_simulation(start, prediction):
     pixels = watch.sample_pixels(plan.images) / 127.5 - 1
     generator = np.random.default_rng(0)
     zero, limit = (table.numpy() for table in untrained_losses(plan))
-    betas = plan.scheduler.betas.double().numpy()
+    betas = plan.system.scheduler.betas.double().numpy()
     for t in (0, 10, 300, 700, 990):
         alpha_bar = np.prod(1 - betas[: t + 1])
         x_0 = generator.normal(pixels.mean(), pixels.std(), 400_000)
@@ -46,7 +46,7 @@ def test_weights_of_the_loss_weight_the_untrained_losses_too(start, tmp_path):
 def watched(start):
     """A Watch, and a function that feeds it losses of every timestep: given factors of the limit for each group."""
     trainer = start("--max_train_steps", "5000")
-    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.unet)
+    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.system.network.unet)
 
     def feed(factors, of: str = "limit") -> None:
         zero, limit = watch.tables
@@ -108,7 +108,7 @@ def test_a_run_that_learns_with_an_average_that_stands_still(train, impatient):
     kept = json.loads((still.output / "training_summary.json").read_text())["doctor"]
     assert [entry["name"] for entry in kept] == ["slow-average", "still-average"]
     assert torch.equal(still.ema.model.conv_out.weight, start_weights(still))
-    assert not torch.equal(still.plan.unet.conv_out.weight, start_weights(still))
+    assert not torch.equal(still.plan.system.network.unet.conv_out.weight, start_weights(still))
 
 
 def start_weights(trainer) -> torch.Tensor:
@@ -117,6 +117,6 @@ def start_weights(trainer) -> torch.Tensor:
 
 def test_a_run_on_the_bound_has_its_average_watched_alone(start):
     trainer = start("--loss", "vlb", "--variance_type", "learned_range")
-    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.unet)
+    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.system.network.unet)
     watch.see(torch.tensor([1]), torch.tensor([100.0]))
     assert watch.report(5000) == []

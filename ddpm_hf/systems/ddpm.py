@@ -1,0 +1,168 @@
+"""Ho et al. 2020 (arXiv 2006.11239): one U-Net on pixels, unconditional or told a class label."""
+
+import math
+from typing import Any
+
+import psutil
+import torch
+
+from ..codecs.pixels import PixelCodec
+from ..conditions.class_labels import ClassLabels
+from ..diffusion.losses import DiffusionLoss
+from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
+from ..models.unet import DDPMUNet2D, paper_config
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.denoiser import Denoiser
+from ..seeds import generator_for
+from .config import Config
+from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS
+from .system import System
+
+
+def build(
+    config: Config,
+    shape: tuple[int, int, int],
+    id2label: dict[int, str] | None,
+    unet_config: dict[str, Any] | None = None,
+    start: DDPMPipeline | None = None,
+) -> System:
+    """Network, process and objective.
+
+    Args:
+        config: from `resolve`.
+        shape: (channels, height, width) of the images.
+        id2label: class number -> name, for class-conditional runs.
+        unet_config, start: as for `resolve`.
+
+    Raises:
+        ValueError: if images, network, process and settings do not fit together, naming the argument.
+    """
+    if unet_config is None:
+        unet_config = _new_unet_config(config, shape, id2label)
+    unet = _build_unet(config, unet_config, shape, id2label, start)
+    scheduler = _build_scheduler(config, start)
+    _check_outputs(unet, scheduler)
+    options = config.optimization
+    if options.loss_weighting != "none" and scheduler.lacks_terminal_signal:
+        raise ValueError(
+            f"--loss_weighting {options.loss_weighting} cannot be used with --rescale_betas_zero_snr: it gives the "
+            "last timestep, where sampling starts, weight 0; leave one out"
+        )
+    return System(
+        codec=PixelCodec(shape),
+        conditions=ClassLabels.of_model(unet.config, id2label, config.model.condition_dropout),
+        network=Denoiser(unet),
+        scheduler=scheduler,
+        loss=DiffusionLoss(scheduler, options.loss, options.loss_weighting),
+        pipeline=lambda network: DDPMPipeline(network.unet, scheduler, id2label=id2label),
+    )
+
+
+def given_unet_config(config: Config) -> dict[str, Any] | None:
+    """The configuration of `--model_config_name_or_path`; ValueError if there is none."""
+    name = config.model.model_config_name_or_path
+    if name is None:
+        return None
+    try:
+        return DDPMUNet2D.load_config(name)
+    except OSError:
+        raise ValueError(
+            f"--model_config_name_or_path must be a folder or repository with a U-Net's config.json, got {name}"
+        ) from None
+
+
+def _new_unet_config(config: Config, shape: tuple[int, int, int], id2label: dict[int, str] | None) -> dict[str, Any]:
+    channels, height, width = shape
+    return paper_config(
+        (height, width),
+        channels=channels,
+        dropout=config.model.dropout,
+        num_classes=None if id2label is None else len(id2label),
+        learned_variance=config.process.variance_type in LEARNED_VARIANCES,
+        **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
+    )
+
+
+def _build_unet(
+    config: Config,
+    unet_config: dict[str, Any],
+    shape: tuple[int, int, int],
+    id2label: dict[int, str] | None,
+    start: DDPMPipeline | None,
+) -> DDPMUNet2D:
+    """The network, initialised as in the paper or with the weights of `--init_from`."""
+    channels, height, width = shape
+    if unet_config["in_channels"] != channels:
+        raise ValueError(
+            f"the network has {unet_config['in_channels']} channels and the images have {channels}; "
+            f"--channels {unet_config['in_channels']} converts the images"
+        )
+    if start is not None:
+        _check_classes(id2label, start)
+    changes = {"sample_size": height if height == width else [height, width]}
+    if config.model.dropout is not None:
+        changes["dropout"] = config.model.dropout
+    if id2label is not None and config.model.condition_dropout == 0 and start is None:
+        changes["num_class_embeds"] = len(id2label)  # the embedding of "no class" would stay untrained
+    unet_config = {**unet_config, **changes}
+    _check_size(unet_config)
+    unet = DDPMUNet2D.from_config(unet_config)
+    if start is None:
+        unet.init_paper_weights(generator_for(config.optimization.seed, "initial weights"))
+    else:
+        unet.load_state_dict(start.unet.state_dict())
+    return unet
+
+
+def _check_size(unet_config: dict[str, Any]) -> None:
+    """Raises ValueError for a network whose weights do not fit into this machine's memory, before building it."""
+    try:
+        with torch.device("meta"):
+            unet = DDPMUNet2D.from_config(unet_config)
+        size = sum(parameter.numel() * 4 for parameter in unet.parameters())
+    except (TypeError, RuntimeError):  # a tensor with more than 2^63 elements
+        size = math.inf
+    memory = psutil.virtual_memory().total
+    if size > memory:
+        raise ValueError(
+            f"the weights alone of a network with channels {unet_config['block_out_channels']} would take "
+            f"{size / 1e9:.3g} GB, and the machine has {memory / 1e9:.0f} GB; lower --base_channels, "
+            "--channel_multipliers or --blocks_per_level"
+        )
+
+
+def _check_classes(id2label: dict[int, str] | None, start: DDPMPipeline) -> None:
+    if (id2label or None) != (start.id2label or None):
+        there = ", ".join((start.id2label or {}).values()) or "none"
+        here = ", ".join((id2label or {}).values()) or "none (--class_conditional is not given)"
+        raise ValueError(f"--init_from must have the classes of the data ({here}), got a model trained on: {there}")
+
+
+def _build_scheduler(config: Config, start: DDPMPipeline | None) -> LinearDDPMScheduler:
+    settings = {name: getattr(config.process, name) for name in PROCESS_FLAGS}
+    # Starts at T-1 for any number of steps, and stock diffusers gets it right.
+    settings["timestep_spacing"] = "linspace"
+    if start is not None:
+        return LinearDDPMScheduler.from_config({**start.scheduler.config, **settings})
+    if settings["rescale_betas_zero_snr"] and settings["prediction_type"] == "epsilon":
+        raise ValueError(
+            "--rescale_betas_zero_snr cannot be used with --prediction_type epsilon: the last timestep has no signal "
+            "left to predict x_0 from; choose v_prediction or sample"
+        )
+    if settings["beta_schedule"] != "squaredcos_cap_v2" and not settings["beta_start"] <= settings["beta_end"] < 1:
+        raise ValueError(
+            f"beta must increase and stay below 1, got {settings['beta_start']:g} to {settings['beta_end']:g} (by "
+            f"default 1e-4 to 0.02, times 1000/T for --num_train_timesteps {settings['num_train_timesteps']}); give "
+            "--beta_start and --beta_end, or choose --beta_schedule squaredcos_cap_v2"
+        )
+    return LinearDDPMScheduler(**settings)
+
+
+def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:
+    channels, outputs = unet.config.in_channels, unet.config.out_channels
+    wanted = 2 * channels if scheduler.config.variance_type in LEARNED_VARIANCES else channels
+    if outputs != wanted:
+        raise ValueError(
+            f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for "
+            f"images with {channels}, got {outputs}"
+        )

@@ -1,0 +1,102 @@
+"""Every setting not given: from `--init_from` or a network's configuration, else from a preset."""
+
+from typing import Any
+
+from ..data.transforms import parse_resolution
+from ..diffusion.noise_schedules import scaled_ends
+from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..models.presets import Preset, get_preset
+from ..models.unet import default_depth
+from ..pipelines.ddpm import DDPMPipeline
+from .config import Config
+
+ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
+PROCESS_FLAGS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+PROCESS_FLAGS += ("prediction_type", "variance_type", "rescale_betas_zero_snr")
+
+
+def resolve(config: Config, unet_config: dict[str, Any] | None, start: DDPMPipeline | None) -> Config:
+    """The settings with every one filled in, except the number of channels, which only the images tell.
+
+    Args:
+        unet_config: of the network, if it is given.
+        start: the pipeline whose weights training starts from, which then has this network.
+
+    Raises:
+        ValueError: if given settings contradict each other or what training starts from, naming the argument.
+    """
+    preset = _choose_preset(config, unet_config)
+    config = _with_network(config, preset, unet_config, start)
+    process, wanted = dict(preset.process), config.process.num_train_timesteps
+    if wanted not in (None, process["num_train_timesteps"]):
+        ends = {name: process[name] for name in ("beta_start", "beta_end")}
+        process |= scaled_ends(wanted, config.process.beta_schedule or process["beta_schedule"], **ends)
+    config = config.filled(process)
+    learned = config.process.variance_type in LEARNED_VARIANCES
+    training = {"loss": "hybrid" if learned else "simple", **preset.training}
+    if config.optimization.num_epochs is not None:
+        del training["max_train_steps"]
+    return config.filled(training)
+
+
+def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset:
+    """The preset given, or the one that suits the data; it supplies every setting not given."""
+    if config.model.preset is not None:
+        preset = get_preset(config.model.preset)
+        for name in ARCHITECTURE_FLAGS:
+            given, fixed = getattr(config.model, name), _plain(preset.model[name])
+            if given is not None and given != fixed:
+                raise ValueError(
+                    f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
+                )
+        return preset
+    if unet_config is None and config.data.dataset_name is None and config.data.train_data_dir is None:
+        return get_preset("digits")
+    resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
+    return get_preset("small-32" if min(parse_resolution(resolution)) <= 40 else "small-64")
+
+
+def _with_network(
+    config: Config, preset: Preset, unet_config: dict[str, Any] | None, start: DDPMPipeline | None
+) -> Config:
+    """Size and architecture, and for `--init_from` the process too."""
+    if unet_config is not None:
+        source = "--init_from" if start is not None else "--model_config_name_or_path"
+        size, fixed = unet_config.get("sample_size"), {}
+        fixed["resolution"] = _resolution_text(size) if size else "64"
+        if start is not None:
+            fixed["channels"] = unet_config["in_channels"]
+            fixed |= {name: start.scheduler.config[name] for name in PROCESS_FLAGS if name in start.scheduler.config}
+        flags = config.flags()
+        for name in ARCHITECTURE_FLAGS:
+            if flags[name] is not None:
+                raise ValueError(f"--{name} contradicts {source}, which fixes the architecture; leave it out")
+        for name, value in fixed.items():
+            given = flags[name]
+            same = (
+                parse_resolution(given) == parse_resolution(value)
+                if name == "resolution" and given
+                else given == value
+            )
+            if given is not None and not same:
+                raise ValueError(f"--{name} {given} contradicts {source}, which has {value}; leave it out")
+        return config.with_values(fixed)
+    model = {name: _plain(value) for name, value in preset.model.items() if name != "channels"}
+    if config.data.dataset_name is None and config.data.train_data_dir is None:
+        model["channels"] = 1
+    model["resolution"] = _resolution_text(model["resolution"])
+    config = config.filled({"resolution": model["resolution"]})
+    if config.model.preset is None and config.data.resolution != model["resolution"]:
+        # No preset was asked for, so the depth may follow from the images.
+        depth, multipliers = default_depth(*parse_resolution(config.data.resolution)), model["channel_multipliers"]
+        model["channel_multipliers"] = (multipliers + [multipliers[-1]] * depth)[:depth]
+    return config.filled(model)
+
+
+def _resolution_text(size: Any) -> str:
+    height, width = parse_resolution(tuple(size) if isinstance(size, (list, tuple)) else size)
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

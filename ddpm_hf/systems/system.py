@@ -1,0 +1,34 @@
+"""A system: all that training, sampling and evaluation need to know of what is trained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..codecs.pixels import PixelCodec
+from ..conditions.condition import Condition
+from ..diffusion.losses import DiffusionLoss
+from ..diffusion.scheduler import LinearDDPMScheduler
+from ..pipelines.ddpm import DDPMPipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What x_0 is, what the network is told beside it, the network, its process, its objective, and what is saved.
+
+    Attributes:
+        codec: batch -> x_0, and back to pictures.
+        conditions: what the network is told, in the order in which it is hidden.
+        network: (x_t, t, **told) -> output. Its children are the parts of the pipeline that are trained and averaged,
+            by their names there; one without gradients is frozen.
+        scheduler: the process.
+        loss: (network, x_0, noise, t, **told) -> one loss per image.
+        pipeline: makes the pipeline of such a network.
+    """
+
+    codec: PixelCodec
+    conditions: Sequence[Condition]
+    network: nn.Module
+    scheduler: LinearDDPMScheduler
+    loss: DiffusionLoss
+    pipeline: Callable[[nn.Module], DDPMPipeline]
