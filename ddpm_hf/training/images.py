@@ -70,7 +70,7 @@ class TrainingImages:
 
 
 def load_training_images(config: Config) -> TrainingImages:
-    """Find the images and decode them unless they are streamed; sets `config.data.channels`.
+    """Find the images and decode them unless they are streamed.
 
     Raises:
         ValueError: if there are no images, or they do not fit the settings.
@@ -101,6 +101,4 @@ def load_training_images(config: Config) -> TrainingImages:
         holdout = choose_holdout(source, options.holdout, seed, store.hashes)
         data = TrainingData(store, seed, indices=np.flatnonzero(~holdout.mask(store.hashes)), **draws)
         count = len(data)
-    images = TrainingImages(data=data, source=source, holdout=holdout, count=count)
-    options.channels = images.shape[0]
-    return images
+    return TrainingImages(data=data, source=source, holdout=holdout, count=count)
