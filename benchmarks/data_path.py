@@ -18,12 +18,12 @@ import stock
 from image_files import write_parquet, write_png_folder
 from measuring import compare, finish, interleaved, make_parser, start
 
+from ddpm_hf.codecs.pixels import normalize
 from ddpm_hf.data.examples import TrainingData
 from ddpm_hf.data.loading import make_loader
 from ddpm_hf.data.order import PositionSampler
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
-from ddpm_hf.data.transforms import normalize
 
 BATCH, EPOCHS = 64, 20
 GOALS = {32: 15.0, 64: 8.0}

@@ -161,7 +161,7 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
 
     def about() -> dict[str, int]:
         cost = forecast(trainer.plan, trainer.accelerator)
-        return {"forecast": cost.total, "parameters": trainer.plan.facts["parameters"]}
+        return {"forecast": cost.total, "parameters": trainer.plan.facts.parameters}
 
     return step, about
 

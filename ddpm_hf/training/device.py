@@ -43,21 +43,16 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-def with_precision(config: Config) -> Config:
-    """The settings with `--mixed_precision auto` replaced by the device's own."""
-    if config.optimization.mixed_precision != "auto":
-        return config
-    # Created as Accelerator would: the state is shared, so two CPU processes wrongly taken for one would stay so.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    return config.with_values({"mixed_precision": native_precision(state.device)})
-
-
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator for these settings, whose precision is no longer "auto"."""
-    options = config.optimization
+    """The Accelerator for these settings; of `--mixed_precision auto` it has the device's own."""
+    options, precision = config.optimization, config.optimization.mixed_precision
+    if precision == "auto":
+        # Created as Accelerator would: the state is shared, so two CPU processes wrongly taken for one would stay so.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        precision = native_precision(state.device)
     output_dir, trackers = config.run.output_dir, config.run.report_to
     accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
+        mixed_precision=precision,
         # Our data never end within an optimizer step, and Accelerate does not see our loader.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False

@@ -81,7 +81,7 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
     unet_config = given_unet_config(config) if start is None else dict(start.unet.config)
     config = resolve(config, unet_config, start)
     images = load_training_images(config)
-    config = config.with_values({"channels": images.shape[0]})
+    config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
     id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
     system = build(config, images.shape, id2label, unet_config, start)
     options = config.optimization

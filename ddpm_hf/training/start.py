@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.config import Config
-from .device import describe_processes, has_fused_optimizer, make_accelerator, with_precision
+from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
 from .forecast import Forecast, forecast
 from .images import TrainingImages
@@ -25,7 +25,6 @@ def prepare(config: Config) -> Trainer | None:
     """
     output = OutputFolder(config.run.output_dir)
     output.check_is_ours(config.run.overwrite_output_dir)
-    config = with_precision(config)
     accelerator = make_accelerator(config)
     page = None
     if config.hub.push_to_hub and accelerator.is_main_process and not config.run.dry_run:

@@ -132,7 +132,7 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
     for name in PRESETS:
         config = parse_training_arguments([*data, "--preset", name])
         empty = [flag for flag, value in config.flags().items() if value is None]
-        make_plan(config, make_accelerator(config))
+        config = make_plan(config, make_accelerator(config)).config
         filled = {flag for flag in empty if config.flags()[flag] is not None}
         assert len(filled) > 20 and filled - shown.keys() == {"channels", "loss"}  # these follow from other things
         typed = []

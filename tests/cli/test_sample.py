@@ -170,7 +170,7 @@ def test_fast_is_twenty_steps_of_a_stochastic_solver(sample, model, tmp_path, ca
         pipeline.scheduler.config, algorithm_type="sde-dpmsolver++", timestep_spacing="trailing"
     )
     labels = [0, 1, 2, 0, 1]
-    ((_, images),) = generate(pipeline, range(5), 0, 5, class_labels=labels, num_inference_steps=20)
+    ((_, images),) = generate(pipeline, range(5), 0, 5, {"class_labels": labels}, num_inference_steps=20)
     assert np.abs(images.astype(int) - images_in(tmp_path / "fast")).max() <= 1
     assert (tmp_path / "fast" / "overview" / "denoising.webp").is_file()
     about = read_samples(tmp_path / "fast").about

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from ddpm_hf.codecs.pixels import PixelCodec
 from ddpm_hf.diffusion.bound import VariationalBound
 from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 from ddpm_hf.evaluation.likelihood import (
     bound_of,
     draw_terms,
     measure_likelihood,
-    network_of,
     term_chances,
     write_images,
     write_terms,
@@ -23,6 +23,7 @@ T = 60
 ALPHA_BAR = np.cumprod(1 - np.linspace(0.01, 0.15, T))
 MEAN, STD = 0.1, 0.3
 LN2 = np.log(2)
+CODEC = PixelCodec((2, 3, 3))
 
 
 def gain(a):
@@ -82,7 +83,7 @@ def expected(images):
 
 def test_every_term_of_gaussian_images(bound):
     images = gaussian_images(400)
-    found = measure_likelihood(bound, linear_network, batches(images, 150), batch_size=1000)
+    found = measure_likelihood(bound, linear_network, batches(images, 150), CODEC, batch_size=1000)
     prior, terms, error = expected(images)
     assert found.prior.mean() == pytest.approx(prior, abs=1e-6)
     assert (found.counts == 400).all() and (found.sent == found.terms).all()
@@ -101,7 +102,9 @@ def test_every_term_of_gaussian_images(bound):
 @pytest.mark.parametrize("num_terms", [1, 8])
 def test_drawn_terms_estimate_the_sum_without_bias(bound, num_terms):
     images = gaussian_images(3000)
-    found = measure_likelihood(bound, linear_network, batches(images, 1000), num_terms=num_terms, batch_size=4000)
+    found = measure_likelihood(
+        bound, linear_network, batches(images, 1000), CODEC, num_terms=num_terms, batch_size=4000
+    )
     prior, terms, error = expected(images)
     assert found.counts.sum() == 3000 * num_terms
     assert abs(found.value - prior - terms.sum()) < 4 * found.standard_error
@@ -114,14 +117,14 @@ def test_drawn_terms_estimate_the_sum_without_bias(bound, num_terms):
 
 
 def test_chances_are_better_than_none(bound):
-    chances = term_chances(bound)
+    chances = term_chances(bound, 0.25)
     assert chances.sum() == pytest.approx(1) and chances.min() > 0.05 / T
     _, terms, _ = expected(gaussian_images(500))
     # Variance of one draw of a sum of terms L with chances q: Σ L²/q - (Σ L)².
     scatter = (terms**2 / chances).sum() - terms.sum() ** 2
     assert scatter < 0.1 * ((terms**2).sum() * T - terms.sum() ** 2)
     single = VariationalBound(bound.scheduler, timesteps=[T - 1])
-    assert term_chances(single).tolist() == [1.0]
+    assert term_chances(single, 0.25).tolist() == [1.0]
 
 
 def test_draws_follow_their_chances():
@@ -138,7 +141,8 @@ def test_draws_follow_their_chances():
 def test_standard_error_is_the_scatter_of_repeated_estimates(bound):
     images = gaussian_images(100)
     repeated = [
-        measure_likelihood(bound, linear_network, batches(images, 100), num_terms=3, seed=seed) for seed in range(60)
+        measure_likelihood(bound, linear_network, batches(images, 100), CODEC, num_terms=3, seed=seed)
+        for seed in range(60)
     ]
     scatter = np.std([found.value for found in repeated], ddof=1)
     stated = np.mean([found.standard_error for found in repeated])
@@ -150,14 +154,14 @@ def test_standard_error_is_the_scatter_of_repeated_estimates(bound):
 def test_batches_leave_no_trace(bound, num_terms):
     images = gaussian_images(11)
     options = {"num_terms": num_terms, "seed": 3}
-    whole = measure_likelihood(bound, linear_network, batches(images, 11), batch_size=500, **options)
+    whole = measure_likelihood(bound, linear_network, batches(images, 11), CODEC, batch_size=500, **options)
     # Other batches, in reverse.
-    parts = measure_likelihood(bound, linear_network, batches(images, 4)[::-1], batch_size=3, **options)
+    parts = measure_likelihood(bound, linear_network, batches(images, 4)[::-1], CODEC, batch_size=3, **options)
     assert whole.rows.tolist() == parts.rows.tolist() == list(range(100, 111))
     np.testing.assert_allclose(whole.bits, parts.bits, rtol=1e-5)
     np.testing.assert_allclose(whole.terms, parts.terms, rtol=1e-4, atol=1e-7)
     assert whole.counts.tolist() == parts.counts.tolist()
-    other = measure_likelihood(bound, linear_network, batches(images, 11), num_terms=num_terms, seed=4)
+    other = measure_likelihood(bound, linear_network, batches(images, 11), CODEC, num_terms=num_terms, seed=4)
     assert np.abs(other.bits - whole.bits).max() > 1e-3
 
 
@@ -167,7 +171,11 @@ def test_labels_reach_the_network(tiny_pipeline):
     batch = {"images": images, "rows": torch.arange(6)}
     found = [
         measure_likelihood(
-            bound_of(pipeline), network_of(pipeline), [batch | {"class_labels": torch.full((6,), label)}]
+            bound_of(pipeline),
+            pipeline.network.eval(),
+            [batch | {"class_labels": torch.full((6,), label)}],
+            pipeline.codec,
+            pipeline.conditions,
         ).bits
         for label in (0, 0, 2)
     ]
@@ -187,20 +195,20 @@ def test_a_learned_variance_needs_twice_the_channels(tiny_pipeline):
 def test_what_has_no_bound_is_refused(bound):
     images = gaussian_images(3)
     with pytest.raises(ValueError, match="`num_terms` must be between 1 and 60, got 61"):
-        measure_likelihood(bound, linear_network, batches(images, 3), num_terms=61)
+        measure_likelihood(bound, linear_network, batches(images, 3), CODEC, num_terms=61)
     with pytest.raises(ValueError, match="no images to measure"):
-        measure_likelihood(bound, linear_network, [])
+        measure_likelihood(bound, linear_network, [], CODEC)
 
     def broken(x_t, timesteps):
         return torch.where(timesteps.reshape(-1, 1, 1, 1) == 7, torch.nan, linear_network(x_t, timesteps))
 
     with pytest.raises(ValueError, match="3 of 3 images is NaN or infinite, first in row 100"):
-        measure_likelihood(bound, broken, batches(images, 3))
+        measure_likelihood(bound, broken, batches(images, 3), CODEC)
 
 
 def test_tables(bound, tmp_path):
     images = gaussian_images(5)
-    found = measure_likelihood(bound, linear_network, batches(images, 5))
+    found = measure_likelihood(bound, linear_network, batches(images, 5), CODEC)
     write_terms(found, tmp_path / "terms.csv")
     write_images(found, tmp_path / "images.csv")
     with (tmp_path / "terms.csv").open() as lines:
@@ -216,7 +224,7 @@ def test_tables(bound, tmp_path):
         rows = list(csv.DictReader(lines))
     assert [int(row["row"]) for row in rows] == list(range(100, 105))
     assert np.mean([float(row["bits_per_dim"]) for row in rows]) == pytest.approx(found.value, rel=1e-6)
-    one = measure_likelihood(bound, linear_network, batches(images[:1], 1), num_terms=2)
+    one = measure_likelihood(bound, linear_network, batches(images[:1], 1), CODEC, num_terms=2)
     write_terms(one, tmp_path / "terms.csv")
     with (tmp_path / "terms.csv").open() as lines:
         rows = list(csv.DictReader(lines))

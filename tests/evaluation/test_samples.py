@@ -87,7 +87,7 @@ def test_images_are_read_as_they_were_written(tmp_path, channels):
 def test_what_the_sampling_script_leaves_is_read_with_its_record(tmp_path, output_format):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3)).astype(np.uint8)
     folder = SampleFolder(
-        path=tmp_path / "made", output_format=output_format, num_images=5, labels=[0, 1, 0, 1, 0], class_names=None
+        path=tmp_path / "made", output_format=output_format, num_images=5, table={"label": [0, 1, 0, 1, 0]}
     )
     scheduler = {"class": "DPMSolverMultistepScheduler", "beta_start": 1e-4}
     settings = {"seed": 3, "num_inference_steps": 9, "guidance_scale": 2.0, "class_labels": [0, 1], "weights": "a"}

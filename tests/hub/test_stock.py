@@ -94,7 +94,7 @@ def test_where_the_pipeline_of_stock_cannot_the_lines_of_the_card_draw_what_ours
     text = render_card(ModelFolder.read(tmp_path)).text
     whole, _, *fewer = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    call = {"class_labels": [0, 1, 2], "guidance_scale": 2.0} if ours.num_classes else {"batch_size": 4}
+    call = {"class_labels": [0, 1, 2], "guidance_scale": 2.0} if ours.conditions else {"batch_size": 4}
 
     def check(code: str, steps: int) -> None:
         torch.manual_seed(3)

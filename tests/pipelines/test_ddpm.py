@@ -92,9 +92,10 @@ def test_classes_by_name_number_list_and_tensor(tiny_pipeline):
         ("7", [2]),
         (np.int64(1), [1]),
     ):
-        numbers, count = pipeline.check_classes(labels, 1.0, 1)
-        assert numbers.tolist() == expected and count == len(expected)
-    assert pipeline.check_classes("dog", 1.0, 3)[0].tolist() == [1, 1, 1]
+        told, null, count = pipeline.ask({"class_labels": labels})
+        assert told["class_labels"].tolist() == expected and count == len(expected)
+        assert null["class_labels"].tolist() == [3] * count
+    assert pipeline.ask({"class_labels": "dog"}, batch_size=3)[0]["class_labels"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,6 @@ def test_bad_requests_are_named(tiny_pipeline, model, call, words):
 
 def test_guidance_needs_a_null_class(tiny_pipeline):
     pipeline = tiny_pipeline(num_classes=2, id2label={0: "a", 1: "b", 2: "c"}, num_train_timesteps=5)
-    assert pipeline.null_class is None and pipeline.num_classes == 3
     with pytest.raises(ValueError, match="`guidance_scale` must be 1 .* got 2.0"):
         pipeline(class_labels=2, guidance_scale=2.0)
 

@@ -13,9 +13,9 @@ from ddpm_hf.sampling.strips import denoising_chain, save_chain
 )
 def test_a_chain_ends_in_the_images_that_are_drawn(tiny_pipeline, steps, frames, wanted):
     pipeline = tiny_pipeline(num_classes=2)
-    chain, shown = denoising_chain(pipeline, [3, 5], 7, steps, frames, class_labels=[0, 1])
+    chain, shown = denoising_chain(pipeline, [3, 5], 7, steps, frames, {"class_labels": [0, 1]})
     assert shown == wanted and chain.shape == (len(wanted), 2, 8, 8, 3) and chain.dtype == np.uint8
-    ((_, images),) = generate(pipeline, [3, 5], 7, 2, class_labels=[0, 1], num_inference_steps=steps)
+    ((_, images),) = generate(pipeline, [3, 5], 7, 2, {"class_labels": [0, 1]}, num_inference_steps=steps)
     assert np.array_equal(chain[-1], images)
     if len(wanted) > 1:
         assert np.abs(chain[0].astype(int) - chain[-1]).mean() > 10

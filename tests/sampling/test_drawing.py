@@ -9,7 +9,9 @@ from ddpm_hf.sampling.generation import generate
 
 
 def test_drawing_can_be_ended_after_any_batch_and_goes_on(tiny_pipeline, tmp_path):
-    drawing = Drawing(pipeline=tiny_pipeline(num_classes=2), steps=2, seed=3, batch_size=2, classes=[1, 0])
+    drawing = Drawing(
+        pipeline=tiny_pipeline(num_classes=2), steps=2, seed=3, batch_size=2, asked={"class_labels": [1, 0]}
+    )
     folder, missing = drawing.open_folder(tmp_path / "out", 5, pipeline="mine")
     assert missing == [0, 1, 2, 3, 4] and drawing.calls == 2
     assert not drawing.draw_images(folder, missing, go_on=lambda: False)
@@ -19,7 +21,7 @@ def test_drawing_can_be_ended_after_any_batch_and_goes_on(tiny_pipeline, tmp_pat
     folder.finish()
     # In one call of another size, and by the pipeline alone.
     labels = [1, 0, 1, 0, 1]
-    ((_, images),) = generate(drawing.pipeline, range(5), 3, 5, class_labels=labels, num_inference_steps=2)
+    ((_, images),) = generate(drawing.pipeline, range(5), 3, 5, {"class_labels": labels}, num_inference_steps=2)
     drawn = np.stack([np.asarray(Image.open(file)) for file in folder.files])
     assert np.abs(drawn.astype(int) - images).max() <= 1
 

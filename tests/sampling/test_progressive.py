@@ -53,7 +53,7 @@ def test_every_sampler_tells_what_it_predicts(tiny_pipeline, name):
         pipeline.unet.conv_out.weight.mul_(0)
         pipeline.unet.conv_out.bias.copy_(torch.tensor([0.0, 0.002, -0.002]))
     x_t = torch.stack([torch.randn(3, 8, 8, generator=generator) for generator in image_generators(1, [0, 5])])
-    chain, calls = denoising_chain(pipeline, [0, 5], 1, STEPS, 100, class_labels=[0, 1], predicted=True)
+    chain, calls = denoising_chain(pipeline, [0, 5], 1, STEPS, 100, {"class_labels": [0, 1]}, predicted=True)
     pipeline.scheduler.set_timesteps(STEPS)
     assert calls == list(range(1, len(pipeline.scheduler.timesteps) + 1)) and len(chain) == len(calls)
     t = round(float(pipeline.scheduler.timesteps[0]))
@@ -61,7 +61,7 @@ def test_every_sampler_tells_what_it_predicts(tiny_pipeline, name):
     x_0 = (x_t.double().numpy() - np.sqrt(1 - alpha_bar[t]) * eps) / np.sqrt(alpha_bar[t])
     expected = np.rint((x_0.transpose(0, 2, 3, 1).clip(-1, 1) + 1) * 127.5)
     assert np.abs(expected - chain[0]).max() <= 1
-    images = next(generate(pipeline, [0, 5], 1, 2, class_labels=[0, 1], num_inference_steps=STEPS))[1]
+    images = next(generate(pipeline, [0, 5], 1, 2, {"class_labels": [0, 1]}, num_inference_steps=STEPS))[1]
     assert np.array_equal(chain[-1], images)
 
 

@@ -18,6 +18,10 @@ SETTINGS = {"seed": 0, "scheduler": {"class": "DDIMScheduler", "clip_sample": Tr
 NAMES = {0: "cat", 1: "dog", 2: "eel"}
 
 
+def named(labels: list[int]) -> dict[str, list]:
+    return {"label": labels, "class_name": [NAMES[label] for label in labels]}
+
+
 def some_images(count: int, channels: int = 3, size: tuple[int, int] = (6, 5)) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, *size, channels), dtype=np.uint8)
 
@@ -41,7 +45,7 @@ def test_every_format_holds_the_same_pixels(tmp_path, channels):
 
     images = some_images(5, channels)
     labels = [0, 1, 2, 0, 1]
-    more = {"labels": labels, "class_names": NAMES}
+    more = {"table": named(labels), "class_names": NAMES}
     png = filled(tmp_path / "png", images, **more)
     assert all(np.array_equal(read_pixels(file), image) for file, image in zip(png.files, images, strict=True))
     with (tmp_path / "png" / "metadata.csv").open() as lines:
@@ -65,7 +69,7 @@ def test_every_format_holds_the_same_pixels(tmp_path, channels):
 def test_the_folder_of_png_files_is_an_image_folder_without_its_overview(tmp_path):
     import datasets
 
-    folder = filled(tmp_path / "png", some_images(5), labels=[2, 1, 0, 2, 1], class_names=NAMES)
+    folder = filled(tmp_path / "png", some_images(5), table=named([2, 1, 0, 2, 1]), class_names=NAMES)
     data = datasets.load_dataset("imagefolder", data_dir=str(folder.path), split="train")
     assert len(data) == 5 and data["label"] == [2, 1, 0, 2, 1]
     pairs = zip(data["image"], some_images(5), strict=True)
@@ -80,7 +84,7 @@ def test_classes_without_names_of_their_own_are_numbers(tmp_path):
 
     for names in (None, {0: "cat", 1: "cat", 2: "eel"}):
         path = tmp_path / str(names is None)
-        filled(path, some_images(3), output_format="dataset", labels=[2, 0, 1], class_names=names)
+        filled(path, some_images(3), output_format="dataset", table={"label": [2, 0, 1]}, class_names=names)
         data = datasets.load_dataset(str(path), split="train")
         assert data.features["label"] == datasets.Value("int64") and data["label"] == [2, 0, 1]
 
@@ -105,7 +109,7 @@ def test_a_large_data_set_has_several_files(tmp_path):
     file, labels = tmp_path / "one.png", list(range(10_050))
     Image.fromarray(some_images(1)[0]).save(file)
     (tmp_path / "set").mkdir()
-    write_dataset(tmp_path / "set" / "data", [file] * len(labels), labels, None)
+    write_dataset(tmp_path / "set" / "data", [file] * len(labels), {"label": labels}, None)
     names = sorted(path.name for path in (tmp_path / "set" / "data").iterdir())
     assert names == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     assert list(datasets.load_dataset(str(tmp_path / "set"), split="train")["label"]) == labels

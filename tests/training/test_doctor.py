@@ -101,7 +101,7 @@ def test_noise_that_half_precision_loses(image_folder, beta, found):
     config = parse_training_arguments([*SMALL, *flags])
     accelerator = make_accelerator(config)
     plan = make_plan(config, accelerator)
-    config.optimization.mixed_precision = "fp16"  # which no CPU starts
+    plan = dataclasses.replace(plan, config=plan.config.with_values({"mixed_precision": "fp16"}))  # no CPU starts it
     names = {finding.name for finding in examine(plan, accelerator, forecast(plan, accelerator))}
     assert ("no-noise" in names) == found
 
@@ -239,7 +239,7 @@ def test_a_report_keeps_what_earlier_sessions_found_and_the_newest_of_each():
 def test_learning_rate_course_of_a_plan_is_that_of_the_closed_form(examined, image_folder):
     config = parse_training_arguments([*SMALL, "--train_data_dir", str(image_folder), "--lr_scheduler", "polynomial"])
     plan = make_plan(config, make_accelerator(config))
-    rates = torch.tensor([plan.learning_rate_at(step) for step in range(60)])
+    rates = torch.tensor([plan.clock.learning_rate_at(step) for step in range(60)])
     # Up in 2 steps, then down to 1e-7 in 58.
     expected = [0, 5e-4, *(1e-7 + (1e-3 - 1e-7) * (1 - n / 58) for n in range(58))]
     torch.testing.assert_close(rates, torch.tensor(expected))
@@ -253,7 +253,7 @@ def test_dry_run_tells_the_cost_and_names_the_files_that_the_run_then_writes(sta
     names = {name.split()[0].rstrip("/") for name in re.sub(r" \(.*?\)", "", told["files"]).split(", ")}
     written = {re.sub(r"checkpoint-\d+", "checkpoint-<N>", path.name) for path in trainer.output.path.iterdir()}
     assert names == {name for name in written if not name.startswith(".")}
-    assert told["model"].startswith(f"{trainer.plan.facts['parameters']:,} parameters")
+    assert told["model"].startswith(f"{trainer.plan.facts.parameters:,} parameters")
     assert told["images"].startswith("80 ") and told["training"].startswith("20 steps of 4 images (3.3 epochs)")
     # Up in 2 steps, then half a cosine over 18.
     assert told["learning"] == (

@@ -4,22 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from brightness import Brightness
 
+from ddpm_hf.conditions.class_labels import ClassLabels
 from ddpm_hf.seeds import derive_seed
 from ddpm_hf.training.draws import StepDraws
 
 CPU = torch.device("cpu")
 
 
-def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5) -> StepDraws:
+def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5, two=False) -> StepDraws:
     plan = SimpleNamespace(
         config=SimpleNamespace(
             optimization=SimpleNamespace(seed=seed, timestep_sampling=sampling),
-            model=SimpleNamespace(condition_dropout=dropout),
         ),
-        facts={"global_batch_size": batch},
-        scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000)),
-        id2label={0: "cat", 1: "dog"},
+        facts=SimpleNamespace(global_batch_size=batch),
+        system=SimpleNamespace(
+            scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000)),
+            conditions=[ClassLabels(count=2, hidden=dropout), Brightness(hidden=dropout)][: 1 + two],
+        ),
     )
     return StepDraws(plan)
 
@@ -28,18 +31,18 @@ def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout:
 def test_slices_make_up_the_global_batch(sampling):
     it, step = draws(sampling=sampling), 5
     whole, parts = range(60, 72), (range(60, 64), range(64, 72))
-    labels = {"class_labels": torch.tensor([0, 1] * 6)}
+    labels = {"class_labels": torch.tensor([0, 1] * 6), "rows": torch.arange(12)}
     like = torch.zeros(1, 3, 4, 4)
     assert torch.equal(it.noise(whole, like), torch.cat([it.noise(part, like) for part in parts]))
     for entry in (0, 1):
         pieces = [it.timesteps(step, part, CPU)[entry] for part in parts]
         assert torch.equal(it.timesteps(step, whole, CPU)[entry], torch.cat(pieces))
     pieces = [
-        it.conditions(step, part, {"class_labels": labels["class_labels"][part.start - 60 : part.stop - 60]})
+        it.told(step, part, {name: value[part.start - 60 : part.stop - 60] for name, value in labels.items()})
         for part in parts
     ]
     pieces = torch.cat([piece["class_labels"] for piece in pieces])
-    assert torch.equal(it.conditions(step, whole, labels)["class_labels"], pieces)
+    assert torch.equal(it.told(step, whole, labels)["class_labels"], pieces)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -65,10 +68,15 @@ def test_stratified_timesteps_have_one_in_each_stratum():
     assert sorted((timesteps // 100).tolist()) == list(range(10)) and torch.equal(weights, torch.ones(10))
 
 
-def test_classes_are_hidden_at_their_rate_and_nowhere_else():
+def test_conditions_are_hidden_independently_at_their_rate_and_nowhere_else():
     batch, rate = 4000, 0.2
-    labels = torch.arange(batch) % 2
-    told = draws(batch=batch, dropout=rate).conditions(0, range(batch), {"class_labels": labels})["class_labels"]
-    hidden = told == 2
-    assert abs(hidden.float().mean() - rate) < 4 * (rate * (1 - rate) / batch) ** 0.5
-    assert torch.equal(told[~hidden], labels[~hidden])
+    rows = {"class_labels": torch.arange(batch) % 2, "rows": torch.arange(batch)}
+    rows["images"] = torch.full((batch, 1, 2, 2), 51, dtype=torch.uint8)
+    told = draws(batch=batch, dropout=rate, two=True).told(0, range(batch), rows)
+    no_class, no_brightness = told["class_labels"] == 2, told["brightness"] == -1
+    for hidden, share in ((no_class, rate), (no_brightness, rate), (no_class & no_brightness, rate**2)):
+        assert abs(hidden.float().mean() - share) < 4 * (share * (1 - share) / batch) ** 0.5
+    assert torch.equal(told["class_labels"][~no_class], rows["class_labels"][~no_class])
+    assert (told["brightness"][~no_brightness] == 0.2).all()
+    alone = draws(batch=batch, dropout=rate).told(0, range(batch), rows)
+    assert torch.equal(alone["class_labels"], told["class_labels"])  # a further condition changes none before it

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddpm_hf import DDPMUNet2D
 from ddpm_hf.models.unet import paper_config
+from ddpm_hf.pipelines.denoiser import Denoiser
 from ddpm_hf.training.forecast import count_pass, forecast
 
 SHAPE = (3, 8, 8)
@@ -58,15 +59,17 @@ def work(layers, inside: set[nn.Module]) -> int:
 
 def test_what_is_kept_is_what_the_derivatives_need(unet, layers):
     by_hand = sum(needed(layers, unet, set(unet.modules())).values())
-    assert count_pass(unet, SHAPE)[0] == pytest.approx(by_hand, rel=0.02)  # device "meta" copies one concatenation
-    assert count_pass(unet, SHAPE, half=True)[0] == pytest.approx(by_hand / 2, rel=0.02)
+    assert count_pass(Denoiser(unet), SHAPE, {})[0] == pytest.approx(
+        by_hand, rel=0.02
+    )  # device "meta" copies one concatenation
+    assert count_pass(Denoiser(unet), SHAPE, {}, half=True)[0] == pytest.approx(by_hand / 2, rel=0.02)
 
 
 def test_work_is_three_times_the_forward_work_of_every_layer(unet, layers):
     """Backwards a layer computes the gradients of its input and of its weights, each as much work as its output."""
     blocks = sum(isinstance(module, Attention) for module in unet.modules())
     attention = 2 * 2 * 16 * 16 * 16  # two products of 16 pixels with 16 channels
-    assert count_pass(unet, SHAPE)[1] == 3 * (work(layers, set(unet.modules())) + blocks * attention)
+    assert count_pass(Denoiser(unet), SHAPE, {})[1] == 3 * (work(layers, set(unet.modules())) + blocks * attention)
 
 
 def test_checkpointing_drops_the_inside_of_residual_blocks_and_computes_it_again(unet, layers):
@@ -80,9 +83,9 @@ def test_checkpointing_drops_the_inside_of_residual_blocks_and_computes_it_again
             kept[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
     inside = [needed(layers, unet, block) for block in blocks]
     largest = max(sum(size for key, size in found.items() if key not in kept) for found in inside)
-    counted, flops = count_pass(unet, SHAPE, gradient_checkpointing=True)
+    counted, flops = count_pass(Denoiser(unet), SHAPE, {}, gradient_checkpointing=True)
     assert counted == pytest.approx(sum(kept.values()) + largest, rel=0.02)
-    assert flops == count_pass(unet, SHAPE)[1] + sum(work(layers, block) for block in blocks)
+    assert flops == count_pass(Denoiser(unet), SHAPE, {})[1] + sum(work(layers, block) for block in blocks)
 
 
 def test_weights_optimizer_and_average_are_those_of_a_run(train):
@@ -92,5 +95,5 @@ def test_weights_optimizer_and_average_are_those_of_a_run(train):
     assert cost.optimizer == sum(value.nbytes for value in moments)
     assert cost.ema == sum(parameter.nbytes for parameter in trainer.ema.model.parameters())
     assert cost.parameters == cost.gradients == sum(parameter.nbytes for parameter in trainer.model.parameters())
-    kept, flops = count_pass(trainer.plan.system.network.unet, trainer.plan.images.shape, gradient_checkpointing=True)
+    kept, flops = count_pass(trainer.plan.system.network, trainer.plan.images.shape, {}, gradient_checkpointing=True)
     assert (cost.activations, cost.flops) == (round(2.3 * 4 * kept), 4 * flops)

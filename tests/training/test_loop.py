@@ -226,7 +226,7 @@ def test_first_loss_is_that_of_a_network_that_says_zero(train):
 def test_classes_reach_the_saved_pipeline(train):
     trainer = train("--class_conditional", "--preview_images", "4")
     pipeline = DDPMPipeline.from_pretrained(trainer.output.path)
-    assert pipeline.id2label == {0: "cat", 1: "dog"} and pipeline.null_class == 2
+    assert pipeline.id2label == {0: "cat", 1: "dog"} and pipeline.conditions[0].has_null
     image = pipeline(class_labels="dog", guidance_scale=2.0, num_inference_steps=2).images[0]
     assert image.size == (8, 8)
     with Image.open(trainer.output / "samples.png") as picture:
@@ -236,7 +236,7 @@ def test_classes_reach_the_saved_pipeline(train):
 def test_without_condition_dropout_there_is_no_null_class(start):
     trainer = start("--class_conditional", "--condition_dropout", "0")
     trainer.save_pipeline()
-    assert DDPMPipeline.from_pretrained(trainer.output.path).null_class is None
+    assert not DDPMPipeline.from_pretrained(trainer.output.path).conditions[0].has_null
 
 
 def test_fine_tuning_starts_from_the_weights_architecture_and_process(train, start, tmp_path):
