@@ -262,8 +262,6 @@ def test_bad_input():
         bound.evaluate(network, torch.cat([x_0, x_0 + 0.002]), generators(10))
     with pytest.raises(ValueError, match="`num_inference_steps` must be between 1 and 1000, got 1001"):
         VariationalBound(LinearDDPMScheduler(), 1001)
-    with pytest.raises(ValueError, match="`cdf` must be one of erf, tanh, got 'probit'"):
-        VariationalBound(LinearDDPMScheduler(), cdf="probit")
     with pytest.raises(ValueError, match="must have 4"):
         bound_and_images("learned_range")[0].evaluate(network, x_0, generators(5))
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="rescale_betas_zero_snr"):

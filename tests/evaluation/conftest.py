@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from running import TINY, forget_accelerator, write_pictures
 
-from ddpm_hf import DDPMPipeline
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.training.start import prepare
 
@@ -23,5 +22,5 @@ def trained_run(image_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "out"
     arguments = [*TINY, "--train_data_dir", str(image_folder), "--output_dir", str(folder), "--class_conditional"]
     plan = prepare(parse_training_arguments([*arguments, *"--num_train_timesteps 40 --holdout 10".split()])).plan
-    DDPMPipeline(plan.system.network.unet, plan.system.scheduler, plan.id2label).save_pretrained(folder)
+    plan.system.pipeline(plan.system.network).save_pretrained(folder)
     return folder

@@ -190,6 +190,8 @@ def test_a_learned_variance_needs_twice_the_channels(tiny_pipeline):
     plain.scheduler = pipeline.scheduler
     with pytest.raises(ValueError, match="must have 6 output channels .*'learned_range', got 3. Set `variance_type`"):
         bound_of(plain)
+    with pytest.raises(ValueError, match="`cdf` must be one of erf, tanh, got 'probit'"):
+        bound_of(pipeline, cdf="probit")
 
 
 def test_what_has_no_bound_is_refused(bound):
