@@ -3,7 +3,7 @@
 import sys
 
 from ..training.interruption import Stopped
-from ..training.start import prepare
+from ..training.start import train
 from .parser import one_line_errors, parse_training_arguments, training_parser
 
 
@@ -12,12 +12,10 @@ def main(argv: list[str]) -> None:
     parser = training_parser()
     config = parse_training_arguments(argv, parser)
     with one_line_errors(parser):
-        trainer = prepare(config)
-        if trainer is not None:
-            try:
-                trainer.train()
-            except Stopped as stop:
-                sys.exit(stop.status)
+        try:
+            train(config)
+        except Stopped as stop:
+            sys.exit(stop.status)
 
 
 if __name__ == "__main__":

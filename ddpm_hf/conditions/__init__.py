@@ -1,1 +1,1 @@
-"""What a network is told beside x_t and t: class labels, and whatever else has the methods of a `Condition`."""
+"""What a network is told beside x_t and t: class labels, and whatever else is a `Condition`."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from .condition import Told
+from .condition import Condition, Told
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassLabels:
+class ClassLabels(Condition):
     """One of several classes, told as the network's `class_labels`.
 
     Attributes:

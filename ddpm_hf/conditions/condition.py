@@ -1,7 +1,7 @@
 """What every condition has, and how a training batch is told to the network."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -9,13 +9,18 @@ import torch
 Told = dict[str, torch.Tensor]
 
 
-class Condition(Protocol):
+def cycled(words: Sequence[Any], indices: Iterable[int]) -> list[Any]:
+    """The word for each image, by its index."""
+    return [words[k % len(words)] for k in indices]
+
+
+class Condition:
     """Something that the network is told. It has no weights: an encoder that is learned is a part of the network.
 
     Attributes:
         name: the argument of the pipeline call that asks for it.
         hidden: the fraction of training images for which it is hidden.
-        has_null: whether the network knows what it means when it is hidden, which guidance needs.
+        has_null: whether the network learns what it means when it is hidden, which guidance needs.
     """
 
     name: str
@@ -24,32 +29,35 @@ class Condition(Protocol):
 
     def of_rows(self, batch: Mapping[str, Any]) -> Told:
         """What the rows of a batch say, on the batch's device."""
+        raise NotImplementedError
 
     def of_words(self, words: Sequence[Any], device: torch.device) -> Told:
-        """What a user asks for, one entry an image; ValueError with the choices if it cannot be asked for."""
+        """What a user asks for, one word an image; ValueError with the choices if it cannot be asked for."""
+        raise NotImplementedError
 
     def null(self, told: Told) -> Told:
         """What is told instead when it is hidden, in the shape of `told`."""
+        raise NotImplementedError
 
     def usual(self) -> list[Any]:
         """Words to cycle through when nothing is asked for."""
+        raise NotImplementedError
 
     def choices(self) -> str:
-        """What can be asked for, for messages."""
+        """What can be asked for, for messages: "`name` must be …"."""
+        raise NotImplementedError
 
     def table(self, words: Sequence[Any]) -> dict[str, list]:
         """The words as columns of the table beside samples."""
+        return {self.name: list(words)}
 
     def rows(self, count: int) -> tuple[list[Any], list[str] | None]:
         """Words for a picture of at least so many images, and the names of its rows, if it has any."""
+        return cycled(self.usual(), range(count)), None
 
     def of_data(self, data: Any) -> "Condition":
         """This condition as the rows of a data set tell it, which may number its classes otherwise."""
-
-
-def cycled(words: Sequence[Any], indices: Iterable[int]) -> list[Any]:
-    """The word for each image, by its index."""
-    return [words[k % len(words)] for k in indices]
+        return self
 
 
 def usual(conditions: Sequence[Condition], count: int, device: torch.device) -> Told:

@@ -8,6 +8,7 @@ import torch
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.class_labels import ClassLabels
+from ..data.examples import TrainingImages
 from ..diffusion.losses import DiffusionLoss
 from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
 from ..models.unet import DDPMUNet2D, paper_config
@@ -15,30 +16,24 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.denoiser import Denoiser
 from ..seeds import generator_for
 from .config import Config
-from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS
-from .system import System
+from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, given_unet_config, resolve
+from .system import Stage, System
 
 
-def build(
-    config: Config,
-    shape: tuple[int, int, int],
-    id2label: dict[int, str] | None,
-    unet_config: dict[str, Any] | None = None,
-    start: DDPMPipeline | None = None,
-) -> System:
+def build(config: Config, images: TrainingImages, start: DDPMPipeline | None) -> System:
     """Network, process and objective.
 
     Args:
         config: from `resolve`.
-        shape: (channels, height, width) of the images.
-        id2label: class number -> name, for class-conditional runs.
-        unet_config, start: as for `resolve`.
+        images: to train on.
+        start: the pipeline whose weights training starts from.
 
     Raises:
         ValueError: if images, network, process and settings do not fit together, naming the argument.
     """
-    if unet_config is None:
-        unet_config = _new_unet_config(config, shape, id2label)
+    shape = images.shape
+    id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
+    unet_config = given_unet_config(config, start) or _new_unet_config(config, shape, id2label)
     unet = _build_unet(config, unet_config, shape, id2label, start)
     scheduler = _build_scheduler(config, start)
     _check_outputs(unet, scheduler)
@@ -56,19 +51,6 @@ def build(
         loss=DiffusionLoss(scheduler, options.loss, options.loss_weighting),
         pipeline=lambda network: DDPMPipeline(network.unet, scheduler, id2label=id2label),
     )
-
-
-def given_unet_config(config: Config) -> dict[str, Any] | None:
-    """The configuration of `--model_config_name_or_path`; ValueError if there is none."""
-    name = config.model.model_config_name_or_path
-    if name is None:
-        return None
-    try:
-        return DDPMUNet2D.load_config(name)
-    except OSError:
-        raise ValueError(
-            f"--model_config_name_or_path must be a folder or repository with a U-Net's config.json, got {name}"
-        ) from None
 
 
 def _new_unet_config(config: Config, shape: tuple[int, int, int], id2label: dict[int, str] | None) -> dict[str, Any]:
@@ -166,3 +148,6 @@ def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:
             f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for "
             f"images with {channels}, got {outputs}"
         )
+
+
+STAGES = (Stage(resolve=resolve, build=build),)

@@ -6,7 +6,7 @@ from ..data.transforms import parse_resolution
 from ..diffusion.noise_schedules import scaled_ends
 from ..diffusion.scheduler import LEARNED_VARIANCES
 from ..models.presets import Preset, get_preset
-from ..models.unet import default_depth
+from ..models.unet import DDPMUNet2D, default_depth
 from ..pipelines.ddpm import DDPMPipeline
 from .config import Config
 
@@ -15,16 +15,16 @@ PROCESS_FLAGS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end
 PROCESS_FLAGS += ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 
 
-def resolve(config: Config, unet_config: dict[str, Any] | None, start: DDPMPipeline | None) -> Config:
+def resolve(config: Config, start: DDPMPipeline | None) -> Config:
     """The settings with every one filled in, except the number of channels, which only the images tell.
 
     Args:
-        unet_config: of the network, if it is given.
-        start: the pipeline whose weights training starts from, which then has this network.
+        start: the pipeline whose weights training starts from.
 
     Raises:
         ValueError: if given settings contradict each other or what training starts from, naming the argument.
     """
+    unet_config = given_unet_config(config, start)
     preset = _choose_preset(config, unet_config)
     config = _with_network(config, preset, unet_config, start)
     process, wanted = dict(preset.process), config.process.num_train_timesteps
@@ -37,6 +37,21 @@ def resolve(config: Config, unet_config: dict[str, Any] | None, start: DDPMPipel
     if config.optimization.num_epochs is not None:
         del training["max_train_steps"]
     return config.filled(training)
+
+
+def given_unet_config(config: Config, start: DDPMPipeline | None) -> dict[str, Any] | None:
+    """The network's configuration, if `--init_from` or `--model_config_name_or_path` gives it."""
+    if start is not None:
+        return dict(start.unet.config)
+    name = config.model.model_config_name_or_path
+    if name is None:
+        return None
+    try:
+        return DDPMUNet2D.load_config(name)
+    except OSError:
+        raise ValueError(
+            f"--model_config_name_or_path must be a folder or repository with a U-Net's config.json, got {name}"
+        ) from None
 
 
 def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset:

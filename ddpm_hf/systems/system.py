@@ -7,9 +7,11 @@ from torch import nn
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import Condition
+from ..data.examples import TrainingImages
 from ..diffusion.losses import DiffusionLoss
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..pipelines.ddpm import DDPMPipeline
+from .config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +34,18 @@ class System:
     scheduler: LinearDDPMScheduler
     loss: DiffusionLoss
     pipeline: Callable[[nn.Module], DDPMPipeline]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the trainings of a system, which are run one after the other.
+
+    Attributes:
+        folder: where its results and checkpoints go, below `--output_dir`.
+        resolve: (settings, pipeline to start from) -> settings with every one filled in.
+        build: (those settings, training images, pipeline to start from) -> what is trained.
+    """
+
+    folder: str = "."
+    resolve: Callable[[Config, DDPMPipeline | None], Config]
+    build: Callable[[Config, TrainingImages, DDPMPipeline | None], System]

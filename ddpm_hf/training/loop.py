@@ -45,6 +45,7 @@ class Trainer:
         summary: the folder's summary of the run so far.
         page: where to push the model, if anywhere.
         scorer: scores the model during and after training, if there are held-out images.
+        is_last: whether no other training follows in these processes.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Trainer:
         summary: dict,
         page: Page | None = None,
         scorer: Scorer | None = None,
+        is_last: bool = True,
     ):
         self.plan, self.accelerator, self.output, self.summary = plan, accelerator, output, summary
-        self.scorer = scorer
+        self.scorer, self.is_last = scorer, is_last
         self.options, self.run = plan.config.optimization, plan.config.run
         self.step, self.saved_step = 0, 0
         self.picture, self.drawn = None, None  # the newest preview, and its facts for the card
@@ -129,11 +131,11 @@ class Trainer:
             f"Run the same command again to continue from {where}."
         )
         self.accelerator.print(told)
-        self._leave()
+        self._leave(is_last=True)
         raise Stopped(told, exit_status(reason))
 
-    def _leave(self) -> None:
-        """Close the trackers and the process group, to which nothing here may keep a reference.
+    def _leave(self, is_last: bool) -> None:
+        """Close the trackers, and at last the process group, to which nothing here may keep a reference.
 
         If DistributedDataParallel held the last one, its destructor would join gloo's threads while holding the GIL,
         and a gloo thread that is still releasing its last collective waits for the GIL: a deadlock of torch 2.13, seen
@@ -141,7 +143,10 @@ class Trainer:
         """
         self.model = self.accelerator.unwrap_model(self.model)
         self.accelerator.free_memory()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if is_last:
+            self.accelerator.state.destroy_process_group()
 
     def _resume(self) -> None:
         if self.accelerator.is_main_process:
@@ -198,7 +203,7 @@ class Trainer:
         if unreadable := self.plan.images.unreadable:
             heading = f"{len(unreadable)} images could not be read and were left out:"
             self.accelerator.print(heading, *unreadable, sep="\n")
-        self._leave()
+        self._leave(self.is_last)
         # In the main process alone: the others have ended.
         if self.publisher is not None:
             self.publisher.finish()

@@ -7,9 +7,8 @@ from accelerate import Accelerator
 
 from ..pipelines.loading import load_pipeline
 from ..systems.config import Config
-from ..systems.ddpm import build, given_unet_config
-from ..systems.resolve import resolve
-from ..systems.system import System
+from ..systems.ddpm import STAGES as DDPM
+from ..systems.system import Stage, System
 from .clock import Clock
 from .images import TrainingImages, load_training_images
 
@@ -71,19 +70,17 @@ class Plan:
         return count, asked, names, None if names is None else count // len(names)
 
 
-def make_plan(config: Config, accelerator: Accelerator) -> Plan:
+def make_plan(config: Config, accelerator: Accelerator, stage: Stage = DDPM[0]) -> Plan:
     """Open the data and build the system.
 
     Raises:
         ValueError: if data, network, process and settings do not fit together, naming the argument.
     """
     start = load_pipeline(config.model.init_from) if config.model.init_from is not None else None
-    unet_config = given_unet_config(config) if start is None else dict(start.unet.config)
-    config = resolve(config, unet_config, start)
+    config = stage.resolve(config, start)
     images = load_training_images(config)
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
-    id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
-    system = build(config, images.shape, id2label, unet_config, start)
+    system = stage.build(config, images, start)
     options = config.optimization
     batch = accelerator.num_processes * options.gradient_accumulation_steps * options.train_batch_size
     if images.count is not None and batch > images.count:

@@ -1,11 +1,15 @@
 """Preparing a run: every error that can be found in advance is found here, before anything is written."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.config import Config
+from ..systems.ddpm import STAGES as DDPM
+from ..systems.system import Stage
 from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
 from .forecast import Forecast, forecast
@@ -17,8 +21,26 @@ from .publish import Publisher, page_for
 from .scoring import Scorer
 
 
-def prepare(config: Config) -> Trainer | None:
+def train(config: Config, stages: Sequence[Stage] = DDPM) -> None:
+    """Train the stages of a system, each in its folder; one that is finished is left, one that is not goes on.
+
+    Raises:
+        ValueError: as in `prepare`.
+        Stopped: before the last step, after saving, by a signal or the end of `--max_train_time`.
+    """
+    for stage in stages:
+        folder = str(Path(config.run.output_dir, stage.folder))
+        trainer = prepare(config.with_values({"output_dir": folder}), stage, is_last=stage is stages[-1])
+        if trainer is not None:
+            trainer.train()
+
+
+def prepare(config: Config, stage: Stage = DDPM[0], is_last: bool = True) -> Trainer | None:
     """A trainer at its first or next step; None if there is nothing to do (finished run, or `--dry_run`).
+
+    Args:
+        stage: what to train.
+        is_last: whether the processes end after it, and the model is pushed.
 
     Raises:
         ValueError: if settings, data and output folder do not fit together, naming the argument.
@@ -27,9 +49,9 @@ def prepare(config: Config) -> Trainer | None:
     output.check_is_ours(config.run.overwrite_output_dir)
     accelerator = make_accelerator(config)
     page = None
-    if config.hub.push_to_hub and accelerator.is_main_process and not config.run.dry_run:
+    if config.hub.push_to_hub and is_last and accelerator.is_main_process and not config.run.dry_run:
         page = page_for(config.hub, output.path)
-    plan = make_plan(config, accelerator)
+    plan = make_plan(config, accelerator, stage)
     cost = forecast(plan, accelerator)
     accelerator.print(describe(plan, accelerator, cost))
     findings = examine(plan, accelerator, cost)
@@ -54,7 +76,7 @@ def prepare(config: Config) -> Trainer | None:
             Publisher(plan.config, output, page, print).finish()
         output.unlock()
         return None
-    return Trainer(plan, accelerator, output, summary, page, scorer)
+    return Trainer(plan, accelerator, output, summary, page, scorer, is_last)
 
 
 def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:

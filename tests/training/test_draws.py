@@ -4,13 +4,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from brightness import Brightness
 
 from ddpm_hf.conditions.class_labels import ClassLabels
+from ddpm_hf.conditions.condition import Condition
 from ddpm_hf.seeds import derive_seed
 from ddpm_hf.training.draws import StepDraws
 
 CPU = torch.device("cpu")
+
+
+class Brightness(Condition):
+    def __init__(self, hidden: float):
+        self.hidden = hidden
+
+    def of_rows(self, batch):
+        return {"brightness": batch["images"].float().mean((1, 2, 3)) / 255}
+
+    def null(self, told):
+        return {"brightness": torch.full_like(told["brightness"], -1)}
 
 
 def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5, two=False) -> StepDraws:
@@ -21,7 +32,7 @@ def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout:
         facts=SimpleNamespace(global_batch_size=batch),
         system=SimpleNamespace(
             scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000)),
-            conditions=[ClassLabels(count=2, hidden=dropout), Brightness(hidden=dropout)][: 1 + two],
+            conditions=[ClassLabels(count=2, hidden=dropout), Brightness(dropout)][: 1 + two],
         ),
     )
     return StepDraws(plan)
