@@ -16,7 +16,7 @@ from .sources import ImageData
 from .transforms import Decoder
 
 # Part of the key: increase it when the same data would give different pixels or files.
-LAYOUT = 1
+LAYOUT = 2
 
 
 class PixelStore:
@@ -25,10 +25,10 @@ class PixelStore:
     Attributes:
         size: (height, width) of the images from `gather`, pixels.
         channels: 1, 3 or 4.
-        class_names: class names by id, or None.
         rows: (n,) int64, the data set row of each image.
-        labels: (n,) int64 class ids, or None.
+        extra: what else the rows have, (n,) each, by key in batches.
         hashes: (n,) uint64 hashes of the undecoded images.
+        is_uniform: whether all images are stored in this size, so that no crop changes them.
         unreadable: the images that could not be decoded and were left out, as "row 17 (path): reason".
     """
 
@@ -37,15 +37,14 @@ class PixelStore:
         about = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
         self.size = tuple(about["size"])
         self.channels = about["channels"]
-        self.class_names = about["class_names"] and tuple(about["class_names"])
         self.unreadable = tuple(about["unreadable"])
         self.rows = self._array("rows")
         self.hashes = self._array("hashes")
-        self.labels = self._array("labels") if self.class_names else None
+        self.extra = {key: self._array(key) for key in about["columns"]}
         self._sides = self._array("sides")
         areas = self._sides.astype(np.int64).prod(axis=1) * self.channels
         self._ends = np.cumsum(areas)
-        self._uniform = bool((self._sides == self.size).all())
+        self.is_uniform = bool((self._sides == self.size).all())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,7 +63,7 @@ class PixelStore:
     @cached_property
     def _pixels(self) -> np.ndarray:
         flat = np.memmap(self.folder / "pixels.u8", dtype=np.uint8, mode="r") if len(self) else np.empty(0, np.uint8)
-        return flat.reshape(-1, *self.shape) if self._uniform else flat
+        return flat.reshape(-1, *self.shape) if self.is_uniform else flat
 
     def _array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", allow_pickle=False)
@@ -76,7 +75,7 @@ class PixelStore:
             indices: (batch,) of any integer type, below `len(self)`.
             crop_bits: (batch,) uint64 random bits that choose the crops; None for centre crops.
         """
-        if self._uniform:
+        if self.is_uniform:
             return self._pixels[indices]
         height, width = self.size
         starts = crop_starts(self._sides[indices], self.size, crop_bits)
@@ -90,9 +89,9 @@ class PixelStore:
         return images
 
     def batch(self, indices: np.ndarray, crop_bits: np.ndarray | None = None) -> dict[str, torch.Tensor]:
-        """`gather` with rows and class ids, in the format of `make_batch`."""
-        labels = None if self.labels is None else self.labels[indices]
-        return make_batch(self.gather(indices, crop_bits), self.rows[indices], labels)
+        """`gather` with rows and what else they have, in the format of `make_batch`."""
+        extra = {key: values[indices] for key, values in self.extra.items()}
+        return make_batch(self.gather(indices, crop_bits), self.rows[indices], extra)
 
     @classmethod
     def build(
@@ -157,8 +156,7 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
     about = {
         "layout": LAYOUT,
         "fingerprint": data.fingerprint,
-        "columns": [data.image_column, data.label_column],
-        "class_names": data.class_names,
+        "columns": [data.image_column, repr(data.columns)],
         "size": list(size),
         "channels": channels,
         "random_crop": random_crop,
@@ -175,8 +173,8 @@ def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: boo
 
 
 def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """Write the pixels of all images, and arrays of their rows, labels, hashes and sides."""
-    rows, labels, hashes, sides, unreadable = [], [], [], [], []
+    """Write the pixels of all images, and arrays of their rows, what else these have, hashes and sides."""
+    rows, hashes, sides, unreadable, extra = [], [], [], [], {key: [] for key in data.columns}
     with open(folder / "pixels.u8", "wb") as file:
         for image in decode_rows(data, decoder, skip_unreadable, progress):
             if image.pixels is None:
@@ -184,16 +182,18 @@ def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadabl
                 continue
             file.write(image.pixels)
             rows.append(image.row.index)
-            labels.append(image.row.label)
             hashes.append(image.content_hash)
             sides.append(image.pixels.shape[1:])
+            for key, values in extra.items():
+                values.append(image.row.extra[key])
     if not rows:
         raise ValueError(f"{data.name} has no readable image; {unreadable[0]}.")
-    arrays = {"rows": (rows, np.int64), "hashes": (hashes, np.uint64), "sides": (sides, np.int32)}
-    if data.class_names:
-        arrays["labels"] = (labels, np.int64)
-    for name, (values, dtype) in arrays.items():
-        np.save(folder / f"{name}.npy", np.array(values, dtype=dtype), allow_pickle=False)
-    about = {"size": decoder.size, "channels": decoder.channels}
-    about |= {"class_names": data.class_names, "unreadable": unreadable}
+    arrays = {
+        "rows": np.array(rows, np.int64),
+        "hashes": np.array(hashes, np.uint64),
+        "sides": np.array(sides, np.int32),
+    }
+    for name, values in (arrays | {key: np.array(values) for key, values in extra.items()}).items():
+        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+    about = {"size": decoder.size, "channels": decoder.channels, "columns": list(extra), "unreadable": unreadable}
     write_json(folder / "store.json", about)

@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
+from ..data.examples import TrainingImages
+from ..data.training import open_training_images
 from ..data.transforms import parse_resolution
 from ..diffusion.losses import DiffusionLoss
 from ..diffusion.noise_schedules import scaled_ends
@@ -21,7 +23,6 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import load_pipeline
 from ..seeds import generator_for
 from ..systems.config import Config
-from .images import TrainingImages, load_training_images
 
 _ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
 _PROCESS_FLAGS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
@@ -99,7 +100,10 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
         unet_config = dict(start.unet.config)
     preset = _choose_preset(config, unet_config)
     _fill(config, preset, unet_config, start)
-    images = load_training_images(config)
+    options = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
+    options |= {"class_conditional": config.model.class_conditional}
+    images = open_training_images(config.optimization.seed, **options)
+    config.data.channels = images.shape[0]
     id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
     if unet_config is None:
         unet_config = _new_unet_config(config, images, id2label)

@@ -2,12 +2,12 @@
 
 from accelerate import Accelerator
 
+from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.config import Config
 from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
 from .forecast import Forecast, forecast
-from .images import TrainingImages
 from .loop import Trainer
 from .output import OutputFolder
 from .plan import Plan, make_plan

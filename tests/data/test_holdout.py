@@ -11,9 +11,9 @@ from scipy import stats
 from ddpm_hf.data.holdout import Holdout, choose_holdout, rows_of_side
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
-from ddpm_hf.evaluation.image_sets import HELD_OUT, ImageSet
+from ddpm_hf.evaluation.image_sets import ImageSet
 
-NO_SPLIT = SimpleNamespace(name="nothing", holdout=None)
+NO_SPLIT = SimpleNamespace(name="nothing", own_split=None)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def data(tmp_path_factory):
 
 
 def held_out_batches(data, holdout, batch_size, most=None):
-    about = {"held_out": True, "split": HELD_OUT, "size": (8, 8), "channels": 3, "most": most}
-    return list(ImageSet(data=data, holdout=holdout, **about).batches(batch_size))
+    images = ImageSet(data=data, holdout=holdout, size=(8, 8), channels=3, most=most)
+    return list(images.batches(batch_size))
 
 
 def rows_in(batches):
