@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -77,16 +78,10 @@ class PixelStore:
         """
         if self.is_uniform:
             return self._pixels[indices]
-        height, width = self.size
-        starts = crop_starts(self._sides[indices], self.size, crop_bits)
-        images = np.empty((len(indices), *self.shape), dtype=np.uint8)
-        for image, index, (top, left) in zip(images, indices, starts, strict=True):
-            stored_height, stored_width = map(int, self._sides[index])
-            end = self._ends[index]
-            stored = self._pixels[end - self.channels * stored_height * stored_width : end]
-            stored = stored.reshape(self.channels, stored_height, stored_width)
-            image[:] = stored[:, top : top + height, left : left + width]
-        return images
+        shapes = [(self.channels, *sides) for sides in self._sides[indices].tolist()]
+        places = zip(self._ends[indices].tolist(), shapes, strict=True)
+        stored = [self._pixels[end - prod(shape) : end].reshape(shape) for end, shape in places]
+        return crop(stored, self.size, crop_bits)
 
     def batch(self, indices: np.ndarray, crop_bits: np.ndarray | None = None) -> dict[str, torch.Tensor]:
         """`gather` with rows and what else they have, in the format of `make_batch`."""
@@ -136,7 +131,8 @@ class PixelStore:
             with FileLock(f"{folder}.lock"):
                 if not folder.exists():
                     decoder = make_decoder(data, size, channels, random_crop)
-                    _write(folder, data, decoder, skip_unreadable, progress)
+                    with replacing(folder) as partial:
+                        _write(partial, data, decoder, skip_unreadable, progress)
         except OSError as error:
             raise ValueError(f"`cache_dir` must be writable, got {str(parent)!r}: {error}") from error
         store = cls(folder)
@@ -145,10 +141,12 @@ class PixelStore:
         return store
 
 
-def crop_starts(sides: np.ndarray, size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:
-    """Top left corners of crops of `size`, int64 (batch, 2), in images of `sides`: random, or centred without bits."""
-    margins = np.asarray(sides, dtype=np.int64) - size  # one of the two is 0, so both can use the same bits
-    return margins // 2 if crop_bits is None else below(crop_bits[:, None], margins + 1)
+def crop(images: list[np.ndarray], size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:
+    """Crops (B, C, *size) of images (C, H, W) that just cover `size`: at random places, or centred without bits."""
+    margins = np.array([image.shape[1:] for image in images]) - size  # one of the two is 0, so both use the same bits
+    starts = margins // 2 if crop_bits is None else below(crop_bits[:, None], margins + 1)
+    (height, width), places = size, zip(images, starts, strict=True)
+    return np.stack([image[:, top : top + height, left : left + width] for image, (top, left) in places])
 
 
 def store_key(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool) -> str:
@@ -165,15 +163,8 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
 
 
 def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """Decode everything into a partial folder, flush it to disk and rename it."""
-    with replacing(folder) as partial:
-        partial.mkdir()
-        _write_files(partial, data, decoder, skip_unreadable, progress)
-        sync(*partial.iterdir())
-
-
-def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """Write the pixels of all images, and arrays of their rows, what else these have, hashes and sides."""
+    """Write the pixels of all images, and arrays of their rows, what else these have, hashes and sides, to disk."""
+    folder.mkdir()
     rows, hashes, sides, unreadable, extra = [], [], [], [], {key: [] for key in data.columns}
     with open(folder / "pixels.u8", "wb") as file:
         for image in decode_rows(data, decoder, skip_unreadable, progress):
@@ -197,3 +188,4 @@ def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadabl
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
     about = {"size": decoder.size, "channels": decoder.channels, "columns": list(extra), "unreadable": unreadable}
     write_json(folder / "store.json", about)
+    sync(*folder.iterdir())

@@ -12,7 +12,7 @@ from .examples import SAMPLE_SIZE, TrainingImages, crop_bits_at, flip_some
 from .holdout import Holdout, rows_of_side
 from .order import epoch_permutation, stream_key
 from .sources import ImageData, RawRow
-from .store import crop_starts
+from .store import crop
 
 BLOCK_STREAM = 4
 
@@ -97,12 +97,8 @@ class StreamedImages(TrainingImages):
     def _batch(self, images: list[DecodedRow], positions: np.ndarray) -> dict[str, torch.Tensor]:
         if self.random_crop:
             bits = crop_bits_at(self.seed, positions)
-            starts = crop_starts([image.pixels.shape[1:] for image in images], self.decoder.size, bits)
-            height, width = self.decoder.size
-            images = [
-                image._replace(pixels=image.pixels[:, top : top + height, left : left + width])
-                for image, (top, left) in zip(images, starts, strict=True)
-            ]
+            crops = crop([image.pixels for image in images], self.decoder.size, bits)
+            images = [image._replace(pixels=pixels) for image, pixels in zip(images, crops, strict=True)]
         batch = stack_batch(images)
         if self.random_flip:
             flip_some(batch["images"].numpy(), self.seed, positions)
