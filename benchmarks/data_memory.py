@@ -54,25 +54,24 @@ def measure(kind: str, workers: int, count: int, small: Path, large: Path) -> di
 
 def read(kind: str, workers: int, images: Path) -> int:
     """Bytes by which memory grows while the data are prepared and read once."""
-    from ddpm_hf.data.examples import TrainingData
+    from ddpm_hf.data.examples import StoredImages
     from ddpm_hf.data.holdout import Holdout
-    from ddpm_hf.data.loading import make_loader
     from ddpm_hf.data.order import PositionSampler
     from ddpm_hf.data.sources import load_images
     from ddpm_hf.data.store import PixelStore
-    from ddpm_hf.data.streaming import StreamingData
+    from ddpm_hf.data.streaming import StreamedImages
 
     source = load_images(train_data_dir=images, streaming=kind == "stream", cache_dir=images.with_name("cache"))
     before = held()
     size = (SIDE, SIDE)
     if kind == "stream":
-        data = StreamingData(source, size, 3, 0, holdout=Holdout())
+        data = StreamedImages(source, size, 3, 0, holdout=Holdout())
     else:
         store = PixelStore.build(source, size, 3, cache_dir=images.with_name("cache"), progress=False)
-        data = TrainingData(store, 0)
+        data = StoredImages(source, store, 0, holdout=Holdout())
     most = 0
     sampler = PositionSampler(BATCH, num_steps=source.num_rows // BATCH)
-    for number, _ in enumerate(make_loader(data, sampler, num_workers=workers)):
+    for number, _ in enumerate(data.loader(sampler, num_workers=workers)):
         if number % 8 == 0:
             most = max(most, held())
     return most - before

@@ -19,10 +19,10 @@ from image_files import write_parquet, write_png_folder
 from measuring import compare, finish, interleaved, make_parser, start
 
 from ddpm_hf.codecs.pixels import normalize
-from ddpm_hf.data.examples import TrainingData
-from ddpm_hf.data.loading import make_loader
+from ddpm_hf.data.examples import StoredImages
+from ddpm_hf.data.holdout import Holdout
 from ddpm_hf.data.order import PositionSampler
-from ddpm_hf.data.sources import load_images
+from ddpm_hf.data.sources import ImageData, load_images
 from ddpm_hf.data.store import PixelStore
 
 BATCH, EPOCHS = 64, 20
@@ -52,7 +52,7 @@ def throughput(images: Path, side: int, kind: str, turns: int) -> Iterator[dict[
     store = PixelStore.build(source, (side, side), cache_dir=cache, progress=False)
     building = time.perf_counter() - start
     for workers in (0, 2):
-        sides = {"stock": stock_epoch(images, side, workers), "ours": our_epochs(store, workers)}
+        sides = {"stock": stock_epoch(images, side, workers), "ours": our_epochs(source, store, workers)}
         seconds = interleaved(sides, turns)
         found = compare("", seconds["stock"], [turn / EPOCHS for turn in seconds["ours"]])
         goal = GOALS[side] if workers == 0 else None
@@ -77,12 +77,12 @@ def stock_epoch(images: Path, side: int, workers: int) -> Callable[[], None]:
     return epoch
 
 
-def our_epochs(store: PixelStore, workers: int) -> Callable[[], None]:
-    data = TrainingData(store, seed=0, random_flip=True)
+def our_epochs(source: ImageData, store: PixelStore, workers: int) -> Callable[[], None]:
+    data = StoredImages(source, store, 0, holdout=Holdout(), random_flip=True)
     sampler = PositionSampler(BATCH, num_steps=EPOCHS * len(store) // BATCH)
 
     def epochs() -> None:
-        for batch in make_loader(data, sampler, num_workers=workers):
+        for batch in data.loader(sampler, num_workers=workers):
             assert normalize(batch["images"]).shape[1:] == store.shape
 
     return epochs

@@ -39,7 +39,10 @@ TINY = (
 )
 FOLDER = f"{TINY} --train_data_dir ../pictures"
 TWO = "two processes"
-LAUNCHER = "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --dynamo_backend no --mixed_precision no"
+LAUNCHER = (
+    "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 --dynamo_backend no "
+    "--mixed_precision no"
+)
 TRAININGS = {
     "digits": "--preset digits",
     "classes, guidance, dropout": f"{FOLDER} --class_conditional --condition_dropout 0.3 --dropout 0.1 --random_flip "

@@ -1,13 +1,28 @@
-"""Find the image and class columns, by type where the user does not name them."""
+"""Columns of a data set: the images, found by type where the user does not name them, and what goes with them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .transforms import UnreadableImage, open_image, read_payload
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+
+class Column(Protocol):
+    """A column that goes into batches beside the images.
+
+    A dataclass that can be pickled: its `repr` tells stores of decoded data sets apart.
+
+    Attributes:
+        name: its name in the data set.
+    """
+
+    name: str
+
+    def read(self, cell: object) -> object:
+        """A cell as a number or string, which NumPy can save; ValueError, completed with the row, if it is neither."""
 
 
 def find_image_column(
@@ -23,7 +38,7 @@ def find_image_column(
     import datasets
 
     if wanted is not None:
-        return _existing("image_column", wanted, features)
+        return existing("image_column", wanted, features)
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     found = found or [name for name in features if _decodes(first[name][0].as_py(), base_dir)]
     if "image" in found:
@@ -42,55 +57,19 @@ def _decodes(value: object, base_dir: Path | None) -> bool:
     return True
 
 
-def find_classes(
-    features: "datasets.Features", rows: "datasets.Dataset | datasets.IterableDataset", wanted: str | None
-) -> tuple[str, dict[object, str]]:
-    """The class column, and a mapping from its values to class names in the order of class ids.
-
-    Args:
-        features: column name -> type.
-        rows: read for the distinct values of a column that is not a ClassLabel.
-        wanted: the user's column; None for the one called `label`, else the only ClassLabel.
-
-    Raises:
-        ValueError: there is no such column, none or several to choose from, or its type cannot hold classes.
-    """
-    import datasets
-
-    if wanted is None:
-        found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        found = ["label"] if "label" in features else found
-        if len(found) != 1:
-            several = f"several columns have classes: {', '.join(found)}"
-            problem = several if found else "no column is called label or has classes"
-            raise ValueError(f"`label_column` is not given and {problem}; the columns are {typed(features)}.")
-        wanted = found[0]
-    feature = features[_existing("label_column", wanted, features)]
-    if isinstance(feature, datasets.ClassLabel):
-        return wanted, dict(enumerate(feature.names))
-    if not getattr(feature, "dtype", "").startswith(("int", "uint", "bool", "string", "large_string")):
-        raise ValueError(
-            f"`label_column` must be of type ClassLabel, string or integer; {wanted!r} is {_type(feature)}."
-        )
-    if isinstance(rows, datasets.IterableDataset):
-        raise ValueError(f"`label_column` must be a ClassLabel when streaming; {wanted!r} is {_type(feature)}.")
-    return wanted, {value: str(value) for value in sorted(value for value in rows.unique(wanted) if value is not None)}
-
-
-def _existing(argument: str, column: str, features: "datasets.Features") -> str:
+def existing(argument: str, column: str, features: "datasets.Features") -> str:
+    """`column`, if the data set has it; else ValueError naming the argument and all columns."""
     if column not in features:
         raise ValueError(f"`{argument}` must be one of the columns {typed(features)}, got {column!r}.")
     return column
 
 
 def typed(features: "datasets.Features") -> str:
-    return ", ".join(f"{name} ({_type(feature)})" for name, feature in features.items())
+    """All columns with their types, for messages."""
+    return ", ".join(f"{name} ({type_name(feature)})" for name, feature in features.items())
 
 
-def _type(feature: object) -> str:
+def type_name(feature: object) -> str:
+    """The type of a column, for messages."""
     kind = type(feature).__name__
     return feature.dtype if kind == "Value" else kind
-
-
-def listed(names: tuple[str, ...], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import default_convert
 
 from ..progress import progress_bar
 from .sources import ImageData, RawRow
@@ -72,14 +73,13 @@ def _finished(future: Future, bar) -> list[DecodedRow]:
 def deduce_channels(data: ImageData) -> int:
     """The number of channels the images need: 1 (grey modes), 4 (some pixel is transparent) or 3.
 
-    Samples rows spread over the data, or the first rows of a stream. Unreadable ones are ignored here and reported by
-    `decode_row`.
+    Looks at some rows only. Unreadable ones are ignored here and reported by `decode_row`.
 
     Raises:
         ValueError: the images differ, or none can be read.
     """
     found = {}
-    for row in _rows_to_look_at(data, ROWS_LOOKED_AT):
+    for row in data.some_rows(ROWS_LOOKED_AT):
         try:
             found.setdefault(native_channels(open_image(data.payload(row), needed_side=1)), row)
         except UnreadableImage as error:
@@ -92,36 +92,24 @@ def deduce_channels(data: ImageData) -> int:
     return next(iter(found))
 
 
-def _rows_to_look_at(data: ImageData, count: int) -> list[RawRow]:
-    if data.streaming:
-        return next(data.batches(0, count))
-    places = np.unique(np.linspace(0, data.num_rows - 1, count).astype(int))
-    return [next(data.batches(int(place), 1))[0] for place in places]
-
-
 def make_decoder(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool = False) -> Decoder:
     """A decoder for these images. If `channels` is None, it is deduced and every image must agree."""
     deduced = deduce_channels(data) if channels is None else channels
     return Decoder(size=tuple(size), channels=deduced, keep_sides=random_crop, same_channels=channels is None)
 
 
-def make_batch(images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> dict[str, torch.Tensor]:
+def make_batch(images: np.ndarray, rows: np.ndarray, extra: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """A training batch.
 
     Returns:
-        "images": uint8 (B, C, H, W); "rows": int64 (B,), data set rows; "class_labels": int64 (B,), if labelled.
+        "images": uint8 (B, C, H, W); "rows": int64 (B,), data set rows; and for each of `ImageData.columns` its
+        values (B,), such as "class_labels", int64: a tensor of numbers, or an array of strings.
     """
-    batch = {"images": torch.from_numpy(images), "rows": torch.from_numpy(rows)}
-    if labels is not None:
-        batch["class_labels"] = torch.from_numpy(labels)
-    return batch
+    return default_convert({"images": images, "rows": rows, **extra})
 
 
 def stack_batch(images: list[DecodedRow]) -> dict[str, torch.Tensor]:
     """Decoded rows of equal shape -> one batch."""
-    labels = [image.row.label for image in images]
-    return make_batch(
-        np.stack([image.pixels for image in images]),
-        np.array([image.row.index for image in images], dtype=np.int64),
-        None if None in labels else np.array(labels, dtype=np.int64),
-    )
+    rows = [image.row for image in images]
+    extra = {key: np.array([row.extra[key] for row in rows]) for key in rows[0].extra}
+    return make_batch(np.stack([image.pixels for image in images]), np.array([row.index for row in rows]), extra)

@@ -1,60 +1,174 @@
-"""Training examples by position, read from a store."""
+"""Training images by position, so that a run can start anywhere and needs only a seed to repeat itself."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .order import position_bits, shuffled_rows, stream_key
+from .holdout import Holdout
+from .order import PositionSampler, position_bits, shuffled_rows, spread, stream_key
+from .sources import ImageData, RawRow
 from .store import PixelStore
 
 # Separate streams of random bits under one seed.
 CROP_STREAM, FLIP_STREAM = 1, 2
 
+SAMPLE_SIZE = 256
 
-class TrainingData(Dataset):
+
+class TrainingImages(ABC):
     """Positions of an endless shuffled sequence -> batches: row, crop and flip are pure functions of (seed, position).
 
     Batches stay uint8 until they are on the device, where the codec scales them: a quarter of the
     bytes to copy.
 
-    Args:
-        indices: (n,) which images of the store to train on; all by default.
+    Attributes:
+        source: the data set.
+        seed: of order, crops and flips.
+        holdout: which images of the data set to leave out, from `choose_holdout`.
         random_flip: mirror each image left to right with probability 1/2.
-        random_crop: crop larger images at a random position (the store must be built with `random_crop`).
+        random_crop: crop larger images at a random position.
+        shape: (channels, height, width) of one image.
+        count: images in an epoch; None for a stream of unknown length.
+        store: the decoded images of the whole data set; None for a stream.
+        skipped: row -> "row 17 (path): reason", of a stream's images that could not be decoded so far.
     """
 
+    store: PixelStore | None = None
+    shape: tuple[int, int, int]
+    count: int | None
+
     def __init__(
-        self,
-        store: PixelStore,
-        seed: int,
-        *,
-        indices: np.ndarray | None = None,
-        random_flip: bool = False,
-        random_crop: bool = False,
+        self, source: ImageData, seed: int, *, holdout: Holdout, random_flip: bool = False, random_crop: bool = False
     ):
-        self.store = store
-        self.seed = seed
-        self.indices = np.arange(len(store)) if indices is None else np.asarray(indices)
-        if len(self.indices) == 0:
+        self.source, self.seed, self.holdout = source, seed, holdout
+        self.random_flip, self.random_crop = random_flip, random_crop
+        self.skipped: dict[int, str] = {}
+
+    @abstractmethod
+    def batches(self, slices: Iterable[range]) -> Iterator[dict[str, torch.Tensor]]:
+        """One batch in the format of `make_batch` per range of positions (>= 0); the ranges must be increasing."""
+
+    def loader(
+        self, sampler: PositionSampler, *, num_workers: int = 0, pin_memory: bool = False
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """One batch per micro-step of `sampler`, in the format of `make_batch`, on the CPU.
+
+        Do not pass it to `accelerator.prepare`: the sampler has already divided the batches among processes. It has
+        its own generator, so starting it leaves torch's global one unchanged.
+
+        Args:
+            num_workers: processes that read and, from a stream, decode; 0 for none.
+            pin_memory: for faster copies to a GPU.
+        """
+        workers = {"num_workers": num_workers, "pin_memory": pin_memory, "generator": torch.Generator()}
+        for batch, skipped in DataLoader(_Batches(self, sampler), batch_size=None, **workers):
+            if isinstance(batch, ValueError):
+                raise batch
+            self.skipped.update(skipped)
+            yield batch
+
+    @abstractmethod
+    def some_rows(self, most: int) -> list[RawRow]:
+        """Up to `most` undecoded images, spread over the data; the first ones of a stream."""
+
+    @abstractmethod
+    def some_pixels(self) -> np.ndarray:
+        """Up to 256 images chosen like `some_rows`, cropped in one place, uint8 (n, C, H, W)."""
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Images left out so far because they could not be decoded, as "row 17 (path): reason"."""
+        return list(self.skipped.values())
+
+    def gather_skipped(self) -> dict[str, str]:
+        """`skipped` of all processes, which call this together, by row as text."""
+        for found in gather_object([self.skipped]):
+            self.skipped.update(found)
+        return {str(row): problem for row, problem in sorted(self.skipped.items())}
+
+    def add_skipped(self, found: dict[str, str]) -> None:
+        """Restore what an earlier session gathered."""
+        self.skipped.update({int(row): problem for row, problem in found.items()})
+
+    def facts(self) -> dict[str, Any]:
+        """What must be unchanged for a run to continue."""
+        names = self.source.class_names
+        return {
+            "dataset": self.source.name,
+            "training_images": self.count,
+            "image_shape": list(self.shape),
+            "class_names": None if names is None else list(names),
+            "holdout": asdict(self.holdout),
+        }
+
+
+class StoredImages(TrainingImages):
+    """Training images out of a store, shuffled all together.
+
+    Args:
+        store: of `source`, built with `random_crop` if that is set.
+        seed, holdout, **draws: as for `TrainingImages`.
+
+    Raises:
+        ValueError: `holdout` leaves no image to train on.
+    """
+
+    def __init__(self, source: ImageData, store: PixelStore, seed: int, *, holdout: Holdout, **draws: bool):
+        super().__init__(source, seed, holdout=holdout, **draws)
+        self.store, self.shape = store, store.shape
+        self.indices = np.flatnonzero(~holdout.mask(store.hashes))
+        self.count = len(self.indices)
+        if self.count == 0:
             raise ValueError("`holdout` leaves no image to train on.")
-        self.random_flip = random_flip
-        self.random_crop = random_crop
 
-    def __len__(self) -> int:
-        """Images in an epoch."""
-        return len(self.indices)
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"source": None}  # workers need only the store; a source may hold millions of paths
 
-    def __getitems__(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch of examples at these positions (integers >= 0), in the format of `make_batch`."""
-        positions = np.asarray(positions, dtype=np.int64)
-        indices = self.indices[shuffled_rows(self.seed, positions, len(self))]
-        crop_bits = crop_bits_at(self.seed, positions) if self.random_crop else None
-        batch = self.store.batch(indices, crop_bits)
-        if self.random_flip:
-            flip_some(batch["images"].numpy(), self.seed, positions)
-        return batch
+    def batches(self, slices: Iterable[range]) -> Iterator[dict[str, torch.Tensor]]:
+        for positions in slices:
+            positions = np.asarray(positions, dtype=np.int64)
+            indices = self.indices[shuffled_rows(self.seed, positions, self.count)]
+            crop_bits = crop_bits_at(self.seed, positions) if self.random_crop else None
+            batch = self.store.batch(indices, crop_bits)
+            if self.random_flip:
+                flip_some(batch["images"].numpy(), self.seed, positions)
+            yield batch
+
+    def some_rows(self, most: int) -> list[RawRow]:
+        return [self.source.row(int(row)) for row in self.store.rows[self.indices[spread(self.count, most)]]]
+
+    def some_pixels(self) -> np.ndarray:
+        return self.store.gather(self.indices[spread(self.count, SAMPLE_SIZE)])
+
+    @property
+    def unreadable(self) -> list[str]:
+        return list(self.store.unreadable)
+
+
+class _Batches(IterableDataset):
+    """Batches of `TrainingImages` for a DataLoader. Each of n workers makes every n-th batch."""
+
+    def __init__(self, images: TrainingImages, sampler: PositionSampler):
+        self.images, self.sampler = images, sampler
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor] | ValueError, dict[int, str]]]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        told = 0
+        try:
+            for batch in self.images.batches(islice(self.sampler, first, None, step)):
+                news = dict(islice(self.images.skipped.items(), told, None))
+                told += len(news)
+                yield batch, news
+        except ValueError as problem:  # raised in the main process, because DataLoader would add a traceback
+            yield problem, {}
 
 
 def crop_bits_at(seed: int, positions: np.ndarray) -> np.ndarray:

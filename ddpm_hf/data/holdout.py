@@ -62,8 +62,8 @@ def choose_holdout(
     Raises:
         ValueError: `holdout` is negative, leaves nothing to train on, or is a number for a stream of unknown length.
     """
-    if holdout is None and data.holdout is not None:
-        return Holdout(split=data.holdout_split, seed=seed)
+    if holdout is None and data.own_split is not None:
+        return Holdout(split=data.own_split, seed=seed)
     total = data.num_rows if hashes is None else len(hashes)
     if holdout is None:
         holdout = SHARE if total is None else min(SHARE, MOST / total)

@@ -45,6 +45,11 @@ def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return rows
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """Up to `most` of the rows 0 to `count` - 1, evenly spaced, int64."""
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+
+
 def shuffled_rows(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
     """Positions -> int64 rows: entry p % count of the permutation of epoch p // count."""
     epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), count)

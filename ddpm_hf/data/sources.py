@@ -5,26 +5,27 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..progress import is_shown
-from .columns import find_classes, find_image_column, listed
+from .class_labels import CLASS_LABELS, find_class_column
+from .columns import Column, find_image_column
 from .folder import TABLE_SUFFIXES, FolderListing, image_splits, list_folder, table_splits
+from .order import spread
 from .transforms import read_payload
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow as pa
 
 DIGITS = Path(__file__).with_name("digits.parquet")
 
 # Small enough to hold large photographs in memory, large enough to read tiny images at full speed.
 ROWS_AT_ONCE = 32
 
-# A data set's own held-out split is the first of these that exists.
-HOLDOUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+# A data set's own split to evaluate on is the first of these that exists.
+EVALUATION_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
 class Split(NamedTuple):
@@ -35,11 +36,11 @@ class Split(NamedTuple):
 
 
 class RawRow(NamedTuple):
-    """One undecoded row: its index, the cell of the image column, and its class id (None without labels)."""
+    """One undecoded row: its index, the cell of the image column, and what else it has by key in batches."""
 
     index: int
     value: object
-    label: int | None
+    extra: dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,8 @@ class ImageData:
         streaming: whether `rows` can only be read sequentially.
         num_rows: number of rows; None for a stream of unknown length.
         fingerprint: changes when the rows or the files they name change; None when streaming.
-        label_column: None for unconditional training.
-        classes: value in the label column -> class name, in the order of class ids.
-        holdout_split, holdout: the data set's own test or validation split, if it has one.
+        columns: what goes into batches beside the images, by key in batches.
+        own_split, own_split_data: name and images of the data set's own test or validation split, if it has one.
     """
 
     name: str
@@ -66,31 +66,38 @@ class ImageData:
     streaming: bool = False
     num_rows: int | None = None
     fingerprint: str | None = None
-    label_column: str | None = None
-    classes: dict[object, str] | None = None
-    holdout_split: str | None = None
-    holdout: "ImageData | None" = None
+    columns: dict[str, Column] = field(default_factory=dict)
+    own_split: str | None = None
+    own_split_data: "ImageData | None" = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Class names by id; None without a label column."""
-        return None if self.classes is None else tuple(self.classes.values())
+        """Class names by id; None without class labels."""
+        return self.columns[CLASS_LABELS].names if CLASS_LABELS in self.columns else None
 
     def batches(self, start: int = 0, batch_size: int = ROWS_AT_ONCE) -> Iterator[list[RawRow]]:
         """Rows from `start` on in data set order, in lists of up to `batch_size`; the same in every DataLoader worker.
 
         Raises:
-            ValueError: a label is missing or not a known class.
+            ValueError: a cell cannot be read, such as a class label that is missing or unknown.
         """
-        columns = [column for column in (self.image_column, self.label_column) if column]
-        rows = self.rows.select_columns(columns)
+        columns = {self.image_column, *(column.name for column in self.columns.values())}
+        rows = self.rows.select_columns(sorted(columns))
         rows = rows.select(range(start, len(rows))) if not self.streaming else rows.skip(start)
         for table in rows.with_format("arrow").iter(batch_size):
-            values = table[self.image_column].to_pylist()
-            labels = [None] * len(values) if self.label_column is None else self._class_ids(table, start)
-            numbers = range(start, start + len(values))
-            yield [RawRow(*cells) for cells in zip(numbers, values, labels, strict=True)]
-            start = numbers.stop
+            cells = enumerate(table.to_pylist(), start)
+            yield [RawRow(index, row[self.image_column], self._extra(row, index)) for index, row in cells]
+            start += len(table)
+
+    def row(self, index: int) -> RawRow:
+        """One row, of data that do not stream."""
+        return next(self.batches(index, 1))[0]
+
+    def some_rows(self, most: int) -> list[RawRow]:
+        """Up to `most` rows spread over the data, or the first ones of a stream."""
+        if self.streaming:
+            return next(self.batches(0, most))
+        return [self.row(index) for index in spread(self.num_rows, most)]
 
     def payload(self, row: RawRow) -> object:
         """The row's encoded bytes or array.
@@ -105,16 +112,11 @@ class ImageData:
         path = row.value.get("path") if isinstance(row.value, dict) else row.value
         return f"row {row.index}" + (f" ({path})" if isinstance(path, (str, os.PathLike)) else "")
 
-    def _class_ids(self, table: "pa.Table", start: int) -> list[int]:
-        id_of = {value: i for i, value in enumerate(self.classes)}
-        values = table[self.label_column].to_pylist()
-        for i, value in enumerate(values):
-            if value not in id_of:
-                raise ValueError(
-                    f"`label_column` {self.label_column!r} must hold one of {listed(self.class_names)}, "
-                    f"got {value!r} in row {start + i} of {self.name}."
-                )
-        return [id_of[value] for value in values]
+    def _extra(self, cells: dict[str, object], index: int) -> dict[str, object]:
+        try:
+            return {key: column.read(cells[column.name]) for key, column in self.columns.items()}
+        except ValueError as problem:
+            raise ValueError(f"{problem} in row {index} of {self.name}.") from None
 
 
 def load_images(
@@ -165,14 +167,12 @@ def load_images(
     split, used_splits = _choose_split(splits, dataset_split, name)
     data = _describe_rows(name, split, image_column, base_dir)
     if label_column is not None or class_conditional:
-        label_column, classes = find_classes(data.features, data.rows, label_column)
-        data = replace(data, label_column=label_column, classes=classes)
-    own = next((word for word in HOLDOUT_SPLITS if word in splits and word not in used_splits), None)
+        data = replace(data, columns={CLASS_LABELS: find_class_column(data.features, data.rows, label_column)})
+    own = next((word for word in EVALUATION_SPLITS if word in splits and word not in used_splits), None)
     if own is None:
         return data
     own_data = _describe_rows(f"{name} ({own})", splits[own], data.image_column, base_dir)
-    own_data = replace(own_data, label_column=data.label_column, classes=data.classes)
-    return replace(data, holdout_split=own, holdout=own_data)
+    return replace(data, own_split=own, own_split_data=replace(own_data, columns=data.columns))
 
 
 @contextmanager
@@ -302,7 +302,7 @@ def _choose_split(splits: dict[str, Split], wanted: str | None, name: str) -> tu
 
 
 def _describe_rows(name: str, split: Split, image_column: str | None, base_dir: Path | None) -> ImageData:
-    """An `ImageData` without labels, its image column set not to decode."""
+    """An `ImageData` of images alone, their column set not to decode."""
     import datasets
 
     rows = split.rows

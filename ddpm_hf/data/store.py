@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from .sources import ImageData
 from .transforms import Decoder
 
 # Part of the key: increase it when the same data would give different pixels or files.
-LAYOUT = 1
+LAYOUT = 2
 
 
 class PixelStore:
@@ -25,10 +26,10 @@ class PixelStore:
     Attributes:
         size: (height, width) of the images from `gather`, pixels.
         channels: 1, 3 or 4.
-        class_names: class names by id, or None.
         rows: (n,) int64, the data set row of each image.
-        labels: (n,) int64 class ids, or None.
+        extra: what else the rows have, (n,) each, by key in batches.
         hashes: (n,) uint64 hashes of the undecoded images.
+        is_uniform: whether all images are stored in this size, so that no crop changes them.
         unreadable: the images that could not be decoded and were left out, as "row 17 (path): reason".
     """
 
@@ -37,15 +38,14 @@ class PixelStore:
         about = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
         self.size = tuple(about["size"])
         self.channels = about["channels"]
-        self.class_names = about["class_names"] and tuple(about["class_names"])
         self.unreadable = tuple(about["unreadable"])
         self.rows = self._array("rows")
         self.hashes = self._array("hashes")
-        self.labels = self._array("labels") if self.class_names else None
+        self.extra = {key: self._array(key) for key in about["columns"]}
         self._sides = self._array("sides")
         areas = self._sides.astype(np.int64).prod(axis=1) * self.channels
         self._ends = np.cumsum(areas)
-        self._uniform = bool((self._sides == self.size).all())
+        self.is_uniform = bool((self._sides == self.size).all())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,7 +64,7 @@ class PixelStore:
     @cached_property
     def _pixels(self) -> np.ndarray:
         flat = np.memmap(self.folder / "pixels.u8", dtype=np.uint8, mode="r") if len(self) else np.empty(0, np.uint8)
-        return flat.reshape(-1, *self.shape) if self._uniform else flat
+        return flat.reshape(-1, *self.shape) if self.is_uniform else flat
 
     def _array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", allow_pickle=False)
@@ -76,23 +76,17 @@ class PixelStore:
             indices: (batch,) of any integer type, below `len(self)`.
             crop_bits: (batch,) uint64 random bits that choose the crops; None for centre crops.
         """
-        if self._uniform:
+        if self.is_uniform:
             return self._pixels[indices]
-        height, width = self.size
-        starts = crop_starts(self._sides[indices], self.size, crop_bits)
-        images = np.empty((len(indices), *self.shape), dtype=np.uint8)
-        for image, index, (top, left) in zip(images, indices, starts, strict=True):
-            stored_height, stored_width = map(int, self._sides[index])
-            end = self._ends[index]
-            stored = self._pixels[end - self.channels * stored_height * stored_width : end]
-            stored = stored.reshape(self.channels, stored_height, stored_width)
-            image[:] = stored[:, top : top + height, left : left + width]
-        return images
+        shapes = [(self.channels, *sides) for sides in self._sides[indices].tolist()]
+        places = zip(self._ends[indices].tolist(), shapes, strict=True)
+        stored = [self._pixels[end - prod(shape) : end].reshape(shape) for end, shape in places]
+        return crop(stored, self.size, crop_bits)
 
     def batch(self, indices: np.ndarray, crop_bits: np.ndarray | None = None) -> dict[str, torch.Tensor]:
-        """`gather` with rows and class ids, in the format of `make_batch`."""
-        labels = None if self.labels is None else self.labels[indices]
-        return make_batch(self.gather(indices, crop_bits), self.rows[indices], labels)
+        """`gather` with rows and what else they have, in the format of `make_batch`."""
+        extra = {key: values[indices] for key, values in self.extra.items()}
+        return make_batch(self.gather(indices, crop_bits), self.rows[indices], extra)
 
     @classmethod
     def build(
@@ -137,7 +131,8 @@ class PixelStore:
             with FileLock(f"{folder}.lock"):
                 if not folder.exists():
                     decoder = make_decoder(data, size, channels, random_crop)
-                    _write(folder, data, decoder, skip_unreadable, progress)
+                    with replacing(folder) as partial:
+                        _write(partial, data, decoder, skip_unreadable, progress)
         except OSError as error:
             raise ValueError(f"`cache_dir` must be writable, got {str(parent)!r}: {error}") from error
         store = cls(folder)
@@ -146,10 +141,12 @@ class PixelStore:
         return store
 
 
-def crop_starts(sides: np.ndarray, size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:
-    """Top left corners of crops of `size`, int64 (batch, 2), in images of `sides`: random, or centred without bits."""
-    margins = np.asarray(sides, dtype=np.int64) - size  # one of the two is 0, so both can use the same bits
-    return margins // 2 if crop_bits is None else below(crop_bits[:, None], margins + 1)
+def crop(images: list[np.ndarray], size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:
+    """Crops (B, C, *size) of images (C, H, W) that just cover `size`: at random places, or centred without bits."""
+    margins = np.array([image.shape[1:] for image in images]) - size  # one of the two is 0, so both use the same bits
+    starts = margins // 2 if crop_bits is None else below(crop_bits[:, None], margins + 1)
+    (height, width), places = size, zip(images, starts, strict=True)
+    return np.stack([image[:, top : top + height, left : left + width] for image, (top, left) in places])
 
 
 def store_key(data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool) -> str:
@@ -157,8 +154,7 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
     about = {
         "layout": LAYOUT,
         "fingerprint": data.fingerprint,
-        "columns": [data.image_column, data.label_column],
-        "class_names": data.class_names,
+        "columns": [data.image_column, repr(data.columns)],
         "size": list(size),
         "channels": channels,
         "random_crop": random_crop,
@@ -167,16 +163,9 @@ def store_key(data: ImageData, size: tuple[int, int], channels: int | None, rand
 
 
 def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """Decode everything into a partial folder, flush it to disk and rename it."""
-    with replacing(folder) as partial:
-        partial.mkdir()
-        _write_files(partial, data, decoder, skip_unreadable, progress)
-        sync(*partial.iterdir())
-
-
-def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: bool, progress: bool) -> None:
-    """Write the pixels of all images, and arrays of their rows, labels, hashes and sides."""
-    rows, labels, hashes, sides, unreadable = [], [], [], [], []
+    """Write the pixels of all images, and arrays of their rows, what else these have, hashes and sides, to disk."""
+    folder.mkdir()
+    rows, hashes, sides, unreadable, extra = [], [], [], [], {key: [] for key in data.columns}
     with open(folder / "pixels.u8", "wb") as file:
         for image in decode_rows(data, decoder, skip_unreadable, progress):
             if image.pixels is None:
@@ -184,16 +173,19 @@ def _write_files(folder: Path, data: ImageData, decoder: Decoder, skip_unreadabl
                 continue
             file.write(image.pixels)
             rows.append(image.row.index)
-            labels.append(image.row.label)
             hashes.append(image.content_hash)
             sides.append(image.pixels.shape[1:])
+            for key, values in extra.items():
+                values.append(image.row.extra[key])
     if not rows:
         raise ValueError(f"{data.name} has no readable image; {unreadable[0]}.")
-    arrays = {"rows": (rows, np.int64), "hashes": (hashes, np.uint64), "sides": (sides, np.int32)}
-    if data.class_names:
-        arrays["labels"] = (labels, np.int64)
-    for name, (values, dtype) in arrays.items():
-        np.save(folder / f"{name}.npy", np.array(values, dtype=dtype), allow_pickle=False)
-    about = {"size": decoder.size, "channels": decoder.channels}
-    about |= {"class_names": data.class_names, "unreadable": unreadable}
+    arrays = {
+        "rows": np.array(rows, np.int64),
+        "hashes": np.array(hashes, np.uint64),
+        "sides": np.array(sides, np.int32),
+    }
+    for name, values in (arrays | {key: np.array(values) for key, values in extra.items()}).items():
+        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+    about = {"size": decoder.size, "channels": decoder.channels, "columns": list(extra), "unreadable": unreadable}
     write_json(folder / "store.json", about)
+    sync(*folder.iterdir())

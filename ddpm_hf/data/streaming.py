@@ -1,4 +1,4 @@
-"""Training from a stream: positions as in `examples`, shuffled in blocks, in constant memory."""
+"""Training images from a stream, shuffled in blocks, in constant memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from .decoding import DecodedRow, decode_row, make_decoder, stack_batch
-from .examples import crop_bits_at, flip_some
+from .examples import SAMPLE_SIZE, TrainingImages, crop_bits_at, flip_some
 from .holdout import Holdout, rows_of_side
 from .order import epoch_permutation, stream_key
 from .sources import ImageData, RawRow
-from .store import crop_starts
+from .store import crop
 
 BLOCK_STREAM = 4
 
@@ -30,8 +30,8 @@ class _Block:
         return self.first + len(self.rows)
 
 
-class StreamingData:
-    """Positions of an endless, shuffled sequence -> batches, from rows that can only be read in file order.
+class StreamedImages(TrainingImages):
+    """Training images from rows that can only be read in file order.
 
     An epoch is the training rows in file order, cut into blocks of `shuffle_buffer` rows, each permuted by (seed,
     epoch, block). The example at a position is thus a function of (seed, position), whatever the number of processes.
@@ -42,48 +42,46 @@ class StreamingData:
     With `skip_unreadable`, a position whose image cannot be decoded takes the next one in its block's order.
 
     Args:
-        data: from `load_images`, streaming.
+        source: from `load_images`, streaming.
         size: (height, width) in pixels.
         channels: 1, 3 or 4; if None, deduced from the first images, and all others must agree.
-        seed: of order, crops and flips.
-        holdout: which images to leave out, from `choose_holdout`.
         shuffle_buffer: rows per block.
-        random_flip, random_crop: as for `TrainingData`.
-        skip_unreadable: skip images that cannot be decoded and list them in `unreadable`.
+        skip_unreadable: skip images that cannot be decoded and list them in `skipped`.
+        seed, holdout, **draws: as for `TrainingImages`.
 
     Attributes:
         epoch_size: training rows per epoch; None until known.
-        unreadable: row number -> "row 17 (path): reason".
     """
 
     def __init__(
         self,
-        data: ImageData,
+        source: ImageData,
         size: tuple[int, int],
         channels: int | None,
         seed: int,
         *,
         holdout: Holdout,
         shuffle_buffer: int = 1000,
-        random_flip: bool = False,
-        random_crop: bool = False,
         skip_unreadable: bool = False,
+        **draws: bool,
     ):
         if shuffle_buffer < 1:
             raise ValueError(f"`shuffle_buffer` must be at least 1, got {shuffle_buffer}.")
-        self.data, self.seed, self.holdout, self.shuffle_buffer = data, seed, holdout, shuffle_buffer
-        self.random_flip, self.random_crop, self.skip_unreadable = random_flip, random_crop, skip_unreadable
-        self.decoder = make_decoder(data, size, channels, random_crop)
-        self.epoch_size = data.num_rows if holdout.threshold == 0 else None
-        self.unreadable: dict[int, str] = {}
+        super().__init__(source, seed, holdout=holdout, **draws)
+        self.shuffle_buffer, self.skip_unreadable = shuffle_buffer, skip_unreadable
+        self.decoder = make_decoder(source, size, channels, self.random_crop)
+        self.shape = (self.decoder.channels, *self.decoder.size)
+        self.count = self.epoch_size = source.num_rows if holdout.threshold == 0 else None
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return (self.decoder.channels, *self.decoder.size)
+    def some_rows(self, most: int) -> list[RawRow]:
+        return self.source.some_rows(most)
+
+    def some_pixels(self) -> np.ndarray:
+        rows, (height, width) = self.some_rows(SAMPLE_SIZE), self.decoder.size
+        decoded = (decode_row(self.source, self.decoder, row, skip_unreadable=True) for row in rows)
+        return np.stack([row.pixels[:, :height, :width] for row in decoded if row.pixels is not None])
 
     def batches(self, slices: Iterable[range]) -> Iterator[dict[str, torch.Tensor]]:
-        """One batch, as from `TrainingData`, per range of positions; the ranges must be increasing."""
         blocks, block = None, None
         for positions in slices:
             images = []
@@ -99,12 +97,8 @@ class StreamingData:
     def _batch(self, images: list[DecodedRow], positions: np.ndarray) -> dict[str, torch.Tensor]:
         if self.random_crop:
             bits = crop_bits_at(self.seed, positions)
-            starts = crop_starts([image.pixels.shape[1:] for image in images], self.decoder.size, bits)
-            height, width = self.decoder.size
-            images = [
-                image._replace(pixels=image.pixels[:, top : top + height, left : left + width])
-                for image, (top, left) in zip(images, starts, strict=True)
-            ]
+            crops = crop([image.pixels for image in images], self.decoder.size, bits)
+            images = [image._replace(pixels=pixels) for image, pixels in zip(images, crops, strict=True)]
         batch = stack_batch(images)
         if self.random_flip:
             flip_some(batch["images"].numpy(), self.seed, positions)
@@ -115,11 +109,13 @@ class StreamingData:
         place = position - block.first
         for step in range(len(block.rows)):
             row = block.rows[block.order[(place + step) % len(block.rows)]]
-            image = decode_row(self.data, self.decoder, row, self.skip_unreadable)
+            image = decode_row(self.source, self.decoder, row, self.skip_unreadable)
             if image.pixels is not None:
                 return image
-            self.unreadable[image.row.index] = image.problem
-        raise ValueError(f"{self.data.name}: {len(block.rows)} rows in a row are unreadable, such as {image.problem}")
+            self.skipped[image.row.index] = image.problem
+        raise ValueError(
+            f"{self.source.name}: {len(block.rows)} rows in a row are unreadable, such as {image.problem}"
+        )
 
     def _blocks(self, position: int) -> Iterator[_Block]:
         """Blocks without end, from the one that contains `position`."""
@@ -140,9 +136,9 @@ class StreamingData:
         count = 0
         if self.epoch_size is not None and self.holdout.threshold == 0:
             count = skip
-            rows = (row for batch in self.data.batches(skip) for row in batch)
+            rows = (row for batch in self.source.batches(skip) for row in batch)
         else:
-            rows = rows_of_side(self.data, self.holdout, held_out=False)
+            rows = rows_of_side(self.source, self.holdout, held_out=False)
         for row in rows:
             count += 1
             if count > skip:
@@ -150,7 +146,7 @@ class StreamingData:
         if count == 0:
             raise ValueError("`holdout` must leave images to train on, got none.")
         if self.epoch_size not in (None, count):
-            raise ValueError(f"{self.data.name} has {count} training rows in this epoch, not {self.epoch_size}")
+            raise ValueError(f"{self.source.name} has {count} training rows in this epoch, not {self.epoch_size}")
         self.epoch_size = count
 
 

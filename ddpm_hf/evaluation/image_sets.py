@@ -30,19 +30,17 @@ class ImageSet:
     Sorted by a hash of their content, so that the first k are a random sample; a stream's in file order.
 
     Attributes:
-        held_out: whether this set is the images that `holdout` holds out or the others.
-        split: name of that choice in reports.
+        others: None for the images that `holdout` holds out; for the others, their name in reports.
         size: (height, width).
         most: the maximum number of images; None for all.
         skip_unreadable, cache_dir: as for `PixelStore.build`.
-        decoded: the decoded training images of `data`, whose hashes tell which are held out; only those are decoded
-            anew.
+        decoded: the decoded images of `data`, if there are any; by default they are decoded in this size. If they are
+            larger, for random crops, the images of this set are decoded anew whenever they are read.
     """
 
     data: ImageData
     holdout: Holdout
-    held_out: bool
-    split: str
+    others: str | None = None
     size: tuple[int, int]
     channels: int
     most: int | None = None
@@ -56,13 +54,18 @@ class ImageSet:
         return self.data.name
 
     @property
+    def split(self) -> str:
+        """The name of these images in reports."""
+        return self.others or self.holdout.split or HELD_OUT
+
+    @property
     def count(self) -> int | None:
         """The number of images, decoding them if needed; None for a stream of unknown length."""
         return self.most if self._source.streaming else len(self._chosen(self._store()))
 
     def training(self, most: int | None = None) -> "ImageSet | None":
         """The training images these were held out from; None if these are not held out."""
-        return replace(self, held_out=False, split=TRAIN, most=most, decoded=None) if self.held_out else None
+        return replace(self, others=TRAIN, most=most) if self.others is None else None
 
     @property
     def fingerprint(self) -> str | None:
@@ -70,7 +73,7 @@ class ImageSet:
         if self._source.streaming:
             return None
         store = store_key(self._source, self.size, self.channels, random_crop=False)
-        choice = (store, asdict(self.holdout), self.held_out, self.most, self.skip_unreadable)
+        choice = (store, asdict(self.holdout), self.others is None, self.most, self.skip_unreadable)
         return hashlib.sha256(repr(choice).encode()).hexdigest()
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -82,32 +85,29 @@ class ImageSet:
         source, decoder = self._source, Decoder(size=tuple(self.size), channels=self.channels)
         if source.streaming:
             rows = rows_of_side(source, self.holdout, self._is_out)
-            decoded = (decode_row(source, decoder, row, self.skip_unreadable) for row in rows)
-            images = islice((image for image in decoded if image.pixels is not None), self.most)
-            while part := list(islice(images, batch_size)):
-                yield stack_batch(part)
-            return
-        store = self._store()
-        chosen = self._chosen(store)
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
-            if store is self.decoded:  # for training, so perhaps not cropped in the centre
-                rows = (next(source.batches(int(row), 1))[0] for row in store.rows[part])
-                yield stack_batch([decode_row(source, decoder, row, skip_unreadable=False) for row in rows])
-            else:
-                yield store.batch(part)
+        else:
+            store = self._store()
+            chosen = self._chosen(store)
+            if store.is_uniform:
+                yield from (store.batch(chosen[k : k + batch_size]) for k in range(0, len(chosen), batch_size))
+                return
+            rows = (source.row(int(row)) for row in store.rows[chosen])
+        decoded = (decode_row(source, decoder, row, self.skip_unreadable) for row in rows)
+        images = islice((image for image in decoded if image.pixels is not None), self.most)
+        while part := list(islice(images, batch_size)):
+            yield stack_batch(part)
 
     @property
     def _is_out(self) -> bool:
         """Whether the rows of `_source` to take are those that `holdout` masks; it masks none of a split."""
-        return self.held_out and self.holdout.split is None
+        return self.others is None and self.holdout.split is None
 
     @property
     def _source(self) -> ImageData:
-        split = self.holdout.split if self.held_out else None
-        if split not in (None, self.data.holdout_split):
+        split = self.holdout.split if self.others is None else None
+        if split not in (None, self.data.own_split):
             raise ValueError(f"{self.data.name} must have the split {split!r} that the run held out.")
-        return self.data if split is None else self.data.holdout
+        return self.data if split is None else self.data.own_split_data
 
     def _store(self) -> PixelStore:
         if self.decoded is not None and self._source is self.data:
@@ -149,30 +149,28 @@ def find_images(
         ValueError: no data set is known, it cannot be read, or nothing was held out.
     """
     source = {name: value for name, value in source.items() if value is not None}
-    others = bool(source.keys() & {"dataset_name", "train_data_dir"})
-    if not others and run is None:
+    is_other = bool(source.keys() & {"dataset_name", "train_data_dir"})
+    if not is_other and run is None:
         raise ValueError("no data set is known; give --run with the model's run, --dataset_name or --train_data_dir")
-    given = dict(source) if others else {name: run[name] for name in SOURCE_SETTINGS if name in run} | source
+    given = dict(source) if is_other else {name: run[name] for name in SOURCE_SETTINGS if name in run} | source
     if not labelled:
         given.pop("label_column", None)
-    if split is None and not others:
+    if split is None and not is_other:
         split = HELD_OUT
-    of_run = split == HELD_OUT or (split == TRAIN and not others)
+    of_run = split == HELD_OUT or (split == TRAIN and not is_other)
     if split is not None and not of_run:
         given["dataset_split"] = split
     data = load_images(**given, class_conditional=labelled)
     if of_run:
-        holdout, held_out = _recorded_holdout(run), split == HELD_OUT
-        word = split if split == TRAIN or holdout.split is None else holdout.split
-    elif split is None and data.holdout is not None:
-        holdout, held_out, word = Holdout(split=data.holdout_split), True, data.holdout_split
+        holdout, others = _recorded_holdout(run), None if split == HELD_OUT else TRAIN
+    elif split is None and data.own_split is not None:
+        holdout, others = Holdout(split=data.own_split), None
     else:  # all images, of which an empty holdout masks none
-        holdout, held_out, word = Holdout(), False, split or "all"
+        holdout, others = Holdout(), split or "all"
     return ImageSet(
         data=data,
         holdout=holdout,
-        held_out=held_out,
-        split=word,
+        others=others,
         size=tuple(size),
         channels=channels,
         most=most,

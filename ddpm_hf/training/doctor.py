@@ -17,16 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from PIL import Image
 
-from ..data.decoding import decode_row
+from ..data.examples import TrainingImages
 from ..data.sources import ImageData, RawRow
-from ..data.streaming import StreamingData
 from ..data.transforms import DECODING_ERRORS, FORMATS, open_image
 from .ema import ema_decay
 from .forecast import Forecast, available_memory
-from .images import TrainingImages
 from .plan import Plan
 
-_IMAGES_LOOKED_AT = 256
 _SIZES_LOOKED_AT = 64
 _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
@@ -57,7 +54,7 @@ def examine(plan: Plan, accelerator: Accelerator, forecast: Forecast) -> list[Fi
     """All findings about a run, errors first; the same in every process, except for free memory."""
     findings = [
         *_process(plan),
-        *_pixels(sample_pixels(plan.images)),
+        *_pixels(plan.images.some_pixels()),
         *_sizes(sample_stretches(plan.images), plan.images.shape[1:]),
         *_clock(plan),
         *_sharding(plan, accelerator),
@@ -77,31 +74,11 @@ def report(findings: list[Finding], earlier: list[dict[str, str]]) -> list[dict[
 # What is examined
 
 
-def sample_pixels(images: TrainingImages) -> np.ndarray:
-    """Up to 256 training images, uint8 (n, C, H, W): spread over the data, or the first of a stream."""
-    source, data = images.source, images.data
-    if not isinstance(data, StreamingData):
-        return data.store.gather(data.indices[_spread(len(data), _IMAGES_LOOKED_AT)])
-    rows = next(source.batches(0, _IMAGES_LOOKED_AT))
-    decoded = (decode_row(source, data.decoder, row, skip_unreadable=True) for row in rows)
-    height, width = data.decoder.size
-    return np.stack([row.pixels[:, :height, :width] for row in decoded if row.pixels is not None])
-
-
 def sample_stretches(images: TrainingImages) -> np.ndarray:
     """The factors by which up to 64 images are scaled to cover the resolution, float64 (n,)."""
-    source, data = images.source, images.data
-    if isinstance(data, StreamingData):
-        rows, size = next(source.batches(0, _SIZES_LOOKED_AT)), data.decoder.size
-    else:
-        numbers = data.store.rows[data.indices[_spread(len(data), _SIZES_LOOKED_AT)]]
-        rows, size = [next(source.batches(int(number), 1))[0] for number in numbers], data.store.size
-    sizes = [_height_width(source, row) for row in rows]
-    return np.array([max(size[0] / height, size[1] / width) for height, width in filter(None, sizes)])
-
-
-def _spread(count: int, wanted: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, wanted).astype(int))
+    _, height, width = images.shape
+    sizes = [_height_width(images.source, row) for row in images.some_rows(_SIZES_LOOKED_AT)]
+    return np.array([max(height / size[0], width / size[1]) for size in filter(None, sizes)])
 
 
 def _height_width(source: ImageData, row: RawRow) -> tuple[int, int] | None:

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..data.loading import make_loader
 from ..data.order import PositionSampler
 from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
@@ -162,7 +161,7 @@ class Trainer:
                 holder.load_state_dict(tensors[name])
             self.step = self.saved_step = progress["step"]
             self.bookkeeper.load_state(progress)
-            self.plan.images.add_unreadable(progress["unreadable"])
+            self.plan.images.add_skipped(progress["unreadable"])
             self.summary["tracker_run"] = progress["tracker_run"]
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.clock.steps}")
 
@@ -181,12 +180,8 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             process_index=self.accelerator.process_index,
         )
-        loader = make_loader(
-            self.plan.images.data,
-            sampler,
-            num_workers=self.plan.config.data.dataloader_num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
+        workers, on_cuda = self.plan.config.data.dataloader_num_workers, self.accelerator.device.type == "cuda"
+        loader = self.plan.images.loader(sampler, num_workers=workers, pin_memory=on_cuda)
         for number, batch in enumerate(loader):
             micro_step = number % self.options.gradient_accumulation_steps
             batch = {name: to_device(tensor, self.accelerator.device) for name, tensor in batch.items()}
@@ -331,7 +326,7 @@ class Trainer:
             progress = {
                 "step": self.step,
                 **self.bookkeeper.state(),
-                "unreadable": self.plan.images.gather_unreadable(),
+                "unreadable": self.plan.images.gather_skipped(),
                 "tracker_run": self.summary["tracker_run"],
             }
             tensors = {name: holder.state_dict() for name, holder in self._holders().items()}

@@ -5,12 +5,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..data.examples import TrainingImages
+from ..data.training import open_training_images
 from ..pipelines.loading import load_pipeline
 from ..systems.config import Config
 from ..systems.ddpm import STAGES as DDPM
 from ..systems.system import Stage, System
 from .clock import Clock
-from .images import TrainingImages, load_training_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,9 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage = DDPM[0]) 
     """
     start = load_pipeline(config.model.init_from) if config.model.init_from is not None else None
     config = stage.resolve(config, start)
-    images = load_training_images(config)
+    data = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
+    data |= {"class_conditional": config.model.class_conditional}
+    images = open_training_images(config.optimization.seed, **data)
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
     system = stage.build(config, images, start)
     options = config.optimization

@@ -10,9 +10,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..data.examples import TrainingData
 from ..evaluation.features import Extractor, load_extractor
-from ..evaluation.image_sets import HELD_OUT, ImageSet
+from ..evaluation.image_sets import ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, figure_names
 from ..evaluation.record import update_report
@@ -137,10 +136,9 @@ class Scorer:
     ) -> dict[str, Any]:
         """Bits/dim of the first `count` held-out images, as an entry of a report.
 
-        Unlike `score`, it decodes only the images it needs; `num_terms` and `go_on` as in `measure_nll`.
+        `num_terms` and `go_on` as in `measure_nll`.
         """
-        data = self.plan.images.data
-        images = replace(self.images, most=count, decoded=data.store if isinstance(data, TrainingData) else None)
+        images = replace(self.images, most=count)
         return measure_nll(pipeline, images, None, num_terms=num_terms, go_on=go_on, **self._common)
 
     # The best pipeline
@@ -189,19 +187,17 @@ def _floor_of(name: str) -> str:
 
 
 def _held_out(plan: Plan, most: int) -> ImageSet:
-    images = plan.images
+    images, options = plan.images, plan.config.data
     if not images.holdout.holds_out:
         raise ValueError("--eval_steps needs held-out images, and --holdout 0 holds none out")
-    channels, *size = images.shape
     return ImageSet(
         data=images.source,
         holdout=images.holdout,
-        held_out=True,
-        split=images.holdout.split or HELD_OUT,
-        size=tuple(size),
-        channels=channels,
+        size=images.shape[1:],
+        channels=images.shape[0],
         most=most,
         # A run that is scored only at its end must not fail there.
-        skip_unreadable=plan.config.data.skip_unreadable or plan.config.run.eval_steps is None,
-        cache_dir=plan.config.data.cache_dir,
+        skip_unreadable=options.skip_unreadable or plan.config.run.eval_steps is None,
+        cache_dir=options.cache_dir,
+        decoded=images.store,
     )

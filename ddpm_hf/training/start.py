@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.config import Config
 from ..systems.ddpm import STAGES as DDPM
@@ -13,7 +14,6 @@ from ..systems.system import Stage
 from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
 from .forecast import Forecast, forecast
-from .images import TrainingImages
 from .loop import Trainer
 from .output import OutputFolder
 from .plan import Plan, make_plan

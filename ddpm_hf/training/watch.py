@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..diffusion.losses import snr_weight
-from .doctor import Finding, sample_pixels
+from .doctor import Finding
 from .ema import EMA
 from .plan import Plan
 
@@ -119,7 +119,7 @@ def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         The loss of the zero predictor, and a limit above that of the pixelwise predictor, by 20 % plus 0.05: where the
         noise hides nearly everything, a network does not match it exactly.
     """
-    pixels = plan.system.codec.encode({"images": torch.from_numpy(sample_pixels(plan.images))}).double()
+    pixels = plan.system.codec.encode({"images": torch.from_numpy(plan.images.some_pixels())}).double()
     power, variance = pixels.square().mean(), pixels.var()
     coefficients = plan.system.scheduler.coefficients
     alpha_bar = coefficients.table("root_alpha_bar", "cpu", torch.float64).square()

@@ -5,15 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pictures import noise, parquet, png, write_png
 from scipy import stats
 
 from ddpm_hf.data.holdout import Holdout, choose_holdout, rows_of_side
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
-from ddpm_hf.evaluation.image_sets import HELD_OUT, ImageSet
+from ddpm_hf.evaluation.image_sets import ImageSet
 
-NO_SPLIT = SimpleNamespace(name="nothing", holdout=None)
+NO_SPLIT = SimpleNamespace(name="nothing", own_split=None)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def data(tmp_path_factory):
     return load_images(train_data_dir=folder)
 
 
-def held_out_batches(data, holdout, batch_size, most=None):
-    about = {"held_out": True, "split": HELD_OUT, "size": (8, 8), "channels": 3, "most": most}
-    return list(ImageSet(data=data, holdout=holdout, **about).batches(batch_size))
+def held_out_batches(data, holdout, batch_size, most=None, decoded=None):
+    images = ImageSet(data=data, holdout=holdout, size=(8, 8), channels=3, most=most, decoded=decoded)
+    return list(images.batches(batch_size))
 
 
 def rows_in(batches):
@@ -92,6 +93,20 @@ def test_it_opens_the_store_that_training_made(data, own_cache):
     PixelStore.build(data, (8, 8), progress=False)
     held_out_batches(data, Holdout(threshold=2**63), 16)
     assert len([path for path in (own_cache / "ddpm_hf").iterdir() if path.is_dir()]) == 1
+
+
+def test_the_centres_of_images_stored_for_random_crops_need_no_second_store(tmp_path, own_cache):
+    for i in range(20):
+        write_png(tmp_path / f"{i:02d}.png", noise(i, (8, 8 + i % 3)))
+    data = load_images(train_data_dir=tmp_path)
+    store = PixelStore.build(data, (8, 8), random_crop=True, progress=False)
+    chosen = choose_holdout(data, 7, hashes=store.hashes)
+    batches = held_out_batches(data, chosen, 4, decoded=store)
+    assert [len(batch["rows"]) for batch in batches] == [4, 3]
+    assert len([path for path in (own_cache / "ddpm_hf").iterdir() if path.is_dir()]) == 1
+    # Another reader, which decodes everything in this size, finds the same pixels in the same order.
+    for batch, other in zip(batches, held_out_batches(data, chosen, 4), strict=True):
+        assert torch.equal(batch["rows"], other["rows"]) and torch.equal(batch["images"], other["images"])
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -20,7 +20,7 @@ def images_of(data):
 
 
 def labels_of(data):
-    return [row.label for rows in data.batches(batch_size=3) for row in rows]
+    return [row.extra["class_labels"] for rows in data.batches(batch_size=3) for row in rows]
 
 
 def same(got, expected):
@@ -30,7 +30,7 @@ def same(got, expected):
 class TestDigits:
     def test_they_are_the_default(self, tmp_path):
         data = load_images(class_conditional=True, cache_dir=tmp_path)
-        assert (data.num_rows, data.image_column, data.label_column) == (5000, "image", "label")
+        assert (data.num_rows, data.image_column, data.columns["class_labels"].name) == (5000, "image", "label")
         assert data.class_names == tuple("0123456789")
         labels = labels_of(data)
         assert np.bincount(labels).tolist() == [500] * 10
@@ -89,20 +89,20 @@ class TestFolder:
         for name in ("my test.png", "train.png", "val-1.png"):
             write_png(tmp_path / name, noise(0))
         data = load_images(train_data_dir=tmp_path)
-        assert data.num_rows == 3 and data.holdout is None
+        assert data.num_rows == 3 and data.own_split is None
 
     def test_folders_make_splits(self, tmp_path):
         for name in ("train/cat/1.png", "train/dog/1.png", "train/dog/2.png", "validation/dog/1.png"):
             write_png(tmp_path / name, noise(0))
         data = load_images(train_data_dir=tmp_path, class_conditional=True)
         assert data.num_rows == 3 and labels_of(data) == [0, 1, 1]
-        assert data.holdout_split == "validation" and labels_of(data.holdout) == [1]  # dog is 1 in both
+        assert data.own_split == "validation" and labels_of(data.own_split_data) == [1]  # dog is 1 in both
 
     def test_a_folder_called_test_alone_is_no_split(self, tmp_path):
         for name in ("test/1.png", "other/1.png"):
             write_png(tmp_path / name, noise(0))
         data = load_images(train_data_dir=tmp_path, class_conditional=True)
-        assert data.class_names == ("other", "test") and data.holdout is None
+        assert data.class_names == ("other", "test") and data.own_split is None
 
     def test_a_loop_of_links_ends(self, tmp_path):
         write_png(tmp_path / "a" / "1.png", noise(0))
@@ -183,7 +183,7 @@ class TestTables:
             parquet(tmp_path / "d [1]" / f"{name}.parquet", {"x": [png(p) for p in pixels[3 * shard : 3 * shard + 3]]})
         data = load_images(train_data_dir=tmp_path / "d [1]", cache_dir=tmp_path / "c", streaming=streaming)
         assert same(images_of(data), pixels[:9])
-        assert data.holdout_split == "test" and same(images_of(data.holdout), pixels[9:])
+        assert data.own_split == "test" and same(images_of(data.own_split_data), pixels[9:])
 
     def test_batches_start_anywhere(self, tmp_path):
         for shard in range(3):
@@ -205,7 +205,7 @@ class TestTables:
         for path in (tmp_path / "one", tmp_path / "dict", arrow):
             data = load_images(train_data_dir=path, cache_dir=tmp_path / "cache")
             assert same(images_of(data), [noise(i) for i in range(3)])
-        assert load_images(train_data_dir=tmp_path / "dict").holdout.num_rows == 1
+        assert load_images(train_data_dir=tmp_path / "dict").own_split_data.num_rows == 1
 
     def test_a_damaged_saved_data_set(self, tmp_path):
         (tmp_path / "state.json").write_text("{}")
@@ -220,7 +220,7 @@ class TestTables:
         arguments = {"cache_dir": tmp_path / "c", "streaming": streaming}
         data = load_images(str(tmp_path / "images"), class_conditional=True, **arguments)
         assert same(images_of(data), [noise(1), noise(2)]) and labels_of(data) == [0, 1]
-        assert same(images_of(data.holdout), [noise(3), noise(4)])
+        assert same(images_of(data.own_split_data), [noise(3), noise(4)])
 
         (tmp_path / "tar").mkdir()
         with tarfile.open(tmp_path / "tar" / "train-0.tar", "w") as tar:
@@ -262,7 +262,7 @@ class TestSplits:
     )
     def test_choice(self, splits, wanted, count, own):
         data = load_images(**splits, dataset_split=wanted)
-        assert data.num_rows == count and data.holdout_split == own
+        assert data.num_rows == count and data.own_split == own
 
     @pytest.mark.parametrize("wanted", ["nope", "train[", "train[:5", "nope[:3]"])
     def test_unknown(self, splits, wanted):
@@ -291,7 +291,7 @@ class TestLabels:
             features = {"x": datasets.Value("binary"), **dict.fromkeys(names, label)}
             path = parquet(tmp_path / f"{len(names)}.parquet", columns, features)
             data = load_images(train_data_dir=path, class_conditional=True, cache_dir=tmp_path / "c")
-            assert data.label_column == found
+            assert data.columns["class_labels"].name == found
 
     @pytest.mark.parametrize("bad", [-1, 2])
     @pytest.mark.parametrize("streaming", [False, True])

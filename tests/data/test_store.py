@@ -41,13 +41,13 @@ class TestPixels:
         assert np.array_equal(store.gather(np.arange(600)), expected)
         chosen = np.array([599, 0, 7, 7])
         assert np.array_equal(store.gather(chosen), np.stack(expected)[chosen])
-        assert store.rows.tolist() == list(range(600)) and store.labels is None
+        assert store.rows.tolist() == list(range(600)) and store.extra == {}
 
     def test_labels_and_names(self, tmp_path):
         folder_of(tmp_path, {"dog/1.png": noise(1), "cat/1.png": noise(2)})
         data = load_images(train_data_dir=tmp_path / "images", class_conditional=True)
         store = PixelStore.build(data, (8, 8), progress=False)
-        assert store.labels.tolist() == [0, 1] and store.class_names == ("cat", "dog")
+        assert store.extra["class_labels"].tolist() == [0, 1] and data.class_names == ("cat", "dog")
 
     def test_what_is_gathered_may_be_changed(self, tmp_path):
         store = PixelStore.build(folder_of(tmp_path, {"1.png": noise(1)}), (8, 8), progress=False)

@@ -7,10 +7,9 @@ import torch
 from pictures import noise, parquet, png
 
 from ddpm_hf.data.holdout import Holdout, choose_holdout
-from ddpm_hf.data.loading import make_loader
 from ddpm_hf.data.order import PositionSampler
 from ddpm_hf.data.sources import load_images
-from ddpm_hf.data.streaming import StreamingData
+from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.data.transforms import Decoder
 
 ROWS, BLOCK = 53, 10
@@ -33,7 +32,7 @@ def data(tmp_path):
 
 def stream(data, seed=3, holdout=None, **arguments):
     arguments = {"shuffle_buffer": BLOCK, **arguments}
-    return StreamingData(data, (8, 8), 3, seed, holdout=holdout or Holdout(), **arguments)
+    return StreamedImages(data, (8, 8), 3, seed, holdout=holdout or Holdout(), **arguments)
 
 
 def rows_at(streaming_data, *slices):
@@ -49,7 +48,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_batches_are_those_of_training_data(data):
+def test_batches_are_those_of_a_store(data):
     (batch,) = stream(data).batches([range(20)])
     assert batch["images"].dtype == torch.uint8 and batch["images"].shape == (20, 3, 8, 8)
     assert batch["class_labels"].tolist() == [row % 2 for row in batch["rows"].tolist()]
@@ -98,8 +97,7 @@ def test_workers_processes_and_accumulation_change_nothing(data, num_workers, pr
     examples = stream(data, random_flip=True)
     arguments = {"start_step": 5, "num_steps": 4, "gradient_accumulation_steps": accumulation}
     loaders = [
-        make_loader(
-            examples,
+        examples.loader(
             PositionSampler(
                 8 // processes // accumulation, num_processes=processes, process_index=process, **arguments
             ),
@@ -116,7 +114,7 @@ def test_nothing_that_is_skipped_is_decoded(data, monkeypatch):
     decode, decoded = Decoder.__call__, []
     monkeypatch.setattr(Decoder, "__call__", lambda self, payload: decoded.append(1) or decode(self, payload))
     sampler = PositionSampler(4, start_step=10_000, num_steps=2, num_processes=2, process_index=1)
-    assert len(list(make_loader(examples, sampler))) == 2
+    assert len(list(examples.loader(sampler))) == 2
     assert len(decoded) == 8
 
 
@@ -135,21 +133,22 @@ def test_held_out_rows_are_never_seen(data):
 
 
 def test_random_crops_are_those_of_a_store(tmp_path):
-    from ddpm_hf.data.examples import TrainingData
+    from ddpm_hf.data.examples import StoredImages
     from ddpm_hf.data.store import PixelStore
 
     shards(tmp_path / "wide", size=(8, 19))
     arguments = {"train_data_dir": tmp_path / "wide", "cache_dir": tmp_path / "c"}
-    store = PixelStore.build(load_images(**arguments), (8, 8), random_crop=True, progress=False)
+    source = load_images(**arguments)
+    store = PixelStore.build(source, (8, 8), random_crop=True, progress=False)
     streamed = stream(load_images(**arguments, streaming=True), random_crop=True, random_flip=True)
     (batch,) = streamed.batches([range(ROWS)])
     # The store shuffles otherwise, so the same rows are put at the same positions.
-    stored = TrainingData(store, 3, random_crop=True, random_flip=True)
+    stored = StoredImages(source, store, 3, holdout=Holdout(), random_crop=True, random_flip=True)
     order = batch["rows"].numpy()
     from ddpm_hf.data.order import shuffled_rows
 
     stored.indices = order[np.argsort(shuffled_rows(3, np.arange(ROWS), ROWS))]
-    assert torch.equal(stored.__getitems__(range(ROWS))["images"], batch["images"])
+    assert torch.equal(next(stored.batches([range(ROWS)]))["images"], batch["images"])
 
 
 class TestUnreadable:
@@ -165,12 +164,12 @@ class TestUnreadable:
         whole = shards(tmp_path / "whole")
         examples = stream(data, skip_unreadable=True)
         sampler = PositionSampler(1, num_steps=ROWS)
-        rows = joined(make_loader(examples, sampler, num_workers=num_workers))["rows"].tolist()
+        rows = joined(examples.loader(sampler, num_workers=num_workers))["rows"].tolist()
         (clean,) = rows_at(stream(whole), range(ROWS))
         for position, (got, planned) in enumerate(zip(rows, clean, strict=True)):
             assert got == planned if planned not in damaged else got not in damaged and got // 10 == position // 10
-        assert sorted(examples.unreadable) == sorted(damaged)
-        assert "row 31: not an image" in examples.unreadable[31]
+        assert sorted(examples.skipped) == sorted(damaged)
+        assert "row 31: not an image" in examples.skipped[31]
 
     def test_a_block_of_them(self, tmp_path):
         data = shards(tmp_path / "shards", set(range(10, 20)))
@@ -188,7 +187,7 @@ def test_a_stream_that_told_a_wrong_length(data):
 def test_channels_are_deduced(tmp_path):
     parquet(tmp_path / "d" / "0.parquet", {"x": [png(noise(i, channels=1)) for i in range(5)]})
     data = load_images(train_data_dir=tmp_path / "d", streaming=True)
-    examples = StreamingData(data, (8, 8), None, 0, holdout=Holdout())
+    examples = StreamedImages(data, (8, 8), None, 0, holdout=Holdout())
     assert examples.shape == (1, 8, 8)
 
 

@@ -14,7 +14,7 @@ from ddpm_hf.training.watch import GROUPS, Watch, untrained_losses
 def test_untrained_losses_are_those_of_a_simulation(start, prediction):
     """White Gaussian pixels with the data's mean and variance: the zero and the best linear pixelwise predictor."""
     plan = start("--prediction_type", prediction).plan
-    pixels = watch.sample_pixels(plan.images) / 127.5 - 1
+    pixels = plan.images.some_pixels() / 127.5 - 1
     generator = np.random.default_rng(0)
     zero, limit = (table.numpy() for table in untrained_losses(plan))
     betas = plan.system.scheduler.betas.double().numpy()
