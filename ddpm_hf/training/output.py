@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,12 @@ class OutputFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def check_is_ours(self, overwrite: bool) -> None:
+    def check_is_ours(self, overwrite: bool, known: Collection[str] = ()) -> None:
         """Refuse a folder that is not empty and holds no run; quick enough to do before reading data.
+
+        Args:
+            overwrite: other files may stay.
+            known: names that do not count, those of other stages.
 
         Raises:
             ValueError: for a file, or a folder with other files.
@@ -48,7 +52,8 @@ class OutputFolder:
             raise ValueError(f"--output_dir {self.path} must be a folder, but is a file")
         if overwrite or not self.path.is_dir() or (self / CONFIG_FILE).is_file():
             return
-        names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        visible = (entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        names = sorted(set(visible).difference(known))
         if names:
             raise ValueError(
                 f"--output_dir {self.path} has other files in it ({', '.join(names[:3])}{', …' * (len(names) > 3)}); "

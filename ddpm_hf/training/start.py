@@ -30,23 +30,24 @@ def train(config: Config, stages: Sequence[Stage] = DDPM) -> None:
     """
     for stage in stages:
         folder = str(Path(config.run.output_dir, stage.folder))
-        trainer = prepare(config.with_values({"output_dir": folder}), stage, is_last=stage is stages[-1])
+        trainer = prepare(config.with_values({"output_dir": folder}), stage, stages)
         if trainer is not None:
             trainer.train()
 
 
-def prepare(config: Config, stage: Stage = DDPM[0], is_last: bool = True) -> Trainer | None:
+def prepare(config: Config, stage: Stage = DDPM[0], stages: Sequence[Stage] = ()) -> Trainer | None:
     """A trainer at its first or next step; None if there is nothing to do (finished run, or `--dry_run`).
 
     Args:
         stage: what to train.
-        is_last: whether the processes end after it, and the model is pushed.
+        stages: all that are trained by these processes; after the last one they end, and its model is pushed.
 
     Raises:
         ValueError: if settings, data and output folder do not fit together, naming the argument.
     """
+    is_last = not stages or stage is stages[-1]
     output = OutputFolder(config.run.output_dir)
-    output.check_is_ours(config.run.overwrite_output_dir)
+    output.check_is_ours(config.run.overwrite_output_dir, {other.folder for other in stages})
     accelerator = make_accelerator(config)
     page = None
     if config.hub.push_to_hub and is_last and accelerator.is_main_process and not config.run.dry_run:
