@@ -1,29 +1,18 @@
 """From noise back to images: Algorithm 2 of Ho et al. 2020 (arXiv 2006.11239), with class labels and guidance."""
 
-import inspect
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
 
-from ..codecs.pixels import PixelCodec, channels_last
 from ..conditions.class_labels import ClassLabels
-from ..conditions.condition import Condition, Told, cycled
-from ..portable import own_component, stock_component
-from ..progress import progress_bar
-from .denoiser import Denoiser
-from .guidance import guided
-from .steps import check_starts_midway, takes_variance, without_learned_variance
-
-OUTPUT_TYPES = ("pil", "np", "pt")
+from ..conditions.condition import Condition
+from .denoising import Denoising
 
 
-class DDPMPipeline(diffusers.DDPMPipeline):
+class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
     """Unconditional and class-conditional image generation; replaces diffusers' pipeline of the same name.
 
     It has the same components, the same call and, for the same generator, the same pixels. It adds class labels by
@@ -48,45 +37,10 @@ class DDPMPipeline(diffusers.DDPMPipeline):
             self.register_to_config(id2label=id2label)
         self.id2label = id2label
 
-    @classmethod
-    def load_config(cls, *args, **kwargs):
-        """As in diffusers, but naming our classes for the components that have one."""
-        config = super().load_config(*args, **kwargs)
-        index = config[0] if isinstance(config, tuple) else config
-        for name, value in index.items():
-            if isinstance(value, list) and len(value) == 2:
-                index[name] = own_component(*value)
-        return config
-
-    def to_json_string(self) -> str:
-        """The index as JSON, naming stock classes instead of ours."""
-        index = json.loads(super().to_json_string())
-        for name, value in index.items():
-            if isinstance(value, list) and len(value) == 2:
-                index[name] = stock_component(*value)
-        return json.dumps(index, indent=2, sort_keys=True) + "\n"
-
     @property
     def conditions(self) -> Sequence[Condition]:
         """What the network is told beside x_t and t."""
         return ClassLabels.of_model(self.unet.config, self.id2label)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        config = self.unet.config
-        size = config.sample_size
-        return config.in_channels, *((size, size) if isinstance(size, int) else size)
-
-    @property
-    def codec(self) -> PixelCodec:
-        """What x_0 is."""
-        return PixelCodec(self.image_shape)
-
-    @property
-    def network(self) -> Denoiser:
-        """The network as training, the bound and sampling call it."""
-        return Denoiser(self.unet)
 
     @torch.no_grad()
     def __call__(
@@ -127,149 +81,15 @@ class DDPMPipeline(diffusers.DDPMPipeline):
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
-        # 1. Check the arguments and turn words into what the network is told
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-        told, null, batch_size = self.ask({"class_labels": class_labels, **asked}, guidance_scale, batch_size)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"`generator` must be one per image, got {len(generator)} for {batch_size} images.")
-
-        # 2. Timesteps
-        scheduler = without_learned_variance(self.scheduler)
-        total = scheduler.config.num_train_timesteps
-        scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
-        skipped = self._skip(skip_steps, scheduler, latents)
-
-        # 3. x_T ~ N(0, I), or the x_t given
-        x_t = self._initial_noise(batch_size, generator, latents)
-        if skip_steps is None:
-            x_t = x_t * scheduler.init_noise_sigma
-
-        # 4. x_t -> x_{t-1}, without dropout; training mode is restored
-        was_training = self.unet.training
-        self.unet.eval()
-        try:
-            predict = partial(guided, self.network, told=told, null=null, scale=guidance_scale)
-            x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback_on_step_end)
-        finally:
-            self.unet.train(was_training)
-            self.maybe_free_model_hooks()
-
-        # 5. [-1, 1] -> the output asked for
-        images = self._to_output(x_0, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _denoise(
-        self,
-        scheduler: SchedulerMixin,
-        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        x_t: torch.Tensor,
-        skipped: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback: Callable | None,
-    ) -> torch.Tensor:
-        """The loop of Algorithm 2, for any sampler, without its first `skipped` steps."""
-        step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
-        for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
-            network_input = scheduler.scale_model_input(x_t, t)
-            model_output = predict(network_input, t)
-            if not takes_variance(scheduler):
-                model_output = model_output[:, : x_t.shape[1]]
-            step = scheduler.step(model_output, t, x_t, **step_arguments)
-            x_t = step.prev_sample
-            if callback is not None:
-                tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}
-                tensors["pred_original_sample"] = step.get("pred_original_sample")
-                x_t = (callback(self, i, t, tensors) or {}).get("latents", x_t)
-        return x_t
-
-    def ask(
-        self, asked: Mapping[str, Any], guidance_scale: float = 1.0, batch_size: int = 1
-    ) -> tuple[Told, Told, int]:
-        """What the network is told, what instead for guidance, and the number of images.
-
-        Args:
-            asked: name of a condition -> its words, one or one an image; None if nothing is asked for.
-            guidance_scale, batch_size: as in the call.
-
-        Raises:
-            ValueError: for words, a scale or a batch size that do not suit this model, naming the choices.
-        """
-        conditions = {condition.name: condition for condition in self.conditions}
-        what = f"a model told {', '.join(conditions)}" if conditions else "an unconditional model"
-        for name, words in asked.items():
-            if words is not None and name not in conditions:
-                raise ValueError(f"`{name}` must be left out for {what}, got {words!r}.")
-        if guidance_scale != 1 and not any(condition.has_null for condition in conditions.values()):
-            what = "a model trained without hiding them" if conditions else what
-            raise ValueError(f"`guidance_scale` must be 1 for {what}, got {guidance_scale}.")
-        listed = {name: _listed(words) for name, words in asked.items() if words is not None}
-        for name, words in listed.items():
-            if isinstance(words, list):
-                if batch_size not in (1, len(words)):
-                    raise ValueError(
-                        f"`{name}` must be one per image, got {len(words)} for `batch_size={batch_size}`."
-                    )
-                batch_size = len(words)
-        told, null = {}, {}
-        for name, condition in conditions.items():
-            words = listed.get(name)
-            if words is None:
-                if guidance_scale != 0:
-                    raise ValueError(f"`{name}` must be given for this model: {condition.choices()}.")
-                words = cycled(condition.usual(), range(batch_size))
-            words = words if isinstance(words, list) else [words] * batch_size
-            said = condition.of_words(words, self._execution_device)
-            told, null = told | said, null | condition.null(said)
-        return told, null, batch_size
-
-    def _skip(self, skip_steps: int | None, scheduler: SchedulerMixin, latents: torch.Tensor | None) -> int:
-        """How many steps to skip; also tells schedulers that count their own steps."""
-        if skip_steps is None:
-            return 0
-        calls = len(scheduler.timesteps)
-        if not 0 <= skip_steps < calls:
-            raise ValueError(f"`skip_steps` must be between 0 and {calls - 1}, got {skip_steps}.")
-        if latents is None:
-            raise ValueError(f"`latents`, an image with noise added, must be given with `skip_steps={skip_steps}`.")
-        check_starts_midway(scheduler)
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(skip_steps)
-        return skip_steps
-
-    def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
-        """x_T of shape (B, C, H, W); in float32 even with half-precision weights."""
-        shape = (batch_size, *self.image_shape)
-        device = self._execution_device
-        if latents is None:
-            # Random numbers from mps cannot be reproduced elsewhere.
-            drawn_on = torch.device("cpu") if device.type == "mps" else device
-            return randn_tensor(shape, generator=generator, device=drawn_on, dtype=torch.float32).to(device)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
-        return latents.to(device, torch.float32)
-
-    def progress_bar(self, iterable=None, total: int | None = None):
-        """As in diffusers, but plain lines in a log file."""
-        return progress_bar(iterable, total=total, **getattr(self, "_progress_bar_config", {}))
-
-    def _to_output(self, x_0: torch.Tensor, output_type: str):
-        images = (x_0 / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return images
-        array = channels_last(images)
-        if output_type == "np":
-            return array
-        if array.shape[-1] > 4:
-            raise ValueError(f"`output_type` must be 'np' or 'pt' for {array.shape[-1]} channels, got 'pil'.")
-        return self.numpy_to_pil(array)
-
-
-def _listed(words: Any) -> Any:
-    """Several words as a list; a single one as it is."""
-    words = words.tolist() if isinstance(words, torch.Tensor) else words
-    return list(words) if isinstance(words, Sequence) and not isinstance(words, str) else words
-
-
-def _accepts_generator(scheduler_class: type) -> bool:
-    return "generator" in inspect.signature(scheduler_class.step).parameters
+        return self._draw(
+            {"class_labels": class_labels, **asked},
+            batch_size,
+            generator,
+            num_inference_steps,
+            output_type,
+            return_dict,
+            guidance_scale,
+            latents,
+            skip_steps,
+            callback_on_step_end,
+        )
