@@ -3,6 +3,8 @@
 from accelerate import Accelerator
 
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.loading import component_names
 from ..systems.config import Config
 from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
@@ -118,6 +120,7 @@ def _files(plan: Plan) -> list[str]:
         CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
     }
     names = [file.name + notes.get(file.name, "") for file in RUN_FILES if writers.get(file.writer)]
+    names += component_names(DDPMPipeline)
     return names + [run.logging_dir] * (run.report_to != "none")
 
 
