@@ -36,7 +36,7 @@ def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return {
         name: tuple(value)
         for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and None not in value and not name.startswith("_")
+        if isinstance(value, list) and [type(word) for word in value] == [str, str] and not name.startswith("_")
     }
 
 

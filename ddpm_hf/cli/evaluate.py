@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.request import ImageArguments, MeasureArguments, Request, SampleArguments
-from ..hub.folder import ModelFolder
-from ..portable import INDEX_FILE
+from ..hub.folder import INDEX_FILE, ModelFolder
 from ..systems.config import MachineArguments
 from ..training.device import use_cores
 from .parser import OneLineParser, one_line_errors

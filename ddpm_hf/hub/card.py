@@ -62,14 +62,16 @@ def is_generated(card: Path) -> bool:
 def render_card(model: ModelFolder, repo_id: str | None = None, license: str | None = None) -> ModelCard:
     """The card of a model folder, as in `write_card`."""
     name = repo_id.rpartition("/")[2] if repo_id else model.path.resolve().name
+    task, values_of = TASKS[model.index["_class_name"]]
+    values = values_of(model)
     return ModelCard.from_template(
-        card_data(model, name, license),
+        card_data(model, name, license, task, values.pop("tags")),
         template_str=template(),
         name=name,
         place=repo_id or ".",
         marker=MARKER,
-        pipeline=model.class_name,
-        **TASKS[model.class_name].values(model),
+        pipeline=model.index["_class_name"],
+        **values,
         **_what_it_is(model),
         **_what_the_run_says(model),
     )
@@ -83,13 +85,13 @@ def template() -> str:
     return (Path(__file__).parents[2] / TEMPLATE_FILE).read_text(encoding="utf-8")
 
 
-def card_data(model: ModelFolder, name: str, license: str | None = None) -> ModelCardData:
+def card_data(model: ModelFolder, name: str, license: str | None, task: str, tags: list[str]) -> ModelCardData:
     """The card's metadata; `model-index` holds every metric of the evaluation report."""
     dataset = model.settings.get("dataset_name")
-    start, task = model.settings.get("init_from"), TASKS[model.class_name]
+    start = model.settings.get("init_from")
     results = [
         EvalResult(
-            task_type=task.tag,
+            task_type=task,
             dataset_type=public_name(metric.get("dataset") or "unknown"),
             dataset_name=public_name(metric.get("dataset") or "unknown"),
             dataset_split=metric.get("split"),
@@ -103,8 +105,8 @@ def card_data(model: ModelFolder, name: str, license: str | None = None) -> Mode
     return ModelCardData(
         license=license,
         library_name="diffusers",
-        pipeline_tag=task.tag,
-        tags=task.values(model)["tags"],
+        pipeline_tag=task,
+        tags=tags,
         datasets=[dataset] if dataset and _is_hub_name(dataset) else None,
         base_model=start if start and _is_hub_name(start) else None,
         model_name=name if results else None,

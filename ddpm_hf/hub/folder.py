@@ -137,11 +137,6 @@ class ModelFolder:
             summary=read_json(path / SUMMARY_FILE) if (path / SUMMARY_FILE).is_file() else {},
         )
 
-    @property
-    def class_name(self) -> str:
-        """The pipeline's class."""
-        return self.index["_class_name"]
-
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """From `evaluation.json`, each with at least `name` and `value`; none if it is missing or of other weights.

@@ -12,15 +12,16 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 
-from ..evaluation.record import EVALUATION_FILE, read_report
+from ..evaluation.record import read_report
 from ..pipelines.loading import NETWORK_CONFIG, config_file
-from ..portable import INDEX_FILE
 from .access import Page
 from .card import CONFIG_HEADER, public_metrics, public_settings
 from .folder import (
     CARD_FILE,
     CONFIG_FILE,
+    EVALUATION_FILE,
     EVALUATION_PICTURES,
+    INDEX_FILE,
     OLDER_VERSION,
     RUN_FILES,
     ModelFolder,
@@ -29,18 +30,8 @@ from .folder import (
 from .retry import one_line, persistently
 
 # Configs, weights and tokenizers: never pickles or code.
-_COMPONENT_FILES = (
-    *("*config.json", "*.safetensors", "*.safetensors.index*.json"),
-    *(
-        "tokenizer.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "*.model",
-    ),
-)
+_COMPONENT_FILES = ("*config.json", "*.safetensors", "*.safetensors.index*.json", "tokenizer.json", "*.model")
+_COMPONENT_FILES += ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
 
 
 class PushFailed(Exception):

@@ -1,7 +1,6 @@
 """What a card says of each kind of pipeline; its sentences are in `model_card.md`, under the name of the class."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..sampling.samplers import FAST_CALLS
 from .folder import ModelFolder
@@ -43,17 +42,5 @@ def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
-class Task(NamedTuple):
-    """What the card of a class of pipelines needs.
-
-    Attributes:
-        tag: the Hub's name of the task.
-        values: the template's values for a model, and its "tags" for the Hub.
-    """
-
-    tag: str
-    values: Callable[[ModelFolder], dict[str, Any]]
-
-
-# The same classes as in `pipelines.loading.PIPELINES`.
-TASKS = {"DDPMPipeline": Task("unconditional-image-generation", _ddpm_values)}
+# For each of `pipelines.loading.PIPELINES` its task on the Hub, and what gives a model's tags and the card's values.
+TASKS = {"DDPMPipeline": ("unconditional-image-generation", _ddpm_values)}

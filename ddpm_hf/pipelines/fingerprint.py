@@ -13,11 +13,10 @@ def weights_fingerprint(model: torch.nn.Module | DiffusionPipeline) -> str:
     """
     digest = hashlib.sha256()
     if isinstance(model, DiffusionPipeline):
-        networks = {name: part for name, part in model.components.items() if isinstance(part, torch.nn.Module)}
+        networks = {name: part for name, part in sorted(model.components.items()) if isinstance(part, torch.nn.Module)}
         if len(networks) == 1:
             return weights_fingerprint(*networks.values())
-        for name, network in sorted(networks.items()):
-            digest.update(f"{name}{weights_fingerprint(network)}".encode())
+        digest.update("".join(name + weights_fingerprint(network) for name, network in networks.items()).encode())
         return digest.hexdigest()[:32]
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -71,13 +71,11 @@ def check_index(index: dict[str, Any], name: str) -> type[DiffusionPipeline]:
         if stock_component(*pair)[0] not in _LIBRARIES:
             _refuse_code(name, component, pair)
     pipeline_class = PIPELINES[class_name]
-    known = component_names(pipeline_class)
-    for component in known:
-        if component not in found and component not in pipeline_class._optional_components:
-            raise ValueError(f"pipeline {name!r} has no {component} in {INDEX_FILE}")
-    for component in found:
-        if component not in known:
-            raise ValueError(f"pipeline {name!r} has a {component} in {INDEX_FILE}, which no {class_name} has")
+    known = {*component_names(pipeline_class)}
+    for component in sorted(known - found.keys() - {*pipeline_class._optional_components}):
+        raise ValueError(f"pipeline {name!r} has no {component} in {INDEX_FILE}")
+    for component in sorted(found.keys() - known):
+        raise ValueError(f"pipeline {name!r} has a {component} in {INDEX_FILE}, which no {class_name} has")
     return pipeline_class
 
 
@@ -87,10 +85,10 @@ def config_file(path: Path, component: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    for folder, names in ((path / component, _CONFIG_FILES), (path, (f"{component}_config.json", NETWORK_CONFIG))):
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
+    own = [path / component / name for name in _CONFIG_FILES]
+    for file in (*own, path / f"{component}_config.json", path / NETWORK_CONFIG):
+        if file.is_file():
+            return file
     raise ValueError(f"{path} has no config of its {component}")
 
 

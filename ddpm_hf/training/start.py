@@ -120,8 +120,7 @@ def _files(plan: Plan) -> list[str]:
         CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
     }
     names = [file.name + notes.get(file.name, "") for file in RUN_FILES if writers.get(file.writer)]
-    names += component_names(DDPMPipeline)
-    return names + [run.logging_dir] * (run.report_to != "none")
+    return component_names(DDPMPipeline) + names + [run.logging_dir] * (run.report_to != "none")
 
 
 def _held_out(images: TrainingImages) -> str:

@@ -6,7 +6,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ddpm_hf import LinearDDPMScheduler
-from ddpm_hf.hub.tasks import TASKS, Task
+from ddpm_hf.hub.tasks import TASKS
 from ddpm_hf.pipelines.loading import PIPELINES
 
 COMPONENTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
@@ -21,7 +21,7 @@ class CheckedStableDiffusion(StableDiffusionPipeline):
 
 TABLES = (
     (PIPELINES, CheckedStableDiffusion),
-    (TASKS, Task("text-to-image", lambda folder: {"tags": ["stable-diffusion"]})),
+    (TASKS, ("text-to-image", lambda folder: {"tags": ["stable-diffusion"]})),
 )
 
 
