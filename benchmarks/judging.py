@@ -9,6 +9,7 @@ from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.image_sets import find_images
 from ddpm_hf.evaluation.metrics import frechet_distance, resampled_error
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.hub.stock import DDPM
 
 
 class Judge:
@@ -16,7 +17,8 @@ class Judge:
 
     def __init__(self, folder: Path):
         model = ModelFolder.read(folder)
-        self.held_out = find_images(model.size, model.channels, run=model.settings)
+        ddpm = DDPM(model.index, **model.configs)
+        self.held_out = find_images(ddpm.size, ddpm.channels, run=model.settings)
         self.training = self.held_out.training()
         self.extractor = load_extractor("digits")
         self.reference = shared_statistics(features_of_images(self.extractor, self.training))

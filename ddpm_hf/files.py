@@ -50,6 +50,17 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A file's JSON object; ValueError, naming the file, if it cannot be read or holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise ValueError(f"{file} cannot be read as JSON: {problem}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a mapping, got a {type(content).__name__}")
+    return content
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder with all that is in it, if there is one."""
     if path.is_dir() and not path.is_symlink():

@@ -6,8 +6,11 @@ files and returns our classes.
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
+INDEX_FILE = "model_index.json"
 
 # Our class -> the diffusers class with the same configuration and weights.
 STOCK_CLASS_NAMES = {"DDPMUNet2D": "UNet2DModel", "LinearDDPMScheduler": "DDPMScheduler"}
@@ -26,6 +29,15 @@ class PortableConfig:
         if type(self).__module__.partition(".")[0] == PACKAGE:
             config["_class_name"] = STOCK_CLASS_NAMES[type(self).__name__]
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The parts of a pipeline by its `model_index.json`: name -> (library, class), without optional ones left out."""
+    return {
+        name: tuple(value)
+        for name, value in index.items()
+        if isinstance(value, list) and [type(word) for word in value] == [str, str] and not name.startswith("_")
+    }
 
 
 def stock_component(library: str | None, class_name: str | None) -> list[str | None]:

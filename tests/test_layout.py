@@ -22,7 +22,7 @@ ALLOWED = {
     "pipelines": BELOW_PIPELINES,
     "sampling": BELOW_PIPELINES | {"pipelines"},
     "evaluation": BELOW_JUDGEMENT,
-    "hub": BELOW_JUDGEMENT,
+    "hub": BELOW_JUDGEMENT | {"evaluation"},
     "systems": BELOW_JUDGEMENT | {"evaluation", "hub"},
     "training": BELOW_JUDGEMENT | {"evaluation", "hub", "systems"},
     "cli": BELOW_JUDGEMENT | {"evaluation", "hub", "systems", "training"},

@@ -16,7 +16,7 @@ from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
 from .quality import QUALITY_METRICS, check_quality, few_images
-from .record import REPORT_FILE, read_report, summary_table, update_report
+from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
 from .request import Request
 from .samples import Samples, draw_samples, prepared, read_samples
 
@@ -49,10 +49,10 @@ class Evaluator:
         else:
             self.pipeline, self.samples = load_pipeline(request.model).to(self.accelerator.device), None
             shape = self.pipeline.image_shape
-        self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline.unet)
-        self.report = request.folder / REPORT_FILE
+        self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline)
+        self.report = request.folder / EVALUATION_FILE
         # Also fails early if the existing report is unreadable.
-        self.is_new = not read_report(self.report, self.weights)
+        self.is_new = not metrics_of(self.report, self.weights)
         self.reference = find_images(
             shape[1:],
             shape[0],
@@ -128,7 +128,7 @@ class Evaluator:
         rows, grids = [], []
         for word, pipeline, sampler, steps in contenders:
             self.accelerator.print(f"{word}:")
-            weights = weights_fingerprint(pipeline.unet)
+            weights = weights_fingerprint(pipeline)
             samples = self._draw(pipeline, sampler, steps)
             grids.append(samples.images[:_ROW])
             rows += [{"contender": word, "weights": weights} | entry for entry in self._judge(samples)]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..files import read_json, replacing
 
 SCHEMA = 1
-REPORT_FILE = "evaluation.json"
+EVALUATION_FILE = "evaluation.json"
 # A measurement replaces an earlier one that agrees in all of these.
 _IDENTITY = (
     *("name", "dataset", "split", "sampler", "steps", "guidance_scale", "samples"),
@@ -17,21 +17,32 @@ _IDENTITY = (
 )
 
 
-def read_report(file: Path, weights: str | None) -> list[dict[str, Any]]:
-    """The metrics of a report; empty if there is no file or it describes other weights.
+def read_report(file: Path) -> dict[str, Any]:
+    """The content of a report; without metrics if there is no file.
 
     Raises:
-        ValueError: the file cannot be read or has another schema.
+        ValueError: the file cannot be read, has another schema, or a metric without a name or a number.
     """
     if not file.is_file():
-        return []
+        return {"schema": SCHEMA, "metrics": []}
+    report = read_json(file)
+    if report.get("schema") != SCHEMA:
+        raise ValueError(f"{file} must have schema {SCHEMA}, got {report.get('schema')!r}")
+    if not isinstance(report.get("metrics"), list):
+        raise ValueError(f"{file} must have a list of metrics")
+    for metric in report["metrics"]:
+        number = metric.get("value") if isinstance(metric, dict) else None
+        if not isinstance(number, int | float) or isinstance(number, bool) or not metric.get("name"):
+            raise ValueError(f"{file}: each metric must have a name and a number as its value, got {metric!r}")
+    return report
+
+
+def metrics_of(file: Path, weights: str | None) -> list[dict[str, Any]]:
+    """The metrics of a report to add to; none if it describes other weights. Errors as in `read_report`."""
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
-        raise ValueError(f"cannot read {file} as JSON: {problem}; delete it to start a new report") from None
-    found = report.get("schema") if isinstance(report, dict) else None
-    if found != SCHEMA:
-        raise ValueError(f"{file} must have schema {SCHEMA}, got {found!r}; choose another --output_dir")
+        report = read_report(file)
+    except ValueError as problem:
+        raise ValueError(f"{problem}; delete it to start a new report, or choose another --output_dir") from None
     return report["metrics"] if report.get("weights") == weights else []
 
 
@@ -40,7 +51,7 @@ def update_report(file: Path, weights: str | None, metrics: Sequence[dict[str, A
 
     Args:
         file: of the report.
-        weights: `fingerprint.weights_fingerprint` of the network, None for samples of unknown origin; metrics of
+        weights: `fingerprint.weights_fingerprint` of the pipeline, None for samples of unknown origin; metrics of
             other weights are dropped.
         metrics: each with at least a "name" and a finite "value".
 
@@ -52,7 +63,7 @@ def update_report(file: Path, weights: str | None, metrics: Sequence[dict[str, A
     """
     assert all(math.isfinite(metric["value"]) for metric in metrics)
     new = {_identity(metric) for metric in metrics}
-    kept = [metric for metric in read_report(file, weights) if _identity(metric) not in new]
+    kept = [metric for metric in metrics_of(file, weights) if _identity(metric) not in new]
     together = [*kept, *metrics]
     content = {"schema": SCHEMA, "weights": weights, "metrics": together}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..sampling.samplers import FAST_CALLS
 from .folder import (
     ANIMATION_FILE,
     CARD_FILE,
@@ -19,11 +18,10 @@ from .folder import (
     SAMPLES_FILE,
     ModelFolder,
 )
-from .stock import betas_argument, fast_samplers, network_lines, obstacles
+from .tasks import TASKS
 
 TEMPLATE_FILE = "model_card.md"
 MARKER = "Written by ddpm_hf, which overwrites this file; delete this line to keep changes of your own."
-TASK = "unconditional-image-generation"
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Settings of no use on other machines.
@@ -46,7 +44,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, license: str | No
         The card's file.
 
     Raises:
-        ValueError: if the folder holds no DDPM pipeline, or one of its files is malformed.
+        ValueError: if the folder holds no pipeline of a known class, or one of its files is malformed.
     """
     model = ModelFolder.read(folder)
     file = model.path / CARD_FILE
@@ -64,14 +62,17 @@ def is_generated(card: Path) -> bool:
 def render_card(model: ModelFolder, repo_id: str | None = None, license: str | None = None) -> ModelCard:
     """The card of a model folder, as in `write_card`."""
     name = repo_id.rpartition("/")[2] if repo_id else model.path.resolve().name
+    task, values_of = TASKS[model.index["_class_name"]]
+    values = values_of(model)
     return ModelCard.from_template(
-        card_data(model, name, license),
+        card_data(model, name, license, task, values.pop("tags")),
         template_str=template(),
         name=name,
         place=repo_id or ".",
         marker=MARKER,
+        pipeline=model.index["_class_name"],
+        **values,
         **_what_it_is(model),
-        **_how_to_use(model),
         **_what_the_run_says(model),
     )
 
@@ -84,13 +85,13 @@ def template() -> str:
     return (Path(__file__).parents[2] / TEMPLATE_FILE).read_text(encoding="utf-8")
 
 
-def card_data(model: ModelFolder, name: str, license: str | None = None) -> ModelCardData:
+def card_data(model: ModelFolder, name: str, license: str | None, task: str, tags: list[str]) -> ModelCardData:
     """The card's metadata; `model-index` holds every metric of the evaluation report."""
     dataset = model.settings.get("dataset_name")
     start = model.settings.get("init_from")
     results = [
         EvalResult(
-            task_type=TASK,
+            task_type=task,
             dataset_type=public_name(metric.get("dataset") or "unknown"),
             dataset_name=public_name(metric.get("dataset") or "unknown"),
             dataset_split=metric.get("split"),
@@ -104,9 +105,8 @@ def card_data(model: ModelFolder, name: str, license: str | None = None) -> Mode
     return ModelCardData(
         license=license,
         library_name="diffusers",
-        pipeline_tag=TASK,
-        tags=["ddpm", "diffusion-models", "ddpm_hf"]
-        + ["class-conditional-image-generation"] * bool(model.class_names),
+        pipeline_tag=task,
+        tags=tags,
         datasets=[dataset] if dataset and _is_hub_name(dataset) else None,
         base_model=start if start and _is_hub_name(start) else None,
         model_name=name if results else None,
@@ -143,8 +143,6 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _what_it_is(model: ModelFolder) -> dict[str, Any]:
-    height, width = model.size
-    kinds = {1: "grey", 3: "RGB", 4: "RGBA"}
     summary, data = model.summary, None
     if "dataset" in summary:
         count = summary.get("training_images")
@@ -152,42 +150,11 @@ def _what_it_is(model: ModelFolder) -> dict[str, Any]:
         if model.settings.get("init_from"):
             data += f", starting from the weights of `{public_name(model.settings['init_from'])}`"
     return {
-        "kind": kinds.get(model.channels, f"{model.channels}-channel"),
-        "height": height,
-        "width": width,
         "data": data,
         "unfinished": summary if summary.get("status") == "running" and "step" in summary else None,
-        "timesteps": model.timesteps,
-        "class_count": len(model.class_names),
         "training_images": None if model.settings.get("init_from") else summary.get("training_images"),
         "limits": [_left_out(summary["unreadable"])] if summary.get("unreadable") else [],
         "not_done": [sentence for name, sentence in summary.get("left_out", {}).items() if name != "bits_per_dim"],
-    }
-
-
-def _how_to_use(model: ModelFolder) -> dict[str, Any]:
-    names, blocked, variance_type = model.class_names, obstacles(model), model.scheduler.get("variance_type")
-    # As Python source: names, or numbers if the classes have no names.
-    labels = [repr(name) if model.index.get("id2label") else name for name in names]
-    several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
-    fewer_steps = FAST_CALLS if model.timesteps > 2 * FAST_CALLS and fast_samplers(model) else None
-    return {
-        "obstacles": blocked,
-        "network_lines": network_lines(model),
-        "channels": model.channels,
-        "labels": list(range(min(4, len(names)))),
-        "label_names": ", ".join(" ".join(name.split()) for name in names[:4]),
-        # The same variance, of which diffusers takes the root as it should.
-        "scheduler_change": ', variance_type="fixed_large"' if variance_type == "fixed_large_log" else "",
-        # Stock `DDPMPipeline` assumes 1000.
-        "call": f"num_inference_steps={model.timesteps}" if model.timesteps != 1000 else "",
-        "own_call": several,
-        "classes": ", ".join(names[:100]) + ", …" * (len(names) > 100),
-        "guided": model.is_guided,
-        "fewer_steps": fewer_steps,
-        "betas_argument": betas_argument(model),
-        "learned_variance": model.learns_variance,
-        "stock_samplers": ["DDPMScheduler", *fast_samplers(model)] if not blocked else [],
     }
 
 

@@ -1,7 +1,7 @@
 """The contents of a model folder: index, configs, and what the run wrote beside them."""
 
-import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..evaluation.record import EVALUATION_FILE, read_report
+from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.loading import check_index, load_pipeline
+from ..pipelines.loading import PIPELINES, check_index, component_names, config_file, load_pipeline
+from ..portable import INDEX_FILE, components
 
-INDEX_FILE = "model_index.json"
 CARD_FILE = "README.md"
 CONFIG_FILE = "training_config.yaml"
 SUMMARY_FILE = "training_summary.json"
-EVALUATION_FILE = "evaluation.json"
 SAMPLES_FILE = "samples.png"
 CHAIN_FILE = "denoising.png"
 ANIMATION_FILE = "denoising.gif"
@@ -47,12 +47,10 @@ class RunFile(NamedTuple):
 
 
 EVERY_RUN, KILLED_RUN, OLDER_VERSION = "train.py", "a killed train.py", "an older version"
-# Everything a run leaves, except for the trackers' folders in `--logging_dir`. `--overwrite_output_dir` removes these
-# and nothing else; `--dry_run` and the push to the Hub choose from them.
+# Everything a run leaves, except for the pipeline's components and the trackers' folders in `--logging_dir`.
+# `--overwrite_output_dir` removes all of these and nothing else; `--dry_run` and the push to the Hub choose from them.
 RUN_FILES = (
     RunFile(INDEX_FILE, EVERY_RUN, on_page=True),
-    RunFile("unet", EVERY_RUN, on_page=True),
-    RunFile("scheduler", EVERY_RUN, on_page=True),
     RunFile(CARD_FILE, EVERY_RUN, on_page=True),
     RunFile(SAMPLES_FILE, EVERY_RUN, on_page=True),
     RunFile(CHAIN_FILE, EVERY_RUN, on_page=True),
@@ -103,19 +101,19 @@ RECORDED = "recorded"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that holds a DDPM pipeline.
+    """A folder that holds one of `PIPELINES`.
 
     Attributes:
         path: of the folder.
-        index, unet, scheduler: the content of its config files.
+        index: `model_index.json`.
+        configs: component -> the content of its config file.
         settings: `training_config.yaml`; empty if missing.
         summary: `training_summary.json`; empty if missing.
     """
 
     path: Path
     index: dict[str, Any]
-    unet: dict[str, Any]
-    scheduler: dict[str, Any]
+    configs: dict[str, dict[str, Any]]
     settings: dict[str, Any]
     summary: dict[str, Any]
 
@@ -124,20 +122,19 @@ class ModelFolder:
         """Read a folder's small files, not its weights.
 
         Raises:
-            ValueError: if it holds no DDPM pipeline, or one of its files is malformed.
+            ValueError: if it holds no pipeline of a known class, or one of its files is missing or malformed.
         """
         path = Path(path)
         if not (path / INDEX_FILE).is_file():
             raise ValueError(f"{path} is not a pipeline folder: it has no {INDEX_FILE}")
-        index = _json(path / INDEX_FILE)
+        index = read_json(path / INDEX_FILE)
         check_index(index, str(path))
         return cls(
             path=path,
             index=index,
-            unet=_json(component_folder(path, "unet") / "config.json"),
-            scheduler=_json(component_folder(path, "scheduler") / "scheduler_config.json"),
+            configs={name: read_json(config_file(path, name)) for name in components(index)},
             settings=_settings(path / CONFIG_FILE),
-            summary=_json(path / SUMMARY_FILE) if (path / SUMMARY_FILE).is_file() else {},
+            summary=read_json(path / SUMMARY_FILE) if (path / SUMMARY_FILE).is_file() else {},
         )
 
     @cached_property
@@ -147,14 +144,10 @@ class ModelFolder:
         Raises:
             ValueError: if the file is malformed, or the weights cannot be loaded to compare.
         """
-        file = self.path / EVALUATION_FILE
-        if not file.is_file():
+        report = read_report(self.path / EVALUATION_FILE)
+        if "weights" in report and report["weights"] != weights_fingerprint(load_pipeline(str(self.path))):
             return []
-        report = _json(file)
-        metrics = _metrics(report, file)
-        if "weights" in report and report["weights"] != weights_fingerprint(load_pipeline(str(self.path)).unet):
-            return []
-        return metrics
+        return report["metrics"]
 
     @property
     def evaluation_pictures(self) -> dict[str, str]:
@@ -169,53 +162,13 @@ class ModelFolder:
         """Whether the file exists."""
         return (self.path / name).is_file()
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the images in pixels."""
-        size = self.unet["sample_size"]
-        return (size, size) if isinstance(size, int) else tuple(size)
 
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return self.unet["in_channels"]
-
-    @property
-    def timesteps(self) -> int:
-        """T."""
-        return self.scheduler["num_train_timesteps"]
-
-    @property
-    def learns_variance(self) -> bool:
-        """Whether the network also predicts a variance."""
-        return self.scheduler.get("variance_type") in LEARNED_VARIANCES
-
-    @cached_property
-    def class_names(self) -> list[str]:
-        """Class names by number, or the numbers if there are no names; empty for an unconditional model."""
-        names = self.index.get("id2label") or {}
-        count = len(names) or self.unet.get("num_class_embeds") or 0
-        return [names.get(str(number), str(number)) for number in range(count)]
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether the network has a null class, which guidance needs."""
-        return bool(self.class_names) and self.unet["num_class_embeds"] == len(self.class_names) + 1
-
-
-def component_folder(path: Path, component: str) -> Path:
-    """The folder of a component's files: its own, or, as in old repositories, that of the index."""
-    return path / component if (path / component).is_dir() else path
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
-        raise ValueError(f"{file} cannot be read as JSON: {problem}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a mapping, got a {type(content).__name__}")
-    return content
+def written_components(path: Path) -> list[str]:
+    """The component folders that a run wrote: those in its index, or, if it was killed before it wrote one, any."""
+    if (path / INDEX_FILE).is_file():
+        with suppress(ValueError):
+            return list(components(read_json(path / INDEX_FILE)))
+    return sorted({name for known in PIPELINES.values() for name in component_names(known)})
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -228,16 +181,3 @@ def _settings(file: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{file} must hold a mapping of settings to values")
     return settings
-
-
-def _metrics(report: dict[str, Any], file: Path) -> list[dict[str, Any]]:
-    if report.get("schema") != 1:
-        raise ValueError(f"{file} must have schema 1, got {report.get('schema')!r}")
-    metrics = report.get("metrics")
-    if not isinstance(metrics, list):
-        raise ValueError(f"{file} must have a list of metrics")
-    for metric in metrics:
-        number = metric.get("value") if isinstance(metric, dict) else None
-        if not isinstance(number, int | float) or isinstance(number, bool) or not metric.get("name"):
-            raise ValueError(f"{file}: each metric must have a name and a number as its value, got {metric!r}")
-    return metrics

@@ -9,9 +9,9 @@ import diffusers
 
 from ..files import write_json
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.loading import check_index
-from ..portable import STOCK_CLASS_NAMES, stock_component
-from .folder import INDEX_FILE, component_folder
+from ..pipelines.loading import PIPELINES, check_index, config_file
+from ..portable import INDEX_FILE, STOCK_CLASS_NAMES, components, stock_component
+from .folder import ModelFolder
 
 
 @overload
@@ -28,30 +28,24 @@ def make_portable(folder_or_pipeline):
         folder_or_pipeline: a pipeline, or a folder with a `model_index.json`, which is rewritten in place.
 
     Returns:
-        A `ddpm_hf.DDPMPipeline` with the same components, or the folder.
+        The folder, or the same components in the class of `pipelines.loading.PIPELINES`.
 
     Raises:
-        ValueError: it is not a DDPM pipeline, or a component is from neither diffusers nor this package.
+        ValueError: the class is unknown, or the components are not those it has, or from elsewhere.
     """
-    if isinstance(folder_or_pipeline, DDPMPipeline):
+    if isinstance(folder_or_pipeline, tuple(PIPELINES.values())):
         return folder_or_pipeline
-    if isinstance(folder_or_pipeline, diffusers.DDPMPipeline):
-        pipeline = DDPMPipeline(folder_or_pipeline.unet, folder_or_pipeline.scheduler)
-        check_index(json.loads(pipeline.to_json_string()), type(folder_or_pipeline).__name__)
-        return pipeline
+    if isinstance(folder_or_pipeline, diffusers.DiffusionPipeline):
+        index = json.loads(folder_or_pipeline.to_json_string())
+        return check_index(index, type(folder_or_pipeline).__name__)(**folder_or_pipeline.components)
     if not isinstance(folder_or_pipeline, str | os.PathLike):
         kind = type(folder_or_pipeline).__name__
-        raise ValueError(f"`folder_or_pipeline` must be a folder or a DDPMPipeline, got {kind}.")
-    folder = Path(folder_or_pipeline)
-    if not (folder / INDEX_FILE).is_file():
-        raise ValueError(f"`folder_or_pipeline` {folder} has no {INDEX_FILE}.")
-    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    check_index(index, str(folder))
-    for component, config_name in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        index[component] = stock_component(*index[component])
-        file = component_folder(folder, component) / config_name
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config["_class_name"] = STOCK_CLASS_NAMES.get(config["_class_name"], config["_class_name"])
-        write_json(file, config)
-    write_json(folder / INDEX_FILE, index)
-    return folder
+        raise ValueError(f"`folder_or_pipeline` must be a folder or a {' or '.join(PIPELINES)}, got {kind}.")
+    model = ModelFolder.read(folder_or_pipeline)
+    for component, config in model.configs.items():
+        if config.get("_class_name") in STOCK_CLASS_NAMES:
+            stock = {"_class_name": STOCK_CLASS_NAMES[config["_class_name"]]}
+            write_json(config_file(model.path, component), config | stock)
+    stock = {component: stock_component(*pair) for component, pair in components(model.index).items()}
+    write_json(model.path / INDEX_FILE, model.index | stock)
+    return model.path

@@ -12,6 +12,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 
+from ..evaluation.record import read_report
+from ..pipelines.loading import NETWORK_CONFIG, config_file
 from .access import Page
 from .card import CONFIG_HEADER, public_metrics, public_settings
 from .folder import (
@@ -23,9 +25,13 @@ from .folder import (
     OLDER_VERSION,
     RUN_FILES,
     ModelFolder,
-    component_folder,
+    written_components,
 )
 from .retry import one_line, persistently
+
+# Configs, weights and tokenizers: never pickles or code.
+_COMPONENT_FILES = ("*config.json", "*.safetensors", "*.safetensors.index*.json", "tokenizer.json", "*.model")
+_COMPONENT_FILES += ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
 
 
 class PushFailed(Exception):
@@ -45,7 +51,7 @@ def push(folder: str | Path, page: Page, message: str, report: Callable[[str], N
         The address of the page.
 
     Raises:
-        ValueError: the folder is not a DDPM pipeline.
+        ValueError: the folder holds no pipeline of a known class.
         PushFailed: the Hub refuses, cannot be reached, or does not have the folder's content afterwards.
     """
     files = page_files(ModelFolder.read(folder))
@@ -64,7 +70,7 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
     Local paths are removed from settings and metrics.
 
     Raises:
-        ValueError: the folder has no card or no safetensors weights.
+        ValueError: the folder has no card, or a network without safetensors weights.
     """
     if not model.has(CARD_FILE):
         raise ValueError(f"{model.path} has no card ({CARD_FILE})")
@@ -75,24 +81,31 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
         text = yaml.safe_dump(public_settings(model.settings), sort_keys=False, allow_unicode=True)
         files[CONFIG_FILE] = (CONFIG_HEADER + text).encode()
     if model.metrics:
-        report = json.loads((model.path / EVALUATION_FILE).read_text(encoding="utf-8"))
-        report["metrics"] = public_metrics(model.metrics)
+        report = read_report(model.path / EVALUATION_FILE) | {"metrics": public_metrics(model.metrics)}
         files[EVALUATION_FILE] = (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
         files |= {name: model.path / name for name in model.evaluation_pictures}
-    for component in ("unet", "scheduler"):
-        place = component_folder(model.path, component)
-        for pattern in ("*config.json", "*.safetensors", "*.safetensors.index*.json"):
-            files |= {path.relative_to(model.path).as_posix(): path for path in sorted(place.glob(pattern))}
-    if not any(name.endswith(".safetensors") for name in files):
-        raise ValueError(f"{model.path} has no safetensors weights; load the pipeline and save it again")
+    for component in model.configs:
+        config = config_file(model.path, component)
+        found = [path for pattern in _COMPONENT_FILES for path in sorted(config.parent.glob(pattern))]
+        if config.name == NETWORK_CONFIG and not any(path.suffix == ".safetensors" for path in found):
+            raise ValueError(
+                f"{model.path} has no safetensors weights of its {component}; load the pipeline and save it again"
+            )
+        files |= {path.relative_to(model.path).as_posix(): path for path in found}
     return files
 
 
 def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str):
     """Commit the files, deleting those an earlier model left on the page."""
+    there = api.list_repo_files(repo_id)
     patterns = [file.pattern for file in RUN_FILES if file.on_page or file.writer == OLDER_VERSION]
+    with tempfile.TemporaryDirectory() as page:
+        if INDEX_FILE in there:
+            api.hf_hub_download(repo_id, INDEX_FILE, local_dir=page)
+        for folder in (page, files[INDEX_FILE].parent):
+            patterns += map(re.escape, written_components(Path(folder)))
     ours = re.compile(rf"({'|'.join(patterns)})(/.*)?|" + "|".join(map(re.escape, EVALUATION_PICTURES)))
-    left_over = [path for path in api.list_repo_files(repo_id) if ours.fullmatch(path) and path not in files]
+    left_over = [path for path in there if ours.fullmatch(path) and path not in files]
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     operations += [CommitOperationDelete(path, is_folder=False) for path in left_over]
     # upload_folder may split a folder into several commits.

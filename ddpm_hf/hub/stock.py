@@ -1,16 +1,62 @@
-"""What stock diffusers can do with a model, judged from the configs; the tests check it."""
+"""A DDPM by its configs, and what stock diffusers can do with it; the tests check that."""
 
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..diffusion.scheduler import LEARNED_VARIANCES
 from ..sampling.samplers import SHARED_SCHEDULES
-from .folder import ModelFolder
 
 
-def _padding(model: ModelFolder) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class DDPM:
+    """What the index and the configs of a DDPM say: `DDPM(folder.index, **folder.configs)` of a `ModelFolder`."""
+
+    index: dict[str, Any]
+    unet: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        size = self.unet["sample_size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.unet["in_channels"]
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return self.scheduler["num_train_timesteps"]
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network also predicts a variance."""
+        return self.scheduler.get("variance_type") in LEARNED_VARIANCES
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Class names by number, or the numbers if there are no names; empty for an unconditional model."""
+        names = self.index.get("id2label") or {}
+        count = len(names) or self.unet.get("num_class_embeds") or 0
+        return [names.get(str(number), str(number)) for number in range(count)]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the network has a null class, which guidance needs."""
+        return bool(self.class_names) and self.unet["num_class_embeds"] == len(self.class_names) + 1
+
+
+def _padding(model: DDPM) -> tuple[int, int, int]:
     """Rows and columns that the images lack for the stock network, and the divisor that it needs of their sides."""
     (height, width), multiple = model.size, 2 ** (len(model.unet["block_out_channels"]) - 1)
     return -height % multiple, -width % multiple, multiple
 
 
-def obstacles(model: ModelFolder) -> list[str]:
+def obstacles(model: DDPM) -> list[str]:
     """Why stock `DDPMPipeline` cannot sample from a model, as sentences; empty if it can."""
     found = []
     if model.class_names:
@@ -26,7 +72,7 @@ def obstacles(model: ModelFolder) -> list[str]:
     return found
 
 
-def fast_samplers(model: ModelFolder) -> list[str]:
+def fast_samplers(model: DDPM) -> list[str]:
     """diffusers' fast samplers that work in stock `DDPMPipeline` with this model, provided the pipeline itself does.
 
     The pipeline passes a generator and does not scale inputs, which leaves DPM-Solver and DDIM. With a learned
@@ -41,7 +87,7 @@ def fast_samplers(model: ModelFolder) -> list[str]:
     return [*solvers, "DDIMScheduler"]
 
 
-def betas_argument(model: ModelFolder) -> str:
+def betas_argument(model: DDPM) -> str:
     """The argument their `from_config` needs, in source code, for schedules that only `DDPMScheduler` has."""
     config = model.scheduler
     known = config.get("trained_betas") is not None or config["beta_schedule"] in SHARED_SCHEDULES
@@ -49,7 +95,7 @@ def betas_argument(model: ModelFolder) -> str:
     return "" if known else f"trained_betas={owner}.betas.tolist(), "
 
 
-def network_lines(model: ModelFolder) -> list[str]:
+def network_lines(model: DDPM) -> list[str]:
     """Source code that makes `output` of `x`, `t` and, for a model with classes, `labels`, by the stock `unet`."""
     channels, (height, width), (more, wider, _) = model.channels, model.size, _padding(model)
     top, left = more // 2, wider // 2

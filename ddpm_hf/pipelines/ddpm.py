@@ -9,6 +9,7 @@ from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 
 from ..conditions.class_labels import ClassLabels
 from ..conditions.condition import Condition
+from ..diffusion.scheduler import LEARNED_VARIANCES
 from .denoising import Denoising
 
 
@@ -36,6 +37,24 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
             id2label = {int(number): str(name) for number, name in id2label.items()}
             self.register_to_config(id2label=id2label)
         self.id2label = id2label
+
+    def check_parts(self) -> None:
+        """Raises ValueError, naming the component, if the network's outputs, size or classes suit no sampling."""
+        network, process = self.unet.config, self.scheduler.config
+        if network.sample_size is None:
+            raise ValueError("unet has no sample_size")
+        expected = network.in_channels * (2 if process.get("variance_type") in LEARNED_VARIANCES else 1)
+        # Other samplers than DDPM never see a learned variance.
+        if network.out_channels != expected and isinstance(self.scheduler, diffusers.DDPMScheduler):
+            raise ValueError(
+                f"unet must have {expected} output channels for {network.in_channels} channels and the scheduler's "
+                f"variance_type {process.variance_type!r}, got {network.out_channels}"
+            )
+        if self.id2label is not None and (network.num_class_embeds or 0) - len(self.id2label) not in (0, 1):
+            raise ValueError(
+                f"unet must have an embedding for each of {len(self.id2label)} classes, and at most one more, got "
+                f"{network.num_class_embeds}"
+            )
 
     @property
     def conditions(self) -> Sequence[Condition]:

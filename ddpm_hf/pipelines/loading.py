@@ -3,54 +3,97 @@
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 
-from ..portable import stock_component
+from ..portable import INDEX_FILE, components, stock_component
 from .ddpm import DDPMPipeline
+
+# The class that an index names -> the class that loads it here. `check_parts` of a class raises ValueError, naming a
+# component, if loaded parts do not fit each other.
+PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline}
+_LIBRARIES = ("diffusers", "transformers")
+# Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.
+NETWORK_CONFIG = "config.json"
+_CONFIG_FILES = ("scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json", NETWORK_CONFIG)
 
 
 def load_pipeline(name: str) -> DDPMPipeline:
-    """Load a DDPM pipeline in diffusers' format, with our classes. Never runs code from the repository.
+    """Load one of `PIPELINES` in diffusers' format, with our classes. Never runs code from the repository.
 
     Args:
         name: a folder with a `model_index.json`, or `user/repository` on the Hub.
 
     Raises:
-        ValueError: there is no such pipeline, it is not a DDPM, it requires custom code, or its weights do not match
-            its config.
+        ValueError: there is no such pipeline, its class is unknown, it lacks a component or has one too many, it
+            requires custom code, weights do not match their config, or the components do not fit each other.
     """
-    if Path(name).is_dir() and not (Path(name) / DDPMPipeline.config_name).is_file():
-        raise ValueError(f"pipeline {name!r} has no {DDPMPipeline.config_name}")
+    if Path(name).is_dir() and not (Path(name) / INDEX_FILE).is_file():
+        raise ValueError(f"pipeline {name!r} has no {INDEX_FILE}")
     try:
-        check_index(DDPMPipeline.load_config(name), name)
-        disable_progress_bar()  # of two files
-        return DDPMPipeline.from_pretrained(name)
+        index = DDPMPipeline.load_config(name)
+        pipeline_class = check_index(index, name)
+        for component in components(index) if Path(name).is_dir() else ():
+            config_file(Path(name), component)  # raises if it is missing
+        disable_progress_bar()  # of a few files
+        pipeline = pipeline_class.from_pretrained(name)
     except OSError as problem:
         raise ValueError(f"cannot load pipeline {name!r} from a folder or the Hub: {problem}") from None
+    try:
+        pipeline.check_parts()
+    except ValueError as problem:
+        raise ValueError(f"pipeline {name!r} has components that do not fit each other: {problem}") from None
+    return pipeline
 
 
-def check_index(index: dict[str, Any], name: str) -> None:
-    """Raises ValueError if a `model_index.json` is not that of a DDPM pipeline, or requires code outside diffusers.
+def component_names(pipeline_class: type[DiffusionPipeline]) -> list[str]:
+    """The components of a pipeline class, optional ones included."""
+    return pipeline_class._get_signature_keys(pipeline_class)[0]
+
+
+def check_index(index: dict[str, Any], name: str) -> type[DiffusionPipeline]:
+    """The class of `PIPELINES` that loads a pipeline, found by its `model_index.json`.
 
     Args:
-        index: content of the file, or the result of `DDPMPipeline.load_config`.
+        index: content of the file, or the result of `load_config`.
         name: of the pipeline, for the message.
+
+    Raises:
+        ValueError: the pipeline's class is unknown, it requires code outside diffusers and transformers, or it lacks
+            a component or has one too many.
     """
-    class_name = index.get("_class_name")
+    class_name, found = index.get("_class_name"), components(index)
     if isinstance(class_name, list):
         _refuse_code(name, "the pipeline", class_name)
-    if class_name != DDPMPipeline.__name__:
-        raise ValueError(f"pipeline {name!r} must be a DDPMPipeline, got {class_name}")
-    for component in ("unet", "scheduler"):
-        pair = index.get(component)
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"pipeline {name!r} has no {component} in {DDPMPipeline.config_name}")
-        if stock_component(*pair)[0] != "diffusers":
+    if class_name not in PIPELINES:
+        raise ValueError(f"pipeline {name!r} must be a {' or '.join(PIPELINES)}, got {class_name}")
+    for component, pair in found.items():
+        if stock_component(*pair)[0] not in _LIBRARIES:
             _refuse_code(name, component, pair)
+    pipeline_class = PIPELINES[class_name]
+    known = {*component_names(pipeline_class)}
+    for component in sorted(known - found.keys() - {*pipeline_class._optional_components}):
+        raise ValueError(f"pipeline {name!r} has no {component} in {INDEX_FILE}")
+    for component in sorted(found.keys() - known):
+        raise ValueError(f"pipeline {name!r} has a {component} in {INDEX_FILE}, which no {class_name} has")
+    return pipeline_class
 
 
-def _refuse_code(name: str, component: str, pair: list[str]) -> None:
+def config_file(path: Path, component: str) -> Path:
+    """The config file of a component, in its own folder or, as in old repositories, beside the index.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = [path / component / name for name in _CONFIG_FILES]
+    for file in (*own, path / f"{component}_config.json", path / NETWORK_CONFIG):
+        if file.is_file():
+            return file
+    raise ValueError(f"{path} has no config of its {component}")
+
+
+def _refuse_code(name: str, component: str, pair: tuple[str, str]) -> None:
     raise ValueError(
-        f"pipeline {name!r} requires code outside diffusers, which is never run here: {component} is {pair[1]} from "
-        f"{pair[0]!r}; if you trust it, load it in Python with trust_remote_code=True"
+        f"pipeline {name!r} requires code outside diffusers and transformers, which is never run here: {component} is "
+        f"{pair[1]} from {pair[0]!r}; if you trust it, load it in Python with trust_remote_code=True"
     )

@@ -86,7 +86,7 @@ class Drawing:
             "guidance_scale": self.guidance_scale,
             **{condition.name: self.asked.get(condition.name) for condition in pipeline.conditions},
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
-            "weights": weights_fingerprint(pipeline.unet),
+            "weights": weights_fingerprint(pipeline),
         }
         # Only the main process lists the files: another could miss some, or see new ones of this run.
         missing = folder.open(settings, **about) if PartialState().is_main_process else None

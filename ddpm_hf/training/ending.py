@@ -85,7 +85,7 @@ class Ending:
         figures = self._bits_per_dim(pipeline, step)
         if figures and self.accelerator.is_main_process:
             with output.sparing_the_run(EVALUATION_FILE):
-                update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
+                update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline), figures)
 
     def _bits_per_dim(self, pipeline: DDPMPipeline, step: int) -> list[dict[str, Any]]:
         wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.system.scheduler.config.num_train_timesteps)

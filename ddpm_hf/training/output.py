@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..files import remove, write_json, write_text
 from ..hub.card import is_generated
-from ..hub.folder import CARD_FILE, CONFIG_FILE, RECORDED, RUN_FILES, SUMMARY_FILE
+from ..hub.folder import CARD_FILE, CONFIG_FILE, RECORDED, RUN_FILES, SUMMARY_FILE, written_components
 from ..systems.config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, Config
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
@@ -162,7 +162,7 @@ class OutputFolder:
                 logging_dirs = {*logging_dirs, saved.get("logging_dir", "logs")}
         for name in logging_dirs:
             self._clear_trackers(name)
-        names = "|".join(file.pattern for file in RUN_FILES)
+        names = "|".join([*(file.pattern for file in RUN_FILES), *map(re.escape, written_components(self.path))])
         own = re.compile(rf"{names}|\.({names})(\.\d+)?\.partial")  # the second form is that of `replacing`
         for path in list(self.path.iterdir()) if self.path.is_dir() else ():
             if own.fullmatch(path.name) and (path.name != CARD_FILE or is_generated(path)):

@@ -109,7 +109,7 @@ class Scorer:
             self._plot(self.output / SCORES_CURVE)
         if step == self.plan.clock.steps:  # the scores of the model that is saved
             with self.output.sparing_the_run(EVALUATION_FILE):
-                update_report(self.output / EVALUATION_FILE, weights_fingerprint(pipeline.unet), figures)
+                update_report(self.output / EVALUATION_FILE, weights_fingerprint(pipeline), figures)
         shown = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in figures)
         tqdm.write(f"step {step}: {shown}{self._keep_if_best(pipeline, figures, step)}")
 

@@ -8,6 +8,8 @@ from accelerate import Accelerator
 
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.loading import component_names
 from ..systems.config import Config
 from ..systems.ddpm import STAGES as DDPM
 from ..systems.system import Stage
@@ -143,7 +145,7 @@ def _files(plan: Plan) -> list[str]:
         CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
     }
     names = [file.name + notes.get(file.name, "") for file in RUN_FILES if writers.get(file.writer)]
-    return names + [run.logging_dir] * (run.report_to != "none")
+    return component_names(DDPMPipeline) + names + [run.logging_dir] * (run.report_to != "none")
 
 
 def _held_out(images: TrainingImages) -> str:

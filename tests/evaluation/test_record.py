@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from ddpm_hf.evaluation.record import read_report, summary_table, update_report
+from ddpm_hf.evaluation.record import metrics_of, summary_table, update_report
+from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 
@@ -23,21 +24,21 @@ def test_metrics_join_and_replace_their_like(tmp_path):
         ("kid", "test", 0.1, 10),
     ]
     saved = json.loads(file.read_text())
-    assert saved["schema"] == 1 and saved["metrics"] == found == read_report(file, "w")
+    assert saved["schema"] == 1 and saved["metrics"] == found == metrics_of(file, "w")
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_figures_of_other_weights_are_dropped(tmp_path):
     file = tmp_path / "evaluation.json"
     update_report(file, "old", [NLL])
-    assert read_report(file, "new") == []
+    assert metrics_of(file, "new") == []
     assert update_report(file, "new", [{**NLL, "name": "kid"}]) == [{**NLL, "name": "kid"}]
 
 
 def test_the_fingerprint_is_that_of_the_weights(tiny_pipeline):
     pipeline = tiny_pipeline()
     first = weights_fingerprint(pipeline.unet)
-    assert weights_fingerprint(tiny_pipeline().unet) == first
+    assert weights_fingerprint(tiny_pipeline()) == first  # the only network of the pipeline
     with torch.no_grad():
         pipeline.unet.conv_out.bias[0] += 1e-6
     assert weights_fingerprint(pipeline.unet) != first
@@ -47,17 +48,23 @@ def test_the_fingerprint_is_that_of_the_weights(tiny_pipeline):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "cannot read .* as JSON"),
-        ('{"schema": 2}', "must have schema 1, got 2"),
-        ("[]", "must have schema 1, got None"),
-        ("\xff", "cannot read"),
+        ("{", "evaluation.json cannot be read as JSON"),
+        ("\xff", "evaluation.json cannot be read as JSON"),
+        ("[]", "evaluation.json must hold a mapping, got a list"),
+        ('{"schema": 2, "metrics": []}', "must have schema 1, got 2"),
+        ('{"schema": 1}', "must have a list of metrics"),
+        ('{"schema": 1, "metrics": [{"name": "fid", "value": "low"}]}', "'low'"),
+        ('{"schema": 1, "metrics": [{"value": 3}]}', "a name and a number"),
     ],
 )
-def test_a_file_that_is_no_report_is_left_alone(tmp_path, content, words):
+def test_a_file_that_is_no_report_is_named_and_left_alone(tiny_pipeline, tmp_path, content, words):
+    tiny_pipeline().save_pretrained(tmp_path)
     file = tmp_path / "evaluation.json"
     file.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"{words}.*; delete it to start a new report, or .*--output_dir"):
         update_report(file, "w", [NLL])
+    with pytest.raises(ValueError, match=words):
+        write_card(tmp_path)
     assert file.read_bytes() == content.encode("latin-1")
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from ddpm_hf.hub.card import MARKER, duration, public_name, public_settings, render_card, template, write_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
+from ddpm_hf.hub.tasks import TASKS
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
-from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.pipelines.loading import PIPELINES, load_pipeline
 
 METRICS = [
     {
@@ -185,24 +186,6 @@ def test_an_authors_own_card_stays_and_a_licence_once_given_too(run_folder):
     assert file.read_text() == mine
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "evaluation.json cannot be read as JSON"),
-        ("[]", "evaluation.json must hold a mapping, got a list"),
-        ('{"schema": 2, "metrics": []}', "must have schema 1, got 2"),
-        ('{"schema": 1}', "must have a list of metrics"),
-        ('{"schema": 1, "metrics": [{"name": "fid", "value": "low"}]}', "'low'"),
-        ('{"schema": 1, "metrics": [{"value": 3}]}', "value"),
-    ],
-)
-def test_an_evaluation_report_that_is_none_is_named(run_folder, content, words):
-    folder = run_folder()
-    (folder / "evaluation.json").write_text(content)
-    with pytest.raises(ValueError, match=words):
-        write_card(folder)
-
-
 def test_figures_of_other_weights_are_left_out(run_folder):
     folder = run_folder()
     network = load_pipeline(str(folder)).unet
@@ -226,6 +209,10 @@ def test_paths_of_this_machine_do_not_leave_it(tmp_path):
 def test_durations_are_said_as_people_say_them():
     said = [duration(seconds) for seconds in (0.71, 59.9, 245.4, 3600, 7380, 360000)]
     assert said == ["0.7 s", "59.9 s", "4 min 05 s", "1 h 00 min", "2 h 03 min", "100 h 00 min"]
+
+
+def test_every_pipeline_that_can_be_loaded_has_a_card():
+    assert TASKS.keys() == PIPELINES.keys()
 
 
 def test_the_template_is_the_file_at_the_top_level():

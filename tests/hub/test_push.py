@@ -216,7 +216,7 @@ def test_a_hub_that_stays_away_costs_no_results(published, runs, hub):
     assert published["down"]["status"] == 0 and "the model was not pushed: " in printed
     assert published["down"]["faults"][0]["hits"] == 6
     assert json.loads((runs / "down" / "training_summary.json").read_text())["status"] == "finished"
-    assert ModelFolder.read(runs / "down").timesteps == 50
+    assert ModelFolder.read(runs / "down").configs["scheduler"]["num_train_timesteps"] == 50
     assert hub.repos["alice/down"].messages == ["initial commit", "Push with ddpm_hf"]
     later = published["down, later"]
     assert later["status"] == 0, later["printed"]

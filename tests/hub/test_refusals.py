@@ -66,6 +66,7 @@ def test_a_config_of_another_class_is_refused_by_name(folder):
         ({"scheduler": ["evil", "EvilScheduler"]}, "scheduler is EvilScheduler from 'evil'"),
         ({"_class_name": "StableDiffusionPipeline"}, "must be a DDPMPipeline, got StableDiffusionPipeline"),
         ({"unet": None}, "no unet"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, "has a vae in model_index.json, which no DDPMPipeline has"),
     ],
 )
 def test_an_index_of_another_kind_or_with_code_of_its_own_is_refused(folder, changes, words):
@@ -81,6 +82,20 @@ def test_an_index_of_another_kind_or_with_code_of_its_own_is_refused(folder, cha
         with pytest.raises(ValueError, match="trust_remote_code"):
             DDPMPipeline.from_pretrained(folder)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "unet must have 6 output .* got 3"),
+        ("unet/config.json", {"sample_size": None}, "unet has no sample_size"),
+        ("model_index.json", {"id2label": {"0": "cat"}}, "unet must have an embedding for each of 1 classes.* None"),
+    ],
+)
+def test_components_that_do_not_fit_each_other_are_refused(folder, file, changes, words):
+    edit_json(folder / file, **changes)
+    with pytest.raises(ValueError, match=f"{folder}' has components that do not fit each other: {words}"):
+        load_pipeline(str(folder))
 
 
 @pytest.mark.parametrize("files", [[], ["config.json"]])
@@ -124,8 +139,7 @@ def test_the_layout_of_the_first_repositories_loads(tiny_pipeline, tmp_path):
     assert loaded.scheduler.config.variance_type == "fixed_large"
     there = loaded.unet.state_dict()
     assert all(torch.equal(value, there[key]) for key, value in pipeline.unet.state_dict().items())
-    model = ModelFolder.read(tmp_path)
-    assert model.size == (8, 8) and model.timesteps == 1000
+    assert ModelFolder.read(tmp_path).configs == json.loads(json.dumps({"scheduler": scheduler, "unet": unet}))
 
 
 def stock_index(folder) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from ddpm_hf.hub.card import render_card
 from ddpm_hf.hub.folder import ModelFolder
-from ddpm_hf.hub.stock import betas_argument, fast_samplers, obstacles
+from ddpm_hf.hub.stock import DDPM, betas_argument, fast_samplers, obstacles
 from ddpm_hf.sampling.samplers import make_fast_sampler
 
 KINDS = {
@@ -38,6 +38,11 @@ def draws(pipeline) -> bool:
     return bool(np.isfinite(images).all())
 
 
+def ddpm_in(folder) -> DDPM:
+    model = ModelFolder.read(folder)
+    return DDPM(model.index, **model.configs)
+
+
 @pytest.fixture(scope="module")
 def stock_pipeline():
     def load(folder) -> diffusers.DDPMPipeline:
@@ -52,7 +57,7 @@ def stock_pipeline():
 @pytest.mark.parametrize("kind", KINDS)
 def test_obstacles_are_those_of_stock_diffusers(tiny_pipeline, tmp_path, stock_pipeline, kind):
     tiny_pipeline(**KINDS[kind]).save_pretrained(tmp_path)
-    model = ModelFolder.read(tmp_path)
+    model = ddpm_in(tmp_path)
     assert draws(stock_pipeline(tmp_path)) == (not obstacles(model)) == (kind in CAN_DRAW)
     if kind in ("classes", "odd size", "all of it"):
         return  # no sampler helps there
@@ -70,7 +75,7 @@ def test_fewer_steps_in_stock_are_of_the_trained_process(
     process = {"beta_schedule": beta_schedule, "rescale_betas_zero_snr": zero_snr, "prediction_type": "v_prediction"}
     trained = tiny_pipeline(**process)
     trained.save_pretrained(tmp_path)
-    expected, model = trained.scheduler.alphas_cumprod, ModelFolder.read(tmp_path)
+    expected, model = trained.scheduler.alphas_cumprod, ddpm_in(tmp_path)
     for name in SAMPLERS:
         pipeline = stock_pipeline(tmp_path)
         betas = {"trained_betas": pipeline.scheduler.betas.tolist()} if betas_argument(model) else {}
@@ -79,7 +84,7 @@ def test_fewer_steps_in_stock_are_of_the_trained_process(
         assert (same and draws(pipeline)) == (name in fast_samplers(model)), name
 
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", render_card(model).text, flags=re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", render_card(ModelFolder.read(tmp_path)).text, flags=re.DOTALL)
     exec(next(code for code in examples if "pipe.scheduler = DPMSolver" in code), names := {})
     torch.testing.assert_close(names["pipe"].scheduler.alphas_cumprod, expected, rtol=0, atol=1e-6)
     assert np.asarray(names["image"]).std() > 10

@@ -1,5 +1,7 @@
 """The output folder: whose it is, and what a killed process leaves."""
 
+import json
+
 import pytest
 from test_loop import stop_after
 
@@ -62,6 +64,19 @@ def test_overwriting_takes_nothing_from_people(tmp_path):
     assert {name: (tmp_path / name).read_text() for name in mine} == mine
     folder.open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
     assert (tmp_path / "README.md").read_text() == "my thesis" and not (tmp_path / "samples.png").exists()
+
+
+def test_overwriting_removes_the_components_that_the_index_names(tmp_path):
+    """Whatever pipeline it was; a run that was killed before it wrote an index may have left those of any."""
+    index = {"_class_name": "Other", "vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2DModel"]}
+    for content, kept in ((json.dumps(index), {"scheduler"}), (None, {"vae"})):
+        for name in ("vae", "unet", "scheduler"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        if content is not None:
+            (tmp_path / "model_index.json").write_text(content)
+        OutputFolder(tmp_path).open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
+        OutputFolder(tmp_path).open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
+        assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == kept
 
 
 def test_a_folder_of_trackers_outside_of_the_run_is_left_alone(tmp_path):

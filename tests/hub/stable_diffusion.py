@@ -1,0 +1,63 @@
+"""A tiny Stable Diffusion with random weights: a pipeline of diffusers with other parts than a DDPM."""
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ddpm_hf import LinearDDPMScheduler
+from ddpm_hf.hub.tasks import TASKS
+from ddpm_hf.pipelines.loading import PIPELINES
+
+COMPONENTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
+
+
+class CheckedStableDiffusion(StableDiffusionPipeline):
+    def check_parts(self) -> None:
+        width, wanted = self.text_encoder.config.hidden_size, self.unet.config.cross_attention_dim
+        if width != wanted:
+            raise ValueError(f"text_encoder must have width {wanted}, as the unet wants, got {width}")
+
+
+TABLES = (
+    (PIPELINES, CheckedStableDiffusion),
+    (TASKS, ("text-to-image", lambda folder: {"tags": ["stable-diffusion"]})),
+)
+
+
+def make_pipeline(width: int = 16) -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        **ends,
+    )
+    blocks = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **blocks
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=16),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=width,
+            attention_head_dim=4,
+            **blocks,
+        ),
+        scheduler=LinearDDPMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
