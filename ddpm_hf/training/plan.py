@@ -100,9 +100,9 @@ def make_plan(config: Config, accelerator: Accelerator) -> Plan:
         unet_config = dict(start.unet.config)
     preset = _choose_preset(config, unet_config)
     _fill(config, preset, unet_config, start)
-    options = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
-    options |= {"class_conditional": config.model.class_conditional}
-    images = open_training_images(config.optimization.seed, **options)
+    settings = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
+    settings["class_conditional"] = config.model.class_conditional
+    images = open_training_images(config.optimization.seed, **settings)
     config.data.channels = images.shape[0]
     id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
     if unet_config is None:
