@@ -83,6 +83,7 @@ class ImageSet:
             ValueError: an image cannot be decoded; names its row and file.
         """
         source, decoder = self._source, Decoder(size=tuple(self.size), channels=self.channels)
+        skip_unreadable = self.skip_unreadable and source.streaming  # what a store holds could be read before
         if source.streaming:
             rows = rows_of_side(source, self.holdout, self._is_out)
         else:
@@ -92,7 +93,7 @@ class ImageSet:
                 yield from (store.batch(chosen[k : k + batch_size]) for k in range(0, len(chosen), batch_size))
                 return
             rows = (source.row(int(row)) for row in store.rows[chosen])
-        decoded = (decode_row(source, decoder, row, self.skip_unreadable) for row in rows)
+        decoded = (decode_row(source, decoder, row, skip_unreadable) for row in rows)
         images = islice((image for image in decoded if image.pixels is not None), self.most)
         while part := list(islice(images, batch_size)):
             yield stack_batch(part)

@@ -79,9 +79,9 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage = DDPM[0]) 
     """
     start = load_pipeline(config.model.init_from) if config.model.init_from is not None else None
     config = stage.resolve(config, start)
-    data = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
-    data |= {"class_conditional": config.model.class_conditional}
-    images = open_training_images(config.optimization.seed, **data)
+    settings = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
+    settings["class_conditional"] = config.model.class_conditional
+    images = open_training_images(config.optimization.seed, **settings)
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
     system = stage.build(config, images, start)
     options = config.optimization

@@ -107,6 +107,12 @@ def test_the_centres_of_images_stored_for_random_crops_need_no_second_store(tmp_
     # Another reader, which decodes everything in this size, finds the same pixels in the same order.
     for batch, other in zip(batches, held_out_batches(data, chosen, 4), strict=True):
         assert torch.equal(batch["rows"], other["rows"]) and torch.equal(batch["images"], other["images"])
+    # A file that was read for training and has gone since is missed, even where unreadable ones are left out.
+    lost = tmp_path / f"{batches[1]['rows'][0]:02d}.png"
+    lost.unlink()
+    images = ImageSet(data=data, holdout=chosen, size=(8, 8), channels=3, decoded=store, skip_unreadable=True)
+    with pytest.raises(ValueError, match=rf"{lost.name}\): the file cannot be read"):
+        list(images.batches(4))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
