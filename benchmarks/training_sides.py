@@ -137,7 +137,7 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     import torch
 
     from ddpm_hf.cli.parser import parse_training_arguments
-    from ddpm_hf.training.forecast import forecast
+    from ddpm_hf.systems.forecast import forecast
     from ddpm_hf.training.start import prepare
 
     flags = ["--train_data_dir", images, "--cache_dir", images.with_name("cache"), "--output_dir", folder]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..conditions.class_labels import ClassLabels
 from ..diffusion.scheduler import LEARNED_VARIANCES
 from ..sampling.samplers import SHARED_SCHEDULES
 
@@ -38,16 +39,23 @@ class DDPM:
         return self.scheduler.get("variance_type") in LEARNED_VARIANCES
 
     @cached_property
+    def classes(self) -> ClassLabels | None:
+        """The condition of a class-conditional model."""
+        names = self.index.get("id2label")
+        names = names and {int(number): name for number, name in names.items()}
+        return next(iter(ClassLabels.of_model(self.unet, names)), None)
+
+    @property
     def class_names(self) -> list[str]:
         """Class names by number, or the numbers if there are no names; empty for an unconditional model."""
-        names = self.index.get("id2label") or {}
-        count = len(names) or self.unet.get("num_class_embeds") or 0
-        return [names.get(str(number), str(number)) for number in range(count)]
+        if self.classes is None:
+            return []
+        return [(self.classes.names or {}).get(number, str(number)) for number in self.classes.usual()]
 
     @property
     def is_guided(self) -> bool:
         """Whether the network has a null class, which guidance needs."""
-        return bool(self.class_names) and self.unet["num_class_embeds"] == len(self.class_names) + 1
+        return self.classes is not None and self.classes.has_null
 
 
 def _padding(model: DDPM) -> tuple[int, int, int]:

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from ..files import write_json
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SUMMARY_FILE
+from ..systems.plan import Plan
 from .device import describe_hardware, peak_memory
 from .doctor import report
 from .output import LossTable, OutputFolder
-from .plan import Plan
 from .watch import Watch
 
 

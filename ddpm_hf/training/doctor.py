@@ -20,9 +20,9 @@ from PIL import Image
 from ..data.examples import TrainingImages
 from ..data.sources import ImageData, RawRow
 from ..data.transforms import DECODING_ERRORS, FORMATS, open_image
+from ..systems.forecast import Forecast, available_memory
+from ..systems.plan import Plan
 from .ema import ema_decay
-from .forecast import Forecast, available_memory
-from .plan import Plan
 
 _SIZES_LOOKED_AT = 64
 _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)

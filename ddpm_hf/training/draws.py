@@ -8,8 +8,8 @@ import torch
 from ..conditions.condition import Told, tell
 from ..diffusion.losses import SecondMomentSampler, stratified_timesteps, uniform_timesteps
 from ..seeds import derive_seed, generator_for
+from ..systems.plan import Plan
 from .device import to_device
-from .plan import Plan
 
 
 class StepDraws:

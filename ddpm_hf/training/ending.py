@@ -14,8 +14,8 @@ from ..evaluation.record import update_report
 from ..hub.folder import CHAIN_FILE, EVALUATION_FILE, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
+from ..systems.plan import Plan
 from .output import OutputFolder
-from .plan import Plan
 from .previews import CHAIN_IMAGES
 from .scoring import Scorer
 

@@ -18,6 +18,7 @@ from ..hub.folder import CHAIN_FILE, PREVIEWS_FOLDER, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
 from ..systems.config import parse_duration
+from ..systems.plan import Plan
 from .bookkeeping import Bookkeeper
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import start_trackers, to_device
@@ -27,7 +28,6 @@ from .ending import Ending
 from .interruption import Interruption, Stopped, describe_reason, exit_status
 from .optimizer import prepared
 from .output import OutputFolder
-from .plan import Plan
 from .previews import draw_chain, draw_preview, track_image
 from .publish import Publisher
 from .scoring import Scorer

@@ -4,8 +4,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
+from ..systems.plan import Plan
 from .device import has_fused_optimizer
-from .plan import Plan
 
 
 def prepared(plan: Plan, accelerator: Accelerator) -> tuple[torch.nn.Module, AcceleratedOptimizer, bool]:

@@ -14,7 +14,7 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..sampling.generation import generate
 from ..sampling.pictures import image_grid
 from ..sampling.strips import denoising_chain, save_chain
-from .plan import Plan
+from ..systems.plan import Plan
 
 CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
 

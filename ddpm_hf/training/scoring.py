@@ -20,8 +20,8 @@ from ..files import partial_path, remove, replacing, write_json
 from ..hub.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, SCORES_CURVE, SCORES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
+from ..systems.plan import Plan
 from .output import OutputFolder, StepTable
-from .plan import Plan
 
 BEST_RECORD = "best.json"
 # Figures can be compared if they agree in these.

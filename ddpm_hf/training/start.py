@@ -12,13 +12,13 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import component_names
 from ..systems.config import Config
 from ..systems.ddpm import STAGES as DDPM
+from ..systems.forecast import Forecast, forecast
+from ..systems.plan import Plan, make_plan
 from ..systems.system import Stage
 from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
-from .forecast import Forecast, forecast
 from .loop import Trainer
 from .output import OutputFolder
-from .plan import Plan, make_plan
 from .publish import Publisher, page_for
 from .scoring import Scorer
 

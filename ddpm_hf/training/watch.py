@@ -5,9 +5,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..diffusion.losses import snr_weight
+from ..systems.plan import Plan
 from .doctor import Finding
 from .ema import EMA
-from .plan import Plan
 
 GROUPS = 10  # of timesteps, from little noise to much
 # Judged after the warm-up and at least this many steps, over at least this many images.

@@ -14,8 +14,8 @@ from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 from ddpm_hf.models.presets import PRESETS
 from ddpm_hf.models.unet import DDPMUNet2D
 from ddpm_hf.systems.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
+from ddpm_hf.systems.plan import make_plan
 from ddpm_hf.training.device import make_accelerator
-from ddpm_hf.training.plan import make_plan
 
 ALL_FLAGS = {field.name for group in ARGUMENT_GROUPS for field in dataclasses.fields(group)}
 

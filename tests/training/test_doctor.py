@@ -17,11 +17,11 @@ from running import TINY
 
 from ddpm_hf import DDPMUNet2D
 from ddpm_hf.cli.parser import parse_training_arguments
+from ddpm_hf.systems.forecast import forecast
+from ddpm_hf.systems.plan import make_plan
 from ddpm_hf.training import doctor
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.doctor import Finding, examine, report, sample_stretches
-from ddpm_hf.training.forecast import forecast
-from ddpm_hf.training.plan import make_plan
 
 ROOMY = (10**12, 10**12)
 SMALL = [*TINY, "--max_train_steps", "60"]

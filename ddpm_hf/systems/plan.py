@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from ..data.examples import TrainingImages
 from ..data.training import open_training_images
 from ..pipelines.loading import load_pipeline
-from ..systems.config import Config
-from ..systems.ddpm import STAGES as DDPM
-from ..systems.system import Stage, System
 from .clock import Clock
+from .config import Config
+from .ddpm import STAGES as DDPM
+from .system import Stage, System
 
 
 @dataclass(frozen=True, kw_only=True)
