@@ -7,6 +7,8 @@ every machine.
 
 import io
 import os
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,11 +62,10 @@ SIDE = 32
 # Rows of the bundled digits. Nobody's handwriting is shared: the judge can neither have learned what a generator
 # learned by heart, nor what its own ceiling is measured on.
 HANDWRITING = {"train": range(0, 2500), "judge": range(2500, 4000), "test": range(4000, 5000)}
-# Size -> the side in pixels of the 28x28 frame of a digit, of which MNIST made the longer side of the digit 20. None: the
-# level without sizes.
-FRAMES = {None: 36, "small": 16, "large": 28}
+# Size (None at the level without) -> the side in pixels of a digit's frame: 28 in MNIST, and the digit's longer side 20.
+FRAMES = {None: 36, "small": 16, "large": 25}
 # From the middle of a picture to the middle of a digit in one of its corners, pixels.
-CORNER = {"small": 8, "large": 5}
+CORNER = {"small": 8, "large": 6}
 _TIMES_SHOWN = 8  # each training digit, in different combinations
 _JITTER_STREAM = 3
 _FIXED_POINT = 4096
@@ -115,12 +116,14 @@ def captioned_digits(level: str = "coloured", cache_dir: str | os.PathLike | Non
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with replacing(folder) as partial:
-                splits = {"train": _rows(level, _train_plan(level)), "test": _rows(level, _test_plan(level))}
+                splits = {name: _rows(level, plan) for name, plan in plans(level).items()}
                 datasets.DatasetDict(splits).save_to_disk(partial)
     return folder
 
 
-def coverage(handwriting: np.ndarray, frame: int, right: np.ndarray | int = 0, down: np.ndarray | int = 0) -> np.ndarray:
+def coverage(
+    handwriting: np.ndarray, frame: int, right: np.ndarray | int = 0, down: np.ndarray | int = 0
+) -> np.ndarray:
     """How far ink covers each pixel of a 32x32 picture, uint8 (n, 32, 32), 255 for wholly.
 
     Args:
@@ -141,6 +144,7 @@ def coverage(handwriting: np.ndarray, frame: int, right: np.ndarray | int = 0, d
     return windows[which, top[which] - down, left[which] - right]
 
 
+@lru_cache(maxsize=1)
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """The bundled digits, uint8 (5000, 28, 28) with white ink on black, and their classes, int64 (5000,)."""
     import pyarrow.parquet as pq
@@ -164,19 +168,16 @@ def _resizing(given: int, wanted: int) -> np.ndarray:
     return np.rint(weights / weights.sum(1, keepdims=True) * _FIXED_POINT).astype(np.int64)
 
 
-def _train_plan(level: str) -> dict[str, np.ndarray]:
-    """Handwriting and attributes of each training picture: no combination comes again before all others have come."""
-    handwriting = np.tile(HANDWRITING["train"], _TIMES_SHOWN)
-    return _combined(level, handwriting, shown=True, stream=0)
-
-
-def _test_plan(level: str) -> dict[str, np.ndarray]:
-    handwriting = np.array(HANDWRITING["test"])
-    sides = [_combined(level, handwriting, shown=shown, stream=1 + shown) for shown in (True, False)]
-    return {name: np.stack([side[name] for side in sides], 1).reshape(-1) for name in sides[0]}
+def plans(level: str) -> dict[str, dict[str, np.ndarray]]:
+    """Split -> `handwriting` and the ids of attributes of each picture."""
+    train = _combined(level, np.tile(HANDWRITING["train"], _TIMES_SHOWN), shown=True, stream=0)
+    test = np.array(HANDWRITING["test"])
+    shown, unseen = (_combined(level, test, shown=shown, stream=2 - shown) for shown in (True, False))
+    return {"train": train, "test": {name: np.stack([shown[name], unseen[name]], 1).reshape(-1) for name in shown}}
 
 
 def _combined(level: str, handwriting: np.ndarray, *, shown: bool, stream: int) -> dict[str, np.ndarray]:
+    """Attributes for each digit: no combination comes again before all others have come."""
     names = attributes_of(level)
     classes = digits()[1][handwriting]
     asked = np.empty((len(handwriting), len(names)), dtype=np.int64)
@@ -196,14 +197,15 @@ def _rows(level: str, plan: dict[str, np.ndarray]) -> "datasets.Dataset":
     features = {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
     features |= {name: datasets.ClassLabel(names=list(ATTRIBUTES[name])) for name in names}
     features["handwriting"] = datasets.Value("int32")
-    words = [dict(zip(names, ids, strict=True)) for ids in zip(*(_words(name, plan[name]) for name in names), strict=True)]
     columns = {"image": [_png(picture) for picture in compose(plan)]} | plan
-    columns["caption"] = [[wording.format(**each) for wording in CAPTIONS[level]] for each in words]
+    columns["caption"] = [captions(level, ids) for ids in zip(*(plan[name] for name in names), strict=True)]
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def _words(name: str, ids: np.ndarray) -> list[str]:
-    return [ATTRIBUTES[name][number] for number in ids]
+def captions(level: str, ids: Sequence[int]) -> list[str]:
+    """All wordings for the ids of the attributes of a level."""
+    words = {name: ATTRIBUTES[name][number] for name, number in zip(attributes_of(level), ids, strict=True)}
+    return [wording.format(**words) for wording in CAPTIONS[level]]
 
 
 def compose(plan: dict[str, np.ndarray]) -> np.ndarray:

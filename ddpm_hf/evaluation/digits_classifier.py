@@ -97,16 +97,17 @@ def train_classifier(
     labels: torch.Tensor,
     *,
     epochs: int = _EPOCHS,
-    shown: Callable[[torch.Tensor], torch.Tensor] = lambda batch: batch,
+    loss: Callable[[DigitsClassifier, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Train in place, with fixed initial weights and a fixed order of images.
 
     Args:
-        images: (n, …).
+        images: float32 (n, 1, 16, 16) in [-1, 1], or whatever `loss` takes.
         labels: int64 (n,), 0 to 9.
         epochs: passes over the images.
-        shown: a batch of images -> what the network is given, float32 (B, 1, 16, 16) in [-1, 1].
+        loss: (network, images, labels of a batch) -> loss; the cross entropy by default.
     """
+    loss = loss or (lambda network, images, labels: F.cross_entropy(network(images), labels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("digits classifier"))
         for module in network.modules():
@@ -119,8 +120,7 @@ def train_classifier(
     network.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(images), generator=order)[: steps // epochs * _BATCH].split(_BATCH):
-            loss = F.cross_entropy(network(shown(images[chosen])), labels[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss(network, images[chosen], labels[chosen]).backward()
             optimizer.step()
             course.step()

@@ -32,7 +32,7 @@ _AT_ONCE = 256
 # The longer side of a digit of each size, and the side of the window that the classifier sees, as shares of a picture.
 _LONGER = {size: frame * 20 / 28 / SIDE for size, frame in FRAMES.items()}
 _WINDOWS = {size: 1.25 * longer for size, longer in _LONGER.items()}
-_EPOCHS = 40
+_EPOCHS, _DROPOUT = 50, 0.4
 # Increase it when the classifier would get other weights.
 _VERSION = 1
 
@@ -156,7 +156,9 @@ def _windows(covered: torch.Tensor, middle: torch.Tensor, shape: torch.Tensor) -
         shape: (n, 2, 2) matrices that take the square [-1, 1]² to the window less its middle.
     """
     twice = 2 * DigitsClassifier.side  # two samples a pixel each way, against aliasing
-    grid = F.affine_grid(torch.cat([shape, middle[..., None]], 2), (len(covered), 1, twice, twice), align_corners=False)
+    grid = F.affine_grid(
+        torch.cat([shape, middle[..., None]], 2), (len(covered), 1, twice, twice), align_corners=False
+    )
     return F.avg_pool2d(F.grid_sample(covered[:, None], grid, align_corners=False), 2) * 2 - 1
 
 
@@ -166,21 +168,30 @@ def _train(network: DigitsClassifier) -> None:
     drawn = [torch.from_numpy(coverage(handwriting, frame)) / 255 for frame in FRAMES.values()]
     # And as in a picture of half the resolution.
     halved = F.interpolate(F.avg_pool2d(drawn[0][:, None], 2), scale_factor=2, mode="bilinear")[:, 0]
-    windows = torch.tensor([*_WINDOWS.values(), _WINDOWS[None]])
+    sides = torch.tensor([*_WINDOWS.values(), _WINDOWS[None]])
     generator = generator_for("prompt judge")
 
-    def deformed(images: torch.Tensor) -> torch.Tensor:
-        count = len(images)
-        which = torch.randint(len(windows), (count,), generator=generator)
-        angle, shear, stretch, scale, *shift = torch.randn(6, count, generator=generator).unbind()
-        turn = torch.stack([angle.mul(0.12).cos(), -angle.mul(0.12).sin(), angle.mul(0.12).sin(), angle.mul(0.12).cos()], 1)
-        bend = torch.stack([(0.06 * stretch).exp(), 0.12 * shear, torch.zeros(count), (-0.06 * stretch).exp()], 1)
-        size = windows[which] * (0.06 * scale).exp()
-        shape = size[:, None, None] * (turn.unflatten(1, (2, 2)) @ bend.unflatten(1, (2, 2)))
-        return _windows(images[torch.arange(count), which], 0.06 * size[:, None] * torch.stack(shift, 1), shape)
+    def loss(network: DigitsClassifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        which = torch.randint(len(sides), (len(images),), generator=generator)
+        middle, shape = _deformed_windows(sides[which], generator)
+        features = network.features(_windows(images[torch.arange(len(images)), which], middle, shape))
+        kept = torch.rand(features.shape, generator=generator) > _DROPOUT
+        logits = network.head(features * kept / (1 - _DROPOUT))
+        return F.cross_entropy(logits, labels, label_smoothing=0.1)
 
     labels = torch.from_numpy(digits()[1][handwriting])
-    train_classifier(network, torch.stack([*drawn, halved], 1), labels, epochs=_EPOCHS, shown=deformed)
+    train_classifier(network, torch.stack([*drawn, halved], 1), labels, epochs=_EPOCHS, loss=loss)
+
+
+def _deformed_windows(side: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Middles and shapes of `_windows` of about these sides (n,): shifted, scaled, turned, sheared and stretched."""
+    angle, shear, stretch, scale, *shift = torch.randn(6, len(side), generator=generator)
+    sine, cosine = (0.12 * angle).sin(), (0.12 * angle).cos()
+    turn = torch.stack([cosine, -sine, sine, cosine], 1).unflatten(1, (2, 2))
+    wide = (0.06 * stretch).exp()
+    bend = torch.stack([wide, 0.12 * shear, torch.zeros_like(wide), 1 / wide], 1).unflatten(1, (2, 2))
+    side = side * (0.06 * scale).exp()
+    return 0.06 * side[:, None] * torch.stack(shift, 1), side[:, None, None] * (turn @ bend)
 
 
 def _check_images(images: torch.Tensor) -> None:
