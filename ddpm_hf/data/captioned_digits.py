@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import replacing
+from ..progress import is_shown
 from .order import below, position_bits, shuffled_rows, stream_key
 from .sources import DIGITS
 
@@ -62,13 +63,12 @@ SIDE = 32
 # Rows of the bundled digits. Nobody's handwriting is shared: the judge can neither have learned what a generator
 # learned by heart, nor what its own ceiling is measured on.
 HANDWRITING = {"train": range(0, 2500), "judge": range(2500, 4000), "test": range(4000, 5000)}
-# Size (None at the level without) -> the side in pixels of a digit's frame: 28 in MNIST, and the digit's longer side 20.
+# Size (None at the level without) -> side of a digit's frame in pixels: 28 in MNIST, and 20 the digit's longer side.
 FRAMES = {None: 36, "small": 16, "large": 25}
 # From the middle of a picture to the middle of a digit in one of its corners, pixels.
 CORNER = {"small": 8, "large": 6}
 _TIMES_SHOWN = 8  # each training digit, in different combinations
 _JITTER_STREAM = 3
-_FIXED_POINT = 4096
 # Increase it when the same level would give different rows.
 _VERSION = 1
 
@@ -104,7 +104,7 @@ def captioned_digits(level: str = "coloured", cache_dir: str | os.PathLike | Non
         cache_dir: where it is kept; the cache of `datasets` by default.
 
     Raises:
-        ValueError: there is no such level.
+        ValueError: there is no such level, or the cache folder is not writable.
     """
     import datasets
     from filelock import FileLock
@@ -112,12 +112,17 @@ def captioned_digits(level: str = "coloured", cache_dir: str | os.PathLike | Non
     attributes_of(level)
     parent = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf"
     folder = parent / f"captioned-digits-{level}-{_VERSION}"
-    parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with replacing(folder) as partial:
-                splits = {name: _rows(level, plan) for name, plan in plans(level).items()}
-                datasets.DatasetDict(splits).save_to_disk(partial)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                if not is_shown():
+                    datasets.disable_progress_bars()
+                with replacing(folder) as partial:
+                    splits = {name: _rows(level, plan) for name, plan in plans(level).items()}
+                    datasets.DatasetDict(splits).save_to_disk(partial)
+    except OSError as error:
+        raise ValueError(f"`cache_dir` must be writable, got {str(parent)!r}: {error}") from error
     return folder
 
 
@@ -134,7 +139,8 @@ def coverage(
     known, which = np.unique(handwriting, return_inverse=True)
     weights = _resizing(28, frame)
     stamps = weights @ digits()[0][known].astype(np.int64) @ weights.T
-    stamps = np.clip((stamps + _FIXED_POINT**2 // 2) // _FIXED_POINT**2, 0, 255).astype(np.uint8)
+    # As dark as before: strokes thinner than a pixel would be pale.
+    stamps = (stamps * 255 // stamps.max(axis=(1, 2), keepdims=True)).astype(np.uint8)
     around = SIDE + 8  # more than any digit is moved
     windows = np.lib.stride_tricks.sliding_window_view(
         np.pad(stamps, ((0, 0), (around, around), (around, around))), (SIDE, SIDE), axis=(1, 2)
@@ -161,11 +167,11 @@ def _doubled_middle(profile: np.ndarray) -> np.ndarray:
 
 
 def _resizing(given: int, wanted: int) -> np.ndarray:
-    """Antialiased linear interpolation from `given` pixels to `wanted`, as integers of which 4,096 make one."""
+    """Antialiased linear interpolation from `given` pixels to `wanted`, as integers: 4,096 for a weight of 1."""
     scale = given / wanted
     middles = (np.arange(wanted) + 0.5) * scale - 0.5
     weights = np.maximum(0, 1 - np.abs(middles[:, None] - np.arange(given)) / max(scale, 1))
-    return np.rint(weights / weights.sum(1, keepdims=True) * _FIXED_POINT).astype(np.int64)
+    return np.rint(4096 * weights / weights.sum(1, keepdims=True)).astype(np.int64)
 
 
 def plans(level: str) -> dict[str, dict[str, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,7 +92,6 @@ class PromptJudge:
             entry["ceiling"], entry["ceiling_n"] = (ceilings[entry["name"]][key] for key in ("value", "n"))
         return entries
 
-    @cache  # noqa: B019: a judge lives as long as the evaluation
     def _ceilings(self, resolution: int) -> list[dict[str, Any]]:
         folder = captioned_digits(self.level, self.cache_dir)
         data = load_images(train_data_dir=folder, dataset_split="test", cache_dir=self.cache_dir)
@@ -119,7 +117,7 @@ class PromptJudge:
 
 
 def separate(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """uint8 (n, 3, H, W) -> ids of ground and ink (n,), and how far ink covers each pixel, float32 (n, H, W) in [0, 1].
+    """uint8 (n, 3, H, W) -> ids of ground and ink (n,), and how far ink covers each pixel, (n, H, W) in [0, 1].
 
     With g the median pixel and c a colour of the palette, least squares give a pixel x the share
     a = clip((x - g)·(c - g) / |c - g|²); the ink is the c with the smallest sum of |x - g - a(c - g)|².
