@@ -14,6 +14,7 @@ INDEX_FILE = "model_index.json"
 
 # Our class -> the diffusers class with the same configuration and weights.
 STOCK_CLASS_NAMES = {"DDPMUNet2D": "UNet2DModel", "LinearDDPMScheduler": "DDPMScheduler"}
+STOCK_PIPELINES = {"TextToImagePipeline": "IFPipeline"}
 
 
 class PortableConfig:

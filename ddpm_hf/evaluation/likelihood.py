@@ -169,7 +169,7 @@ def measure_likelihood(
         share = {name: value[rank::processes] for name, value in batch.items()}
         if len(share["rows"]) == 0:
             continue
-        share = {name: value.to(device) for name, value in share.items()}
+        share = {name: value.to(device) if torch.is_tensor(value) else value for name, value in share.items()}
         x_0, told = codec.encode(share), tell(conditions, share)
         generators = [generator_for(seed, "likelihood", row) for row in share["rows"].tolist()]
         timesteps, weights = None, 1.0

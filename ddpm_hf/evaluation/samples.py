@@ -1,5 +1,6 @@
 """The samples to evaluate: drawn from a pipeline, or read from a folder or a file."""
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -98,7 +99,8 @@ def prepared(
     Arguments and errors as for `draw_samples`.
     """
     scheduler = pipeline.scheduler if sampler is None else make_sampler(sampler, pipeline.scheduler)
-    pipeline = DDPMPipeline(pipeline.unet, rebuild(type(scheduler), scheduler), id2label=pipeline.id2label)
+    pipeline = copy.copy(pipeline)
+    pipeline.scheduler = rebuild(type(scheduler), scheduler)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.ask({condition.name: condition.usual()[:1] for condition in pipeline.conditions}, guidance_scale)
     steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps

@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..codecs.pixels import PixelCodec, channels_last
 from ..conditions.condition import Condition, Told, cycled
-from ..portable import own_component, stock_component
+from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import guided
@@ -44,6 +44,7 @@ class Denoising:
     def to_json_string(self) -> str:
         """The index as JSON, naming stock classes instead of ours."""
         index = json.loads(super().to_json_string())
+        index["_class_name"] = STOCK_PIPELINES.get(index["_class_name"], index["_class_name"])
         for name, value in index.items():
             if isinstance(value, list) and len(value) == 2:
                 index[name] = stock_component(*value)

@@ -8,10 +8,11 @@ from diffusers.utils.logging import disable_progress_bar
 
 from ..portable import INDEX_FILE, components, stock_component
 from .ddpm import DDPMPipeline
+from .text_to_image import TextToImagePipeline
 
 # The class that an index names -> the class that loads it here. `check_parts` of a class raises ValueError, naming a
 # component, if loaded parts do not fit each other.
-PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline}
+PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline, "IFPipeline": TextToImagePipeline}
 _LIBRARIES = ("diffusers", "transformers")
 # Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.
 NETWORK_CONFIG = "config.json"

@@ -35,6 +35,12 @@ class DataArguments:
     dataset_split: str | None = flag(help="The split to train on; slices such as train[:10%%] work too.")
     image_column: str | None = flag(help="The image column; by default found by its type.")
     label_column: str | None = flag(help="The class label column; by default found by its type.")
+    caption_column: str | None = flag(
+        help="The column of captions, one or several a row; by default found by its type and name."
+    )
+    init_caption_from_labels: str | None = flag(
+        help='Make captions of class names by this template, e.g. "a photo of a {}".'
+    )
     streaming: bool = flag(
         False,
         help="Stream the data set instead of storing it on disk. Every process (and every data worker) reads the "
@@ -60,6 +66,9 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
+    system: Literal["ddpm", "glide"] = flag(
+        "ddpm", help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder."
+    )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
         "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution allows halvings. "
@@ -77,7 +86,11 @@ class ModelArguments:
     attention_resolutions: list[int] | None = flag(help="Feature map sizes with self-attention.")
     dropout: float | None = flag(help="Dropout in the residual blocks, 0 to 1.")
     class_conditional: bool = flag(False, help="Condition on class labels; needs labelled data.")
-    condition_dropout: float = flag(0.1, help="Fraction of images trained without their class; 0 rules out guidance.")
+    condition_dropout: float | None = flag(
+        help="Fraction of images trained without their class or caption; 0 rules out guidance by class."
+    )
+    text_width: int | None = flag(help="Channels of the text encoder, a multiple of 32.")
+    text_layers: int | None = flag(help="Layers of the text encoder.")
     gradient_checkpointing: bool = flag(False, help="Save memory for about 20 %% more time.")
     compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
@@ -174,6 +187,7 @@ class RunArguments(MachineArguments):
     save_images_epochs: int | None = flag(help="Epochs between previews, instead of --preview_steps.")
     save_model_epochs: int | None = flag(help="Epochs between saves of the pipeline; it is always saved at the end.")
     preview_images: int = flag(16, help="Images in a preview.", aliases=("--eval_batch_size",))
+    preview_guidance_scale: float | None = flag(help="Guidance of previews and of scored samples.")
     preview_inference_steps: int = flag(
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
@@ -229,7 +243,8 @@ HUB_FLAGS = frozenset(entry.name for entry in dataclasses.fields(HubArguments))
 NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
-    "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps report_to logging_dir "
+    "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps preview_guidance_scale "
+    "report_to logging_dir "
     "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor save_best_by "
     "num_cpu_threads".split()
 ).union(HUB_FLAGS)
@@ -247,7 +262,8 @@ _RANGES = (
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
     (0, False, None, "learning_rate adam_epsilon max_grad_norm ema_inv_gamma"),
-    (1, True, 100, "blocks_per_level"),
+    (1, True, 100, "blocks_per_level text_layers"),
+    (32, True, None, "text_width"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
 )
 _EXCLUSIVE = (

@@ -35,20 +35,14 @@ def build(config: Config, images: TrainingImages, start: DDPMPipeline | None) ->
     id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
     unet_config = given_unet_config(config, start) or _new_unet_config(config, shape, id2label)
     unet = _build_unet(config, unet_config, shape, id2label, start)
-    scheduler = _build_scheduler(config, start)
+    scheduler = build_scheduler(config, start)
     _check_outputs(unet, scheduler)
-    options = config.optimization
-    if options.loss_weighting != "none" and scheduler.lacks_terminal_signal:
-        raise ValueError(
-            f"--loss_weighting {options.loss_weighting} cannot be used with --rescale_betas_zero_snr: it gives the "
-            "last timestep, where sampling starts, weight 0; leave one out"
-        )
     return System(
         codec=PixelCodec(shape),
         conditions=ClassLabels.of_model(unet.config, id2label, config.model.condition_dropout),
         network=Denoiser(unet),
         scheduler=scheduler,
-        loss=DiffusionLoss(scheduler, options.loss, options.loss_weighting),
+        loss=build_loss(config, scheduler),
         pipeline=lambda network: DDPMPipeline(network.unet, scheduler, id2label=id2label),
     )
 
@@ -120,7 +114,8 @@ def _check_classes(id2label: dict[int, str] | None, start: DDPMPipeline) -> None
         raise ValueError(f"--init_from must have the classes of the data ({here}), got a model trained on: {there}")
 
 
-def _build_scheduler(config: Config, start: DDPMPipeline | None) -> LinearDDPMScheduler:
+def build_scheduler(config: Config, start: DDPMPipeline | None) -> LinearDDPMScheduler:
+    """The process; ValueError if its settings contradict each other."""
     settings = {name: getattr(config.process, name) for name in PROCESS_FLAGS}
     # Starts at T-1 for any number of steps, and stock diffusers gets it right.
     settings["timestep_spacing"] = "linspace"
@@ -138,6 +133,17 @@ def _build_scheduler(config: Config, start: DDPMPipeline | None) -> LinearDDPMSc
             "--beta_start and --beta_end, or choose --beta_schedule squaredcos_cap_v2"
         )
     return LinearDDPMScheduler(**settings)
+
+
+def build_loss(config: Config, scheduler: LinearDDPMScheduler) -> DiffusionLoss:
+    """The objective; ValueError if it cannot be used with this process."""
+    options = config.optimization
+    if options.loss_weighting != "none" and scheduler.lacks_terminal_signal:
+        raise ValueError(
+            f"--loss_weighting {options.loss_weighting} cannot be used with --rescale_betas_zero_snr: it gives the "
+            "last timestep, where sampling starts, weight 0; leave one out"
+        )
+    return DiffusionLoss(scheduler, options.loss, options.loss_weighting)
 
 
 def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:

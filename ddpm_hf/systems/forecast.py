@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 from accelerate import Accelerator
+from diffusers import ModelMixin
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
@@ -114,7 +115,7 @@ def count_pass(
         return output
 
     if gradient_checkpointing:
-        for part in network.children():
+        for part in filter(lambda part: isinstance(part, ModelMixin), network.children()):
             part.enable_gradient_checkpointing(checkpointed)
     with counter, _FusedAttention(keep), saved_tensors_hooks(keep, lambda tensor: tensor):
         network(image, timestep, **told)

@@ -81,6 +81,7 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage = DDPM[0]) 
     config = stage.resolve(config, start)
     settings = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
     settings["class_conditional"] = config.model.class_conditional
+    settings["captioned"] = config.model.system == "glide"
     images = open_training_images(config.optimization.seed, **settings)
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
     system = stage.build(config, images, start)

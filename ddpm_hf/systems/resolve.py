@@ -56,8 +56,11 @@ def given_unet_config(config: Config, start: DDPMPipeline | None) -> dict[str, A
 
 def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset:
     """The preset given, or the one that suits the data; it supplies every setting not given."""
+    system = config.model.system
     if config.model.preset is not None:
         preset = get_preset(config.model.preset)
+        if preset.system != system:
+            raise ValueError(f"--preset {config.model.preset} is for --system {preset.system}, got {system}")
         for name in ARCHITECTURE_FLAGS:
             given, fixed = getattr(config.model, name), _plain(preset.model[name])
             if given is not None and given != fixed:
@@ -65,7 +68,10 @@ def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset
                     f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
                 )
         return preset
-    if unet_config is None and config.data.dataset_name is None and config.data.train_data_dir is None:
+    is_bundled = config.data.dataset_name is None and config.data.train_data_dir is None
+    if system == "glide":
+        return get_preset("glide-digits" if is_bundled else "glide-64")
+    if unet_config is None and is_bundled:
         return get_preset("digits")
     resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
     return get_preset("small-32" if min(parse_resolution(resolution)) <= 40 else "small-64")
@@ -98,7 +104,7 @@ def _with_network(
         return config.with_values(fixed)
     model = {name: _plain(value) for name, value in preset.model.items() if name != "channels"}
     if config.data.dataset_name is None and config.data.train_data_dir is None:
-        model["channels"] = 1
+        model["channels"] = preset.model["channels"]
     model["resolution"] = _resolution_text(model["resolution"])
     config = config.filled({"resolution": model["resolution"]})
     if config.model.preset is None and config.data.resolution != model["resolution"]:

@@ -42,6 +42,16 @@ class EMA:
         weights = [whole(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The average, by the names of the network; weights that it uses twice are kept once."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A weight or norm, unsharded and in float32: FSDP shards it, DeepSpeed keeps it in half precision."""

@@ -165,9 +165,9 @@ class Trainer:
             self.summary["tracker_run"] = progress["tracker_run"]
             self.accelerator.print(f"resuming from {checkpoint} at step {self.step} of {self.plan.clock.steps}")
 
-    def _holders(self) -> dict[str, torch.nn.Module | SecondMomentSampler]:
+    def _holders(self) -> dict[str, EMA | SecondMomentSampler]:
         """State beside model and optimizer, by the name of its checkpoint file."""
-        holders = {"ema": self.ema and self.ema.model, "timestep_sampler": self.draws.sampler}
+        holders = {"ema": self.ema, "timestep_sampler": self.draws.sampler}
         return {name: holder for name, holder in holders.items() if holder is not None}
 
     def _micro_steps(self) -> Iterator[tuple[int, range, dict[str, torch.Tensor]]]:
@@ -184,7 +184,10 @@ class Trainer:
         loader = self.plan.images.loader(sampler, num_workers=workers, pin_memory=on_cuda)
         for number, batch in enumerate(loader):
             micro_step = number % self.options.gradient_accumulation_steps
-            batch = {name: to_device(tensor, self.accelerator.device) for name, tensor in batch.items()}
+            batch = {
+                name: to_device(value, self.accelerator.device) if torch.is_tensor(value) else value
+                for name, value in batch.items()
+            }
             yield micro_step, sampler.positions(self.step, micro_step), batch
 
     def _finish(self) -> None:

@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from diffusers import ModelMixin
 
 from ..systems.plan import Plan
 from .device import has_fused_optimizer
@@ -11,7 +12,7 @@ from .device import has_fused_optimizer
 def prepared(plan: Plan, accelerator: Accelerator) -> tuple[torch.nn.Module, AcceleratedOptimizer, bool]:
     """Network and AdamW, wrapped by Accelerate, and whether AdamW can skip a bad step without the host."""
     network, options = plan.system.network, plan.config.optimization
-    for part in network.children():
+    for part in filter(lambda part: isinstance(part, ModelMixin), network.children()):
         if plan.config.model.gradient_checkpointing:
             part.enable_gradient_checkpointing()
         if plan.config.model.compile:

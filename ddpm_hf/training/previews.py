@@ -35,6 +35,7 @@ def draw_preview(
             options.train_batch_size,
             {name: [words[index] for index in indices] for name, words in asked.items()},
             num_inference_steps=steps,
+            guidance_scale=plan.config.run.preview_guidance_scale,
         )
         images = torch.from_numpy(np.concatenate([images for _, images in batches])).to(accelerator.device)
     images = accelerator.gather(images).cpu().numpy()[:count]
@@ -56,8 +57,8 @@ def draw_chain(pipeline: DDPMPipeline, plan: Plan, steps: int, folder: Path | No
     # Of named rows the first image of each.
     indices = list(range(0, count, columns or 1))[:CHAIN_IMAGES]
     asked = {name: [words[index] for index in indices] for name, words in asked.items()}
-    seed = plan.config.optimization.seed
-    chain, numbers = denoising_chain(pipeline, indices, seed, steps, _CHAIN_FRAMES, asked)
+    seed, scale = plan.config.optimization.seed, plan.config.run.preview_guidance_scale
+    chain, numbers = denoising_chain(pipeline, indices, seed, steps, _CHAIN_FRAMES, asked, guidance_scale=scale)
     if folder is None:
         return {}
     shown = save_chain(chain, folder / CHAIN_FILE, folder / ANIMATION_FILE)

@@ -120,7 +120,13 @@ class Scorer:
             figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **self._common))
         if self.metrics:
             with self.accelerator.autocast():
-                samples = draw_samples(pipeline, run.eval_num_images, num_inference_steps=calls, **self._common)
+                samples = draw_samples(
+                    pipeline,
+                    run.eval_num_images,
+                    num_inference_steps=calls,
+                    guidance_scale=run.preview_guidance_scale,
+                    **self._common,
+                )
             training = self.images.training(most=run.eval_num_images)
             arguments = (samples, self.images, training, self.extractor, self.metrics)
             figures += measure_quality(*arguments, resamples=0, **self._common)

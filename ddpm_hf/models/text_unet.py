@@ -1,0 +1,64 @@
+"""The U-Net of GLIDE (Nichol et al. 2021, arXiv 2112.10741) as stock diffusers' class, which its pipelines run."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+
+def text_unet_config(
+    resolution: int,
+    *,
+    channels: int,
+    base_channels: int,
+    channel_multipliers: Sequence[int],
+    attention_resolutions: Sequence[int],
+    blocks_per_level: int,
+    dropout: float,
+    text_width: int,
+) -> dict[str, Any]:
+    """The arguments of `UNet2DConditionModel`.
+
+    Attention, within a level and to the caption's states together, has heads of up to 32 channels. The states are
+    pooled by attention and added to the time embedding: GLIDE adds the last one, which no stock pipeline can tell.
+
+    Args:
+        resolution: side of the images.
+        channels: of the images; the network has twice as many outputs, because stock pipelines expect a variance.
+        base_channels, channel_multipliers, blocks_per_level: as for `paper_config`.
+        attention_resolutions: sides of the feature maps with attention.
+        text_width: channels of the caption's states.
+    """
+    widths = [base_channels * multiplier for multiplier in channel_multipliers]
+    attends = [resolution // 2**level in attention_resolutions for level in range(len(widths))]
+    kinds = [("SimpleCrossAttn" if attention else "") for attention in attends]
+    down = [f"{kind}DownBlock2D" if kind else "DownBlock2D" for kind in kinds]
+    return {
+        "sample_size": resolution,
+        "in_channels": channels,
+        "out_channels": 2 * channels,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": blocks_per_level,
+        "down_block_types": tuple(down),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": tuple(name.replace("Down", "Up") for name in reversed(down)),
+        "encoder_hid_dim": text_width,
+        "encoder_hid_dim_type": "text_proj",
+        "cross_attention_dim": max(widths),
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": math.gcd(4 * base_channels // 32, text_width // 32) or 1,
+        "attention_head_dim": math.gcd(32, *widths),
+        "norm_num_groups": math.gcd(32, *widths),
+        "resnet_time_scale_shift": "scale_shift",
+        "dropout": dropout,
+    }
+
+
+def new_text_unet(**settings: Any) -> UNet2DConditionModel:
+    """A network with random weights whose first output is 0, as the paper's, so that it starts from the mean."""
+    unet = UNet2DConditionModel(**text_unet_config(**settings))
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet

@@ -1,0 +1,73 @@
+"""GLIDE (Nichol et al. 2021, arXiv 2112.10741): pixels told a caption, by a text encoder learned with the U-Net.
+
+What stock diffusers runs differs from the paper in one thing: the caption's states are pooled by attention for the
+time embedding, where the paper takes the state of the last token.
+"""
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..codecs.pixels import PixelCodec
+from ..conditions.prompt import Prompt
+from ..data.examples import TrainingImages
+from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
+from ..models.text_unet import new_text_unet
+from ..pipelines.text_to_image import TextDenoiser, TextToImagePipeline
+from ..seeds import derive_seed
+from .config import Config
+from .ddpm import build_loss, build_scheduler
+from .resolve import ARCHITECTURE_FLAGS, resolve
+from .system import Stage, System
+
+
+def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
+    """Tokenizer, text encoder, U-Net, process and objective; arguments and errors as for a DDPM."""
+    scheduler = build_scheduler(config, start)
+    if start is not None:
+        tokenizer, text_encoder, unet = start.tokenizer, start.text_encoder, start.unet
+    else:
+        tokenizer, text_encoder = _text_encoder(config, images)
+        unet = _unet(config, images.shape, text_encoder.config.hidden_size)
+    network = TextDenoiser(unet, text_encoder, config.process.variance_type in LEARNED_VARIANCES)
+    prompt = Prompt(
+        tokenizer=tokenizer,
+        length=CAPTION_LENGTH,
+        hidden=config.model.condition_dropout,
+        examples=images.some_captions(config.run.preview_images),
+    )
+    return System(
+        codec=PixelCodec(images.shape),
+        conditions=[prompt],
+        network=network,
+        scheduler=scheduler,
+        loss=build_loss(config, scheduler),
+        pipeline=lambda network: TextToImagePipeline(
+            tokenizer, network.text_encoder, network.unet, scheduler, None, None, None
+        ),
+    )
+
+
+def _text_encoder(config: Config, images: TrainingImages) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    tokenizer = train_tokenizer(images.captions())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))
+        return tokenizer, small_text_encoder(len(tokenizer), config.model.text_width, config.model.text_layers)
+
+
+def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> torch.nn.Module:
+    channels, height, width = shape
+    if height != width:
+        raise ValueError(f"--resolution must be square for --system glide, got {height}x{width}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights"))
+        return new_text_unet(
+            resolution=height,
+            channels=channels,
+            dropout=config.model.dropout,
+            text_width=text_width,
+            **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
+        )
+
+
+STAGES = (Stage(resolve=resolve, build=build),)
