@@ -83,7 +83,7 @@ def test_captions_tell_what_pixels_show(plan):
     for number, picture in enumerate(compose(some).astype(int)):
         words = {name: ATTRIBUTES[name][some[name][number]] for name in names}
         ink, ground = (np.array(PALETTE[words[name]]) for name in ("colour", "ground"))
-        assert (np.median(picture.reshape(-1, 3), axis=0) == ground).all()
+        assert Counter(map(tuple, picture.reshape(-1, 3))).most_common(1)[0][0] == PALETTE[words["ground"]]
         far = np.abs(picture - ground).sum(2)
         assert np.abs(picture[np.unravel_index(far.argmax(), far.shape)] - ink).max() <= 1
         inked = np.argwhere(far > 0.5 * np.abs(ink - ground).sum())
