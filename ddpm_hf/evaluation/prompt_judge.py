@@ -195,8 +195,9 @@ def _deformed_windows(side: torch.Tensor, generator: torch.Generator) -> tuple[t
 
 
 def _check_images(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"`images` must be uint8 (n, 3, S, S), got {images.dtype} {tuple(images.shape)}.")
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or images.numel() == 0 or shape[1:] != (3, shape[-1], shape[-1]):
+        raise ValueError(f"`images` must be uint8 (n, 3, S, S) with n > 0, got {images.dtype} {shape}.")
 
 
 def _checked_ids(name: str, asked: Mapping[str, np.ndarray], count: int) -> np.ndarray:
