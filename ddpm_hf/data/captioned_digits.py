@@ -60,8 +60,8 @@ CAPTIONS = {
     ),
 }
 SIDE = 32
-# Rows of the bundled digits. Nobody's handwriting is shared: the judge can neither have learned what a generator
-# learned by heart, nor what its own ceiling is measured on.
+# Rows of the bundled digits. None is shared: the judge has neither learned what a generator may know by heart, nor
+# what its own ceiling is measured on.
 HANDWRITING = {"train": range(0, 2500), "judge": range(2500, 4000), "test": range(4000, 5000)}
 # Size (None at the level without) -> side of a digit's frame in pixels: 28 in MNIST, and 20 the digit's longer side.
 FRAMES = {None: 36, "small": 16, "large": 25}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from ..data.captioned_digits import (
@@ -16,13 +17,13 @@ from ..data.captioned_digits import (
     PALETTE,
     SIDE,
     attributes_of,
-    captioned_digits,
+    compose,
     coverage,
     digits,
     never_shown,
+    plans,
 )
-from ..data.sources import load_images
-from ..data.store import PixelStore
+from ..data.transforms import RESAMPLING
 from ..seeds import generator_for
 from .digits_classifier import DigitsClassifier, cached_classifier, train_classifier
 from .memorization import wilson_interval
@@ -39,14 +40,14 @@ _VERSION = 1
 class PromptJudge:
     """Judges pictures that were generated for captions of captioned digits, at any square resolution from 16 on.
 
-    The ground is the palette's colour nearest to the median pixel. The ink is the colour of the palette with which
-    mixtures of ink and ground explain all pixels best; its shares say how far ink covers each pixel. Size and place
-    are those of the bounding box of what is more than half covered, and a classifier reads the digit in that box. It
-    learned from handwriting that neither training nor test pictures show.
+    The ground is the colour of the palette to which most pixels are nearest. The ink is the colour whose mixtures with
+    the ground explain all pixels best; its shares say how far ink covers each pixel. Size and place are those of the
+    bounding box of what is more than half covered, and a classifier reads the digit in that box. It learned from
+    digits that neither training nor test pictures show.
 
     Args:
         level: of `captioned_digits`.
-        cache_dir: where pictures and classifier are kept; the cache of `datasets` by default.
+        cache_dir: where the classifier is kept; the cache of `datasets` by default.
 
     Raises:
         ValueError: there is no such level.
@@ -55,7 +56,7 @@ class PromptJudge:
     def __init__(self, level: str, cache_dir: str | os.PathLike | None = None):
         self.level = level
         self.attributes = attributes_of(level)
-        self.cache_dir = cache_dir
+        self._known_ceilings = {}
         self.network, self.fingerprint = cached_classifier(f"prompt-judge-{_VERSION}", _train, cache_dir)
 
     def read(self, images: torch.Tensor) -> dict[str, np.ndarray]:
@@ -93,11 +94,12 @@ class PromptJudge:
         return entries
 
     def _ceilings(self, resolution: int) -> list[dict[str, Any]]:
-        folder = captioned_digits(self.level, self.cache_dir)
-        data = load_images(train_data_dir=folder, dataset_split="test", cache_dir=self.cache_dir)
-        store = PixelStore.build(data, (resolution, resolution), 3, cache_dir=self.cache_dir, progress=False)
-        images = torch.from_numpy(store.gather(np.arange(len(store))))
-        return _shares(self.read(images), data.rows.select_columns(list(self.attributes)).with_format("numpy")[:])
+        if resolution not in self._known_ceilings:
+            asked = plans(self.level)["test"]
+            pictures = [Image.fromarray(picture).resize((resolution,) * 2, RESAMPLING) for picture in compose(asked)]
+            read = self.read(torch.from_numpy(np.stack(pictures)).movedim(3, 1))
+            self._known_ceilings[resolution] = _shares(read, {name: asked[name] for name in self.attributes})
+        return self._known_ceilings[resolution]
 
     @torch.no_grad()
     def _read(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -119,16 +121,16 @@ class PromptJudge:
 def separate(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """uint8 (n, 3, H, W) -> ids of ground and ink (n,), and how far ink covers each pixel, (n, H, W) in [0, 1].
 
-    With g the median pixel and c a colour of the palette, least squares give a pixel x the share
-    a = clip((x - g)·(c - g) / |c - g|²); the ink is the c with the smallest sum of |x - g - a(c - g)|².
+    The ground g is the colour of the palette to which most pixels are nearest. With a colour c, least squares give a
+    pixel x the share a = clip((x - g)·(c - g) / |c - g|²); the ink is the c with the smallest sum of
+    |x - g - a(c - g)|².
     """
     palette = torch.tensor(list(PALETTE.values()), dtype=torch.float32)
     pixels = images.flatten(2).float()  # (n, 3, P)
-    median = pixels.median(2).values
-    ground = torch.cdist(median, palette).argmin(1)
-    there = palette - median[:, None]  # (n, colours, 3)
+    ground = torch.cdist(pixels.mT, palette).argmin(2).mode(1).values
+    there = palette - palette[ground, None]  # (n, colours, 3)
     length = there.square().sum(2, keepdim=True).clamp(min=1)
-    pixels = pixels - median[..., None]
+    pixels = pixels - palette[ground, :, None]
     product = there @ pixels
     share = (product / length).clamp(0, 1)
     explained = (share * (2 * product - share * length)).sum(2)
@@ -193,8 +195,9 @@ def _deformed_windows(side: torch.Tensor, generator: torch.Generator) -> tuple[t
 
 
 def _check_images(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"`images` must be uint8 (n, 3, S, S), got {images.dtype} {tuple(images.shape)}.")
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or images.numel() == 0 or shape[1:] != (3, shape[-1], shape[-1]):
+        raise ValueError(f"`images` must be uint8 (n, 3, S, S) with n > 0, got {images.dtype} {shape}.")
 
 
 def _checked_ids(name: str, asked: Mapping[str, np.ndarray], count: int) -> np.ndarray:

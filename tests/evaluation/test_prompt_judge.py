@@ -113,8 +113,9 @@ def test_ink_is_told_from_ground_for_every_pair_of_colours():
 @pytest.mark.parametrize(
     ("images", "changed", "words"),
     [
-        (torch.zeros(2, 3, 16, 16), {}, "`images` must be uint8 .n, 3, S, S., got torch.float32"),
+        (torch.zeros(2, 3, 16, 16), {}, "`images` must be uint8 .n, 3, S, S. with n > 0, got torch.float32"),
         (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), {}, "`images` must be uint8"),
+        (torch.zeros(0, 3, 16, 16, dtype=torch.uint8), {}, "with n > 0, got torch.uint8 .0, 3, 16, 16."),
         (torch.zeros(2, 3, 16, 12, dtype=torch.uint8), {}, "`images` must be uint8"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), {"digit": None}, "`asked` must hold digit, got colour, ground"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), {"ground": [0, 8]}, "ids of ground below 8, got 8"),
