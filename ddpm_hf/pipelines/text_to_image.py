@@ -101,7 +101,7 @@ class TextToImagePipeline(Denoising, diffusers.IFPipeline):
     def ask(
         self, asked: Mapping[str, Any], guidance_scale: float = 1.0, batch_size: int = 1
     ) -> tuple[Told, Told, int]:
-        """As for other pipelines; captions are encoded once. `negative_prompt` takes the place of the empty caption."""
+        """As for other pipelines; captions are encoded once, and `negative_prompt` replaces the empty one."""
         asked = dict(asked)
         negative = asked.pop("negative_prompt", None)
         told, null, batch_size = super().ask(asked, guidance_scale, batch_size)
