@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,33 +60,54 @@ def digits_classifier(cache_dir: str | os.PathLike | None = None) -> tuple[Digit
     Args:
         cache_dir: where it is kept; the cache of `datasets` by default.
     """
+    digits = load_images(class_conditional=True, cache_dir=cache_dir)
+    store = PixelStore.build(digits, (DigitsClassifier.side,) * 2, 1, cache_dir=cache_dir, progress=False)
+    key = hashlib.sha256(f"{_VERSION} {store.folder.name}".encode()).hexdigest()[:16]
+
+    def train(network: DigitsClassifier) -> None:
+        every = store.batch(range(len(store)))
+        train_classifier(network, normalize(every["images"]), every["class_labels"])
+
+    return cached_classifier(f"digits-classifier-{key}", train, cache_dir)
+
+
+def cached_classifier(
+    name: str, train: Callable[[DigitsClassifier], None], cache_dir: str | os.PathLike | None = None
+) -> tuple[DigitsClassifier, str]:
+    """A classifier in evaluation mode and a hash of its weights: from the cache, or trained in place by `train`."""
     import datasets
     from filelock import FileLock
     from safetensors.torch import load_file, save_file
 
-    digits = load_images(class_conditional=True, cache_dir=cache_dir)
-    store = PixelStore.build(digits, (DigitsClassifier.side,) * 2, 1, cache_dir=cache_dir, progress=False)
-    parent = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf"
-    key = hashlib.sha256(f"{_VERSION} {store.folder.name}".encode()).hexdigest()[:16]
-    file = parent / f"digits-classifier-{key}.safetensors"
+    file = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf" / f"{name}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
     network = DigitsClassifier()
     with FileLock(f"{file}.lock"):
         if not file.is_file():
-            every = store.batch(range(len(store)))
-            train_classifier(network, normalize(every["images"]), every["class_labels"])
+            train(network)
             with replacing(file) as partial:
                 save_file(network.state_dict(), partial)
     network.load_state_dict(load_file(file))
     return network.eval(), weights_fingerprint(network)[:8]
 
 
-def train_classifier(network: DigitsClassifier, images: torch.Tensor, labels: torch.Tensor) -> None:
+def train_classifier(
+    network: DigitsClassifier,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    epochs: int = _EPOCHS,
+    loss: Callable[[DigitsClassifier, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
     """Train in place, with fixed initial weights and a fixed order of images.
 
     Args:
-        images: float32 (n, 1, 16, 16) in [-1, 1].
+        images: float32 (n, 1, 16, 16) in [-1, 1], or whatever `loss` takes.
         labels: int64 (n,), 0 to 9.
+        epochs: passes over the images.
+        loss: (network, images, labels of a batch) -> loss; the cross entropy by default.
     """
+    loss = loss or (lambda network, images, labels: F.cross_entropy(network(images), labels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("digits classifier"))
         for module in network.modules():
@@ -93,13 +115,12 @@ def train_classifier(network: DigitsClassifier, images: torch.Tensor, labels: to
                 module.reset_parameters()
     order = generator_for("digits classifier", "order")
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-    steps = _EPOCHS * (len(images) // _BATCH)
+    steps = epochs * (len(images) // _BATCH)
     course = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_RATE, total_steps=steps)
     network.train()
-    for _ in range(_EPOCHS):
-        for chosen in torch.randperm(len(images), generator=order)[: steps // _EPOCHS * _BATCH].split(_BATCH):
-            loss = F.cross_entropy(network(images[chosen]), labels[chosen])
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(images), generator=order)[: steps // epochs * _BATCH].split(_BATCH):
             optimizer.zero_grad()
-            loss.backward()
+            loss(network, images[chosen], labels[chosen]).backward()
             optimizer.step()
             course.step()
