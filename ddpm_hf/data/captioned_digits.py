@@ -19,11 +19,11 @@ from PIL import Image
 from ..files import replacing
 from ..progress import is_shown
 from .order import below, position_bits, shuffled_rows, stream_key
-from .sources import DIGITS
 
 if TYPE_CHECKING:
     import datasets
 
+DIGITS = Path(__file__).with_name("digits.parquet")
 PALETTE = {
     "black": (24, 24, 30),
     "white": (250, 250, 246),
@@ -82,6 +82,11 @@ def attributes_of(level: str) -> tuple[str, ...]:
     if level not in CAPTIONS:
         raise ValueError(f"`level` must be one of {', '.join(CAPTIONS)}, got {level!r}.")
     return tuple(ATTRIBUTES)[: 3 if level == "coloured" else 5]
+
+
+def level_for(size: tuple[int, int]) -> str:
+    """The level for pictures of this (height, width): a small digit cannot be read below 32 pixels."""
+    return "coloured" if min(size) < SIDE else "placed"
 
 
 def never_shown(digit: np.ndarray, colour: np.ndarray) -> np.ndarray:

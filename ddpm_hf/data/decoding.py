@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import default_convert
 
 from ..progress import progress_bar
+from .captions import CAPTIONS, choose_captions
 from .sources import ImageData, RawRow
 from .transforms import Decoder, UnreadableImage, content_hash, native_channels, open_image
 
@@ -98,18 +99,26 @@ def make_decoder(data: ImageData, size: tuple[int, int], channels: int | None, r
     return Decoder(size=tuple(size), channels=deduced, keep_sides=random_crop, same_channels=channels is None)
 
 
-def make_batch(images: np.ndarray, rows: np.ndarray, extra: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def make_batch(
+    images: np.ndarray, rows: np.ndarray, extra: dict[str, np.ndarray], caption_bits: np.ndarray | None = None
+) -> dict[str, torch.Tensor]:
     """A training batch.
+
+    Args:
+        caption_bits: (B,) uint64 random bits that choose among the captions of a row; None for the first.
 
     Returns:
         "images": uint8 (B, C, H, W); "rows": int64 (B,), data set rows; and for each of `ImageData.columns` its
         values (B,), such as "class_labels", int64: a tensor of numbers, or an array of strings.
     """
+    if CAPTIONS in extra:
+        extra = extra | {CAPTIONS: choose_captions(extra[CAPTIONS], caption_bits)}
     return default_convert({"images": images, "rows": rows, **extra})
 
 
-def stack_batch(images: list[DecodedRow]) -> dict[str, torch.Tensor]:
-    """Decoded rows of equal shape -> one batch."""
+def stack_batch(images: list[DecodedRow], caption_bits: np.ndarray | None = None) -> dict[str, torch.Tensor]:
+    """Decoded rows of equal shape -> one batch, as `make_batch` makes it."""
     rows = [image.row for image in images]
     extra = {key: np.array([row.extra[key] for row in rows]) for key in rows[0].extra}
-    return make_batch(np.stack([image.pixels for image in images]), np.array([row.index for row in rows]), extra)
+    pixels, indices = np.stack([image.pixels for image in images]), np.array([row.index for row in rows])
+    return make_batch(pixels, indices, extra, caption_bits)

@@ -11,26 +11,29 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from .captions import CAPTIONS, captions_of
 from .holdout import Holdout
 from .order import PositionSampler, position_bits, shuffled_rows, spread, stream_key
-from .sources import ImageData, RawRow
+from .sources import ROWS_AT_ONCE, ImageData, RawRow
 from .store import PixelStore
 
 # Separate streams of random bits under one seed.
-CROP_STREAM, FLIP_STREAM = 1, 2
+CROP_STREAM, FLIP_STREAM, CAPTION_STREAM = 1, 2, 5
 
 SAMPLE_SIZE = 256
 
 
 class TrainingImages(ABC):
-    """Positions of an endless shuffled sequence -> batches: row, crop and flip are pure functions of (seed, position).
+    """Positions of an endless shuffled sequence -> batches.
+
+    Row, crop, flip and which of its captions are pure functions of (seed, position).
 
     Batches stay uint8 until they are on the device, where the codec scales them: a quarter of the
     bytes to copy.
 
     Attributes:
         source: the data set.
-        seed: of order, crops and flips.
+        seed: of order, crops, flips and choice of captions.
         holdout: which images of the data set to leave out, from `choose_holdout`.
         random_flip: mirror each image left to right with probability 1/2.
         random_crop: crop larger images at a random position.
@@ -82,6 +85,28 @@ class TrainingImages(ABC):
     def some_pixels(self) -> np.ndarray:
         """Up to 256 images chosen like `some_rows`, cropped in one place, uint8 (n, C, H, W)."""
 
+    @abstractmethod
+    def caption_cells(self) -> Iterator[tuple[int, str]]:
+        """Data set row and captions, as `CaptionColumn` reads them, of each training image with or without captions.
+
+        Of a stream, only the first `shuffle_buffer` training images, in file order.
+        """
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of the images of `caption_cells`."""
+        for _, cell in self.caption_cells():
+            yield from captions_of(cell)
+
+    def some_captions(self, most: int) -> list[str]:
+        """The first caption of each of `some_rows` that has one."""
+        cells = [row.extra[CAPTIONS] for row in self.some_rows(most)]
+        return [captions_of(cell)[0] for cell in cells if cell]
+
+    def uncaptioned(self, most: int = 3) -> tuple[int, list[str]]:
+        """How many images of `caption_cells` have no caption, and the first of them as "row 17 (path)"."""
+        rows = [row for row, cell in self.caption_cells() if not cell]
+        return len(rows), [self.source.describe(self.source.row(row)) for row in rows[:most]]
+
     @property
     def unreadable(self) -> list[str]:
         """Images left out so far because they could not be decoded, as "row 17 (path): reason"."""
@@ -99,8 +124,9 @@ class TrainingImages(ABC):
 
     def facts(self) -> dict[str, Any]:
         """What must be unchanged for a run to continue."""
-        names = self.source.class_names
-        return {
+        names, columns = self.source.class_names, self.source.columns
+        captions = {"caption_column": columns[CAPTIONS].name} if CAPTIONS in columns else {}
+        return captions | {
             "dataset": self.source.name,
             "training_images": self.count,
             "image_shape": list(self.shape),
@@ -136,10 +162,16 @@ class StoredImages(TrainingImages):
             positions = np.asarray(positions, dtype=np.int64)
             indices = self.indices[shuffled_rows(self.seed, positions, self.count)]
             crop_bits = crop_bits_at(self.seed, positions) if self.random_crop else None
-            batch = self.store.batch(indices, crop_bits)
+            batch = self.store.batch(indices, crop_bits, caption_bits_at(self.seed, positions))
             if self.random_flip:
                 flip_some(batch["images"].numpy(), self.seed, positions)
             yield batch
+
+    def caption_cells(self) -> Iterator[tuple[int, str]]:
+        for start in range(0, self.count, ROWS_AT_ONCE):
+            indices = self.indices[start : start + ROWS_AT_ONCE]
+            cells = self.store.extra[CAPTIONS][indices]
+            yield from zip(self.store.rows[indices].tolist(), cells.tolist(), strict=True)
 
     def some_rows(self, most: int) -> list[RawRow]:
         return [self.source.row(int(row)) for row in self.store.rows[self.indices[spread(self.count, most)]]]
@@ -174,6 +206,11 @@ class _Batches(IterableDataset):
 def crop_bits_at(seed: int, positions: np.ndarray) -> np.ndarray:
     """uint64 random bits that choose the crop at each position."""
     return position_bits(stream_key(seed, CROP_STREAM), positions)
+
+
+def caption_bits_at(seed: int, positions: np.ndarray) -> np.ndarray:
+    """uint64 random bits that choose among an image's captions at each position."""
+    return position_bits(stream_key(seed, CAPTION_STREAM), positions)
 
 
 def flip_some(images: np.ndarray, seed: int, positions: np.ndarray) -> None:

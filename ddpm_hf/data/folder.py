@@ -27,12 +27,13 @@ SPLIT_WORDS = {
 
 @dataclass
 class FolderListing:
-    """The relevant files under a folder, sorted, as relative paths."""
+    """The relevant files under a folder, sorted, as relative paths; text files by their path without suffix."""
 
     root: Path
     images: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
     metadata: list[Path] = field(default_factory=list)
+    texts: dict[Path, Path] = field(default_factory=dict)
 
 
 def list_folder(root: Path) -> FolderListing:
@@ -64,18 +65,21 @@ def list_folder(root: Path) -> FolderListing:
                 listing.images.append(path)
             elif suffix in TABLE_SUFFIXES:
                 listing.tables.append(path)
+            elif suffix == ".txt":
+                listing.texts[path.with_suffix("")] = path
     if not listing.images:
         listing.tables += [path for path in listing.metadata if path.suffix == ".parquet"]
     return listing
 
 
-def image_splits(listing: FolderListing) -> "dict[str, datasets.Dataset]":
+def image_splits(listing: FolderListing, read_texts: bool = False) -> "dict[str, datasets.Dataset]":
     """Split name -> rows of the folder's images.
 
     Top-level folders are splits only if all of them are named like splits and `train` is among them. File names never
     name a split: `my test.png` is not a test set. The rows have a column `image` of paths and the columns of the
     folder's metadata. If every image is in a sub-folder (of its split), the column `label` holds the name of the
-    topmost one as its class.
+    topmost one as its class. With `read_texts`, the column `caption` holds the lines of `NAME.txt` beside `NAME.png`,
+    unless there are no such files or the metadata has that column.
     """
     import datasets
 
@@ -89,6 +93,10 @@ def image_splits(listing: FolderListing) -> "dict[str, datasets.Dataset]":
     if None not in classes:
         columns["label"] = classes
         features["label"] = datasets.ClassLabel(names=sorted(set(classes)))
+    texts = [listing.texts.get(path.with_suffix("")) for path in images] if read_texts else []
+    if any(texts):
+        columns["caption"] = [path and _read_lines(listing.root / path) for path in texts]
+        features["caption"] = datasets.List(datasets.Value("string"))
     for name, values in _metadata_columns(listing).items():
         columns[name] = values.to_pylist()
         features[name] = datasets.features.features.generate_from_arrow_type(values.type)
@@ -128,14 +136,22 @@ def _metadata_columns(listing: FolderListing) -> "dict[str, pa.Array]":
     return {name: taken[name].combine_chunks() for name in taken.column_names if name != "image"}
 
 
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read {path}, which must be UTF-8: {error}.") from None
+
+
 def _read_metadata(path: Path) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet
 
-    readers = {".jsonl": pa.json.read_json, ".csv": pa.csv.read_csv, ".parquet": pa.parquet.read_table}
     try:
-        return readers[path.suffix](path)
+        if path.suffix == ".csv":
+            return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
+        return (pa.json.read_json if path.suffix == ".jsonl" else pa.parquet.read_table)(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"Cannot read {path}: {error}") from None

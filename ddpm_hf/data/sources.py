@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..progress import is_shown
+from .captioned_digits import DIGITS, SIDE, captioned_digits, level_for
+from .captions import CAPTIONS, CaptionColumn, LabelCaptions, find_caption_column
 from .class_labels import CLASS_LABELS, find_class_column
 from .columns import Column, find_image_column
 from .folder import TABLE_SUFFIXES, FolderListing, image_splits, list_folder, table_splits
@@ -18,8 +20,6 @@ from .transforms import read_payload
 
 if TYPE_CHECKING:
     import datasets
-
-DIGITS = Path(__file__).with_name("digits.parquet")
 
 # Small enough to hold large photographs in memory, large enough to read tiny images at full speed.
 ROWS_AT_ONCE = 32
@@ -90,7 +90,7 @@ class ImageData:
             start += len(table)
 
     def row(self, index: int) -> RawRow:
-        """One row, of data that do not stream."""
+        """One row; a stream is read up to it."""
         return next(self.batches(index, 1))[0]
 
     def some_rows(self, most: int) -> list[RawRow]:
@@ -128,19 +128,30 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     class_conditional: bool = False,
+    captioned: bool = False,
+    caption_column: str | None = None,
+    init_caption_from_labels: str | None = None,
+    size: tuple[int, int] | None = None,
     streaming: bool = False,
     cache_dir: str | os.PathLike | None = None,
 ) -> ImageData:
-    """Open a data set without decoding it: the bundled digits, unless a name or a folder is given.
+    """Open a data set without decoding it: the bundled digits or captioned digits, unless a name or a folder is given.
 
     Args:
         dataset_name: a data set on the Hub, or another path that `datasets.load_dataset` accepts.
         dataset_config_name: one of its configurations.
-        train_data_dir: a folder of images (optionally in sub-folders, with `metadata.jsonl`, `.csv` or `.parquet`),
-            a parquet or arrow file or a folder of them, or a folder written by `Dataset.save_to_disk`.
+        train_data_dir: a folder of images (optionally in sub-folders, with `metadata.jsonl`, `.csv` or `.parquet`, or
+            with captions in `NAME.txt` beside `NAME.png`, one a line), a parquet or arrow file or a folder of them, or
+            a folder written by `Dataset.save_to_disk`.
         dataset_split: the split to train on, or a slice such as `train[:10%]`; by default "train" or the only one.
         image_column: found by its type by default.
         label_column: the class column, read only if given or if `class_conditional` is set.
+        captioned: read captions.
+        caption_column: of strings or lists of strings; by default found by its type and the usual names. Read only if
+            `captioned` is set, like the following.
+        init_caption_from_labels: a caption in which {} is replaced by the name of the class, from `label_column`.
+        size: (height, width) that the images are for: captioned digits of less than 32 pixels all have one size and
+            place.
         streaming: read rows on the fly instead of downloading and indexing all of them.
         cache_dir: cache folder of `datasets`.
 
@@ -160,19 +171,45 @@ def load_images(
         name, arguments = dataset_name, {"streaming": streaming, "cache_dir": cache_dir}
         splits = _load(argument, dataset_name, dataset_config_name, **arguments)
     else:
-        name = "digits" if train_data_dir is None else str(train_data_dir)
-        path = DIGITS if train_data_dir is None else Path(train_data_dir)
+        if train_data_dir is not None:
+            name, path = str(train_data_dir), Path(train_data_dir)
+        elif captioned:
+            name, path = "captioned digits", captioned_digits(level_for(size or (SIDE, SIDE)), cache_dir)
+        else:
+            name, path = "digits", DIGITS
         base_dir = path if path.is_dir() else path.parent
-        splits = _load_local(path, streaming=streaming, cache_dir=cache_dir)
+        read_texts = captioned and init_caption_from_labels is None
+        splits = _load_local(path, read_texts=read_texts, streaming=streaming, cache_dir=cache_dir)
     split, used_splits = _choose_split(splits, dataset_split, name)
     data = _describe_rows(name, split, image_column, base_dir)
-    if label_column is not None or class_conditional:
-        data = replace(data, columns={CLASS_LABELS: find_class_column(data.features, data.rows, label_column)})
+    columns = {}
+    if class_conditional or (label_column is not None and init_caption_from_labels is None):
+        columns[CLASS_LABELS] = find_class_column(data.features, data.rows, label_column)
+    if captioned:
+        columns[CAPTIONS] = _caption_column(data, caption_column, init_caption_from_labels, label_column)
+    data = replace(data, columns=columns)
     own = next((word for word in EVALUATION_SPLITS if word in splits and word not in used_splits), None)
     if own is None:
         return data
     own_data = _describe_rows(f"{name} ({own})", splits[own], data.image_column, base_dir)
     return replace(data, own_split=own, own_split_data=replace(own_data, columns=data.columns))
+
+
+def _caption_column(
+    data: ImageData, wanted: str | None, template: str | None, label_column: str | None
+) -> CaptionColumn | LabelCaptions:
+    if template is None:
+        return find_caption_column(data.features, data.image_column, wanted)
+    if wanted is not None:
+        raise ValueError(
+            f"Give `caption_column` or `init_caption_from_labels`, not both, got {wanted!r} and {template!r}."
+        )
+    if "{}" not in template:
+        raise ValueError(f"`init_caption_from_labels` must have {{}} for the class name, got {template!r}.")
+    try:
+        return LabelCaptions(find_class_column(data.features, data.rows, label_column), template)
+    except ValueError as problem:
+        raise ValueError(f"`init_caption_from_labels` needs classes, but {problem}") from None
 
 
 @contextmanager
@@ -222,7 +259,7 @@ def _as_stream(splits: "dict[str, datasets.Dataset]", streaming: bool) -> dict[s
     return {name: Split(rows.to_iterable_dataset() if streaming else rows, len(rows)) for name, rows in splits.items()}
 
 
-def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> dict[str, Split]:
+def _load_local(path: Path, *, read_texts: bool, streaming: bool, cache_dir: str | None) -> dict[str, Split]:
     import datasets
 
     if not path.exists():
@@ -244,7 +281,7 @@ def _load_local(path: Path, *, streaming: bool, cache_dir: str | None) -> dict[s
             f"and {len(listing.tables)} tables (such as {listing.tables[0]})."
         )
     if listing.images:
-        return _as_stream(image_splits(listing), streaming)
+        return _as_stream(image_splits(listing, read_texts), streaming)
     if listing.tables:
         return _load_tables(f"`train_data_dir` {str(path)!r}", listing, streaming=streaming, cache_dir=cache_dir)
     raise ValueError(f"`train_data_dir` {str(path)!r} has no images and no parquet or arrow files.")

@@ -20,6 +20,20 @@ from .transforms import Decoder
 LAYOUT = 2
 
 
+class Texts:
+    """Strings in a memory-mapped file of UTF-8: an array of strings would be as wide as the longest in every row."""
+
+    def __init__(self, path: Path, ends: np.ndarray):
+        """`ends` (n,): where each string ends in the file, bytes."""
+        self._bytes = np.memmap(path, np.uint8, mode="r") if ends[-1] else np.empty(0, np.uint8)
+        self._bounds = np.concatenate([[0], ends])
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """The strings at `indices` (B,), an array (B,)."""
+        bounds = zip(self._bounds[indices].tolist(), self._bounds[np.add(indices, 1)].tolist(), strict=True)
+        return np.array([self._bytes[start:end].tobytes().decode() for start, end in bounds], dtype=np.str_)
+
+
 class PixelStore:
     """Decoded images of one data set; create or open one with `PixelStore.build`. Can be pickled to workers.
 
@@ -27,7 +41,7 @@ class PixelStore:
         size: (height, width) of the images from `gather`, pixels.
         channels: 1, 3 or 4.
         rows: (n,) int64, the data set row of each image.
-        extra: what else the rows have, (n,) each, by key in batches.
+        extra: what else the rows have, (n,) each, by key in batches: arrays of numbers, or `Texts`.
         hashes: (n,) uint64 hashes of the undecoded images.
         is_uniform: whether all images are stored in this size, so that no crop changes them.
         unreadable: the images that could not be decoded and were left out, as "row 17 (path): reason".
@@ -41,7 +55,10 @@ class PixelStore:
         self.unreadable = tuple(about["unreadable"])
         self.rows = self._array("rows")
         self.hashes = self._array("hashes")
-        self.extra = {key: self._array(key) for key in about["columns"]}
+        texts = {key: self.folder / f"{key}.utf8" for key in about["columns"]}
+        self.extra = {
+            key: Texts(path, self._array(key)) if path.exists() else self._array(key) for key, path in texts.items()
+        }
         self._sides = self._array("sides")
         areas = self._sides.astype(np.int64).prod(axis=1) * self.channels
         self._ends = np.cumsum(areas)
@@ -83,10 +100,12 @@ class PixelStore:
         stored = [self._pixels[end - prod(shape) : end].reshape(shape) for end, shape in places]
         return crop(stored, self.size, crop_bits)
 
-    def batch(self, indices: np.ndarray, crop_bits: np.ndarray | None = None) -> dict[str, torch.Tensor]:
-        """`gather` with rows and what else they have, in the format of `make_batch`."""
+    def batch(
+        self, indices: np.ndarray, crop_bits: np.ndarray | None = None, caption_bits: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
+        """`gather` with rows and what else they have, as `make_batch` makes it."""
         extra = {key: values[indices] for key, values in self.extra.items()}
-        return make_batch(self.gather(indices, crop_bits), self.rows[indices], extra)
+        return make_batch(self.gather(indices, crop_bits), self.rows[indices], extra, caption_bits)
 
     @classmethod
     def build(
@@ -184,7 +203,13 @@ def _write(folder: Path, data: ImageData, decoder: Decoder, skip_unreadable: boo
         "hashes": np.array(hashes, np.uint64),
         "sides": np.array(sides, np.int32),
     }
-    for name, values in (arrays | {key: np.array(values) for key, values in extra.items()}).items():
+    for key, values in extra.items():
+        if isinstance(values[0], str):
+            texts = [value.encode() for value in values]
+            (folder / f"{key}.utf8").write_bytes(b"".join(texts))
+            values = np.cumsum([len(text) for text in texts])
+        arrays[key] = np.array(values)
+    for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
     about = {"size": decoder.size, "channels": decoder.channels, "columns": list(extra), "unreadable": unreadable}
     write_json(folder / "store.json", about)

@@ -7,8 +7,9 @@ from itertools import islice
 import numpy as np
 import torch
 
+from .captions import CAPTIONS
 from .decoding import DecodedRow, decode_row, make_decoder, stack_batch
-from .examples import SAMPLE_SIZE, TrainingImages, crop_bits_at, flip_some
+from .examples import SAMPLE_SIZE, TrainingImages, caption_bits_at, crop_bits_at, flip_some
 from .holdout import Holdout, rows_of_side
 from .order import epoch_permutation, stream_key
 from .sources import ImageData, RawRow
@@ -81,6 +82,9 @@ class StreamedImages(TrainingImages):
         decoded = (decode_row(self.source, self.decoder, row, skip_unreadable=True) for row in rows)
         return np.stack([row.pixels[:, :height, :width] for row in decoded if row.pixels is not None])
 
+    def caption_cells(self) -> Iterator[tuple[int, str]]:
+        return ((row.index, row.extra[CAPTIONS]) for row in islice(self._training_rows(0), self.shuffle_buffer))
+
     def batches(self, slices: Iterable[range]) -> Iterator[dict[str, torch.Tensor]]:
         blocks, block = None, None
         for positions in slices:
@@ -99,7 +103,7 @@ class StreamedImages(TrainingImages):
             bits = crop_bits_at(self.seed, positions)
             crops = crop([image.pixels for image in images], self.decoder.size, bits)
             images = [image._replace(pixels=pixels) for image, pixels in zip(images, crops, strict=True)]
-        batch = stack_batch(images)
+        batch = stack_batch(images, caption_bits_at(self.seed, positions))
         if self.random_flip:
             flip_some(batch["images"].numpy(), self.seed, positions)
         return batch

@@ -138,12 +138,12 @@ def test_the_folder_is_a_data_set_to_train_on_and_is_built_once(tmp_path, monkey
     monkeypatch.setitem(HANDWRITING, "train", range(0, 100))
     folder = captioned_digits("placed", tmp_path)
     data = load_images(train_data_dir=folder, cache_dir=tmp_path)
-    assert data.num_rows == 800 and data.holdout_split == "test" and data.holdout.num_rows == 2000
+    assert data.num_rows == 800 and data.own_split == "test" and data.own_split_data.num_rows == 2000
     plan = plans("placed")["test"]
-    store = PixelStore.build(data.holdout, (32, 32), cache_dir=tmp_path, progress=False)
+    store = PixelStore.build(data.own_split_data, (32, 32), cache_dir=tmp_path, progress=False)
     pictures = torch.from_numpy(store.gather(np.arange(2000))).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(pictures, compose(plan))
-    row = data.holdout.rows[7]
+    row = data.own_split_data.rows[7]
     assert row["caption"] == captions("placed", [plan[name][7] for name in ATTRIBUTES])
     assert {name: row[name] for name in plan} == {name: ids[7] for name, ids in plan.items()}
     assert data.features["place"].names == list(ATTRIBUTES["place"])
