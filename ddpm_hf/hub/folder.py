@@ -12,7 +12,7 @@ import yaml
 from ..evaluation.record import EVALUATION_FILE, read_report
 from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.loading import PIPELINES, check_index, component_names, config_file, load_pipeline
+from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
 from ..portable import INDEX_FILE, components
 
 CARD_FILE = "README.md"
@@ -168,7 +168,7 @@ def written_components(path: Path) -> list[str]:
     if (path / INDEX_FILE).is_file():
         with suppress(ValueError):
             return list(components(read_json(path / INDEX_FILE)))
-    return sorted({name for known in PIPELINES.values() for name in component_names(known)})
+    return sorted({name for known in PIPELINES for name in component_names(class_for(known))})
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -33,11 +33,11 @@ def make_portable(folder_or_pipeline):
     Raises:
         ValueError: the class is unknown, or the components are not those it has, or from elsewhere.
     """
-    if isinstance(folder_or_pipeline, tuple(PIPELINES.values())):
-        return folder_or_pipeline
     if isinstance(folder_or_pipeline, diffusers.DiffusionPipeline):
         index = json.loads(folder_or_pipeline.to_json_string())
-        return check_index(index, type(folder_or_pipeline).__name__)(**folder_or_pipeline.components)
+        own_class = check_index(index, type(folder_or_pipeline).__name__)
+        is_own = isinstance(folder_or_pipeline, own_class)
+        return folder_or_pipeline if is_own else own_class(**folder_or_pipeline.components)
     if not isinstance(folder_or_pipeline, str | os.PathLike):
         kind = type(folder_or_pipeline).__name__
         raise ValueError(f"`folder_or_pipeline` must be a folder or a {' or '.join(PIPELINES)}, got {kind}.")

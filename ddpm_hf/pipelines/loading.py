@@ -1,5 +1,6 @@
 """Load a pipeline from a folder or the Hub, or say in one line why it cannot be loaded."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ from diffusers.utils.logging import disable_progress_bar
 
 from ..portable import INDEX_FILE, components, stock_component
 from .ddpm import DDPMPipeline
-from .text_to_image import TextToImagePipeline
 
-# The class that an index names -> the class that loads it here. `check_parts` of a class raises ValueError, naming a
-# component, if loaded parts do not fit each other.
-PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline, "IFPipeline": TextToImagePipeline}
+# The class that an index names -> the module and the class that load it here, imported when they are needed: those
+# with text encoders take seconds. `check_parts` of a class raises ValueError, naming a component, if loaded parts do
+# not fit each other.
+PIPELINES = {"DDPMPipeline": DDPMPipeline, "IFPipeline": ("text_to_image", "TextToImagePipeline")}
 _LIBRARIES = ("diffusers", "transformers")
 # Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.
 NETWORK_CONFIG = "config.json"
@@ -47,6 +48,14 @@ def load_pipeline(name: str) -> DDPMPipeline:
     return pipeline
 
 
+def class_for(name: str) -> type[DiffusionPipeline]:
+    """The class that loads what an index calls a `name`, one of `PIPELINES`."""
+    if isinstance(PIPELINES[name], type):
+        return PIPELINES[name]
+    module, own_name = PIPELINES[name]
+    return getattr(import_module(f".{module}", __package__), own_name)
+
+
 def component_names(pipeline_class: type[DiffusionPipeline]) -> list[str]:
     """The components of a pipeline class, optional ones included."""
     return pipeline_class._get_signature_keys(pipeline_class)[0]
@@ -71,7 +80,7 @@ def check_index(index: dict[str, Any], name: str) -> type[DiffusionPipeline]:
     for component, pair in found.items():
         if stock_component(*pair)[0] not in _LIBRARIES:
             _refuse_code(name, component, pair)
-    pipeline_class = PIPELINES[class_name]
+    pipeline_class = class_for(class_name)
     known = {*component_names(pipeline_class)}
     for component in sorted(known - found.keys() - {*pipeline_class._optional_components}):
         raise ValueError(f"pipeline {name!r} has no {component} in {INDEX_FILE}")

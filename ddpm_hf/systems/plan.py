@@ -1,6 +1,8 @@
 """From settings to a run that can start: settings, data and system, all checked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,7 +12,6 @@ from ..data.training import open_training_images
 from ..pipelines.loading import load_pipeline
 from .clock import Clock
 from .config import Config
-from .ddpm import STAGES as DDPM
 from .system import Stage, System
 
 
@@ -27,6 +28,7 @@ class Facts:
         image_shape: (channels, height, width).
         class_names: by number; None for unconditional runs.
         holdout: which images are held out.
+        caption_column: for runs with captions.
     """
 
     steps: int
@@ -37,6 +39,7 @@ class Facts:
     image_shape: list[int]
     class_names: list[str] | None
     holdout: dict[str, Any]
+    caption_column: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +74,19 @@ class Plan:
         return count, asked, names, None if names is None else count // len(names)
 
 
-def make_plan(config: Config, accelerator: Accelerator, stage: Stage = DDPM[0]) -> Plan:
+def stages_of(config: Config) -> Sequence[Stage]:
+    """The stages of the system that the settings ask for, imported now: text encoders take seconds."""
+    return import_module(f".{config.model.system}", __package__).STAGES
+
+
+def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = None) -> Plan:
     """Open the data and build the system.
 
     Raises:
         ValueError: if data, network, process and settings do not fit together, naming the argument.
     """
     start = load_pipeline(config.model.init_from) if config.model.init_from is not None else None
+    stage = stage or stages_of(config)[0]
     config = stage.resolve(config, start)
     settings = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
     settings["class_conditional"] = config.model.class_conditional

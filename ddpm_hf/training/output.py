@@ -145,8 +145,8 @@ class OutputFolder:
         ]
         facts = json.loads(json.dumps(facts))  # like the saved ones: JSON has no tuples
         if not changed:  # only then do other facts mean changed data or processes
-            differing = [name for name in facts if summary[name] != facts[name]]
-            changed = [f"{name}: {summary[name]} there, {facts[name]} now" for name in differing]
+            differing = [name for name in facts if summary.get(name) != facts[name]]
+            changed = [f"{name}: {summary.get(name)} there, {facts[name]} now" for name in differing]
         if changed:
             raise ValueError(
                 f"--output_dir {self.path} holds a run with other settings ({'; '.join(changed)}); choose another "

@@ -11,9 +11,8 @@ from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEW
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import component_names
 from ..systems.config import Config
-from ..systems.ddpm import STAGES as DDPM
 from ..systems.forecast import Forecast, forecast
-from ..systems.plan import Plan, make_plan
+from ..systems.plan import Plan, make_plan, stages_of
 from ..systems.system import Stage
 from .device import describe_processes, has_fused_optimizer, make_accelerator
 from .doctor import examine, report
@@ -23,13 +22,14 @@ from .publish import Publisher, page_for
 from .scoring import Scorer
 
 
-def train(config: Config, stages: Sequence[Stage] = DDPM) -> None:
+def train(config: Config, stages: Sequence[Stage] | None = None) -> None:
     """Train the stages of a system, each in its folder; one that is finished is left, one that is not goes on.
 
     Raises:
         ValueError: as in `prepare`.
         Stopped: before the last step, after saving, by a signal or the end of `--max_train_time`.
     """
+    stages = stages or stages_of(config)
     for stage in stages:
         folder = str(Path(config.run.output_dir, stage.folder))
         trainer = prepare(config.with_values({"output_dir": folder}), stage, stages)
@@ -37,7 +37,7 @@ def train(config: Config, stages: Sequence[Stage] = DDPM) -> None:
             trainer.train()
 
 
-def prepare(config: Config, stage: Stage = DDPM[0], stages: Sequence[Stage] = ()) -> Trainer | None:
+def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] = ()) -> Trainer | None:
     """A trainer at its first or next step; None if there is nothing to do (finished run, or `--dry_run`).
 
     Args:
