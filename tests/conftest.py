@@ -95,6 +95,41 @@ def tiny_pipeline():
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_text_pipeline():
+    """Makes a small untrained pipeline told captions, 8x8 RGB; its network and text encoder are random."""
+    import torch
+
+    from ddpm_hf import LinearDDPMScheduler
+    from ddpm_hf.models.text import small_text_encoder, train_tokenizer
+    from ddpm_hf.models.text_unet import new_text_unet
+    from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
+
+    def make(
+        captions=("a red apple", "ein grüner Käse", "красное яблоко", "🍎 りんご"), **process
+    ) -> TextToImagePipeline:
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(captions)
+        encoder = small_text_encoder(len(tokenizer), 32, 1)
+        unet = new_text_unet(
+            resolution=8,
+            channels=3,
+            base_channels=16,
+            channel_multipliers=(1, 2),
+            attention_resolutions=(4,),
+            blocks_per_level=1,
+            dropout=0.1,
+            text_width=32,
+        )
+        torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+        scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
+        pipeline = TextToImagePipeline(tokenizer, encoder, unet.eval(), scheduler, None, None, None)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
     """Accelerate keeps the first configuration of a process; every test has its own."""

@@ -1,4 +1,4 @@
-"""Draw images from a DDPM pipeline: an output folder of train.py, or any DDPM on the Hub."""
+"""Draw images from a pipeline: an output folder of train.py, or any DDPM on the Hub."""
 
 import sys
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from ..training.device import describe_processes, use_cores
 from ..training.interruption import Interruption, exit_status
 from .parser import OneLineParser, one_line_errors
 
+TEXT_GUIDANCE = 3.0
+
 
 @dataclass(kw_only=True)
 class SampleArguments:
@@ -34,7 +36,7 @@ class SampleArguments:
         help="png: 00000.png, … and metadata.csv. npz: samples.npz with arr_0, uint8 (N, H, W, C), C = 1 for grey, "
         "and arr_1, the classes. dataset: data/*.parquet, for datasets.load_dataset. png by default."
     )
-    num_images: int | None = flag(help="Number of images; 16 by default.")
+    num_images: int | None = flag(help="Number of images; 16 by default, and with --prompts as many as there are.")
     batch_size: int = flag(64, help="Images per network call of one process; does not affect the images.")
     seed: int = flag(0, help="Random seed. Image k of a seed is always the same.")
     num_inference_steps: int | None = flag(help="Steps per image; by default all trained timesteps.")
@@ -43,8 +45,12 @@ class SampleArguments:
     class_labels: str | None = flag(
         help="Class names or numbers, separated by commas, which the images cycle through; all classes by default."
     )
-    guidance_scale: float = flag(
-        1.0, help="1 is plain conditional sampling; larger values give more typical images of a class."
+    prompt: str | None = flag(help="What the images show, for a model that is told captions.")
+    prompts: str | None = flag(help="A text file in UTF-8 with a prompt on each line, which the images cycle through.")
+    negative_prompt: str | None = flag(help="What the images do not show: guidance leads away from it.")
+    guidance_scale: float | None = flag(
+        help="1 is plain conditional sampling; larger values give more typical images of a class or a prompt. "
+        "By default 3 with a prompt and 1 otherwise."
     )
     device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
 
@@ -81,7 +87,7 @@ def main(argv: list[str]) -> None:
             picture, pair, depths = prepare_interpolation(drawing, arguments, pictures)
         else:
             path, output_format = Path(arguments.output_dir), arguments.output_format or "png"
-            count = arguments.num_images or 16
+            count = arguments.num_images or (len(drawing.asked["prompt"]) if arguments.prompts else 16)
             folder, missing = drawing.open_folder(path, count, output_format, pipeline=names.pipeline)
     if not pictures.interpolate:
         draw(drawing, folder, missing, pictures)
@@ -93,6 +99,8 @@ def main(argv: list[str]) -> None:
 
 def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
     """Raises ValueError if a flag is out of range or contradicts another."""
+    if arguments.prompt is not None and arguments.prompts is not None:
+        raise ValueError("--prompt and --prompts both say what the images show; leave one out")
     for argument in ("num_images", "batch_size", "num_inference_steps"):
         value = getattr(arguments, argument)
         if value is not None and value < 1:
@@ -119,6 +127,9 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         ValueError: the pipeline cannot be loaded, or the sampler, the device or a class cannot be used.
     """
     pipeline = load_pipeline(name)
+    scale = arguments.guidance_scale
+    if scale is None:
+        scale = TEXT_GUIDANCE if told_prompts(pipeline) else 1.0
     steps = arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     if arguments.fast:
         pipeline.scheduler, steps = make_fast_sampler(pipeline.scheduler)
@@ -140,21 +151,50 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         steps=steps,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
-        asked=asked_for(pipeline, arguments.class_labels, arguments.guidance_scale),
-        guidance_scale=arguments.guidance_scale,
+        asked=asked_for(pipeline, arguments, scale),
+        guidance_scale=scale,
     )
 
 
-def asked_for(pipeline: DDPMPipeline, class_labels: str | None, guidance_scale: float) -> dict[str, list]:
+def told_prompts(pipeline: DDPMPipeline) -> bool:
+    """Whether the model is told captions."""
+    return any(condition.name == "prompt" for condition in pipeline.conditions)
+
+
+def asked_for(pipeline: DDPMPipeline, arguments: SampleArguments, guidance_scale: float) -> dict[str, list]:
     """What the network is told, as arguments of the pipeline call with words to cycle through."""
-    if class_labels is None:
-        return {c.name: c.usual() for c in pipeline.conditions} if guidance_scale != 0 else {}
-    words = [word.strip() for word in class_labels.split(",")]
-    names = (pipeline.id2label or {}).values()
-    # Names take precedence, because a class may be called "3".
-    labels = [int(word) if word.isdecimal() and word not in names else word for word in words]
-    told, _, _ = pipeline.ask({"class_labels": labels})
-    return {"class_labels": told["class_labels"].tolist()}
+    asked = {}
+    if arguments.class_labels is not None:
+        words = [word.strip() for word in arguments.class_labels.split(",")]
+        names = (pipeline.id2label or {}).values()
+        # Names take precedence, because a class may be called "3".
+        asked["class_labels"] = [int(word) if word.isdecimal() and word not in names else word for word in words]
+    if arguments.prompts is not None:
+        if not told_prompts(pipeline):
+            raise ValueError("--prompts must be left out for a model that is not told captions")
+        asked["prompt"] = read_prompts(arguments.prompts)
+    elif arguments.prompt is not None:
+        asked["prompt"] = [arguments.prompt]
+    if not asked and guidance_scale != 0 and not told_prompts(pipeline):
+        asked = {condition.name: condition.usual() for condition in pipeline.conditions}
+    # A negative prompt is one for all.
+    negative = {} if arguments.negative_prompt is None else {"negative_prompt": arguments.negative_prompt}
+    told, _, _ = pipeline.ask(asked | negative, guidance_scale)
+    if arguments.class_labels is not None:
+        asked["class_labels"] = told["class_labels"].tolist()
+    return asked | {name: [words] for name, words in negative.items()}
+
+
+def read_prompts(file: str) -> list[str]:
+    """The lines of a text file that are not blank; ValueError if there are none, or it cannot be read as UTF-8."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
+    except (UnicodeDecodeError, OSError) as problem:
+        raise ValueError(f"--prompts {file} cannot be read as UTF-8: {problem}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"--prompts {file} must have a prompt on each line, but is empty")
+    return prompts
 
 
 def prepare_interpolation(
@@ -163,8 +203,7 @@ def prepare_interpolation(
     """The picture to draw, the two images and the depths; ValueError if the model cannot interpolate them."""
     pipeline = drawing.pipeline
     if any(len(words) != 1 for words in drawing.asked.values()):
-        raise ValueError("--interpolate needs exactly one class in --class_labels")
-    pipeline.ask(drawing.asked, arguments.guidance_scale)
+        raise ValueError("--interpolate needs exactly one class in --class_labels, or one --prompt")
     picture = Path(arguments.output_dir) / OVERVIEW / "interpolation.png"
     if picture.exists():
         raise ValueError(f"--output_dir {arguments.output_dir} already has {picture.name}; choose another folder")

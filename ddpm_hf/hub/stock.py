@@ -65,12 +65,12 @@ def _padding(model: DDPM) -> tuple[int, int, int]:
 
 
 def obstacles(model: DDPM) -> list[str]:
-    """Why stock `DDPMPipeline` cannot sample from a model, as sentences; empty if it can."""
+    """Why the stock pipeline of a model cannot sample from it, as sentences; empty if it can."""
     found = []
     if model.class_names:
         found.append("The model is class-conditional, and stock `DDPMPipeline` passes no class to the network.")
     (height, width), (more, wider, multiple) = model.size, _padding(model)
-    if more or wider:
+    if (more or wider) and model.index["_class_name"] == "DDPMPipeline":  # `UNet2DConditionModel` crops
         found.append(f"Stock `UNet2DModel` needs sides divisible by {multiple}; these images are {width}x{height}.")
     variance_type = model.scheduler.get("variance_type")
     if variance_type == "learned":

@@ -7,23 +7,31 @@ from .folder import ModelFolder
 from .stock import DDPM, betas_argument, fast_samplers, network_lines, obstacles
 
 
-def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
-    model = DDPM(folder.index, **folder.configs)
+def _common_values(model: DDPM) -> dict[str, Any]:
     height, width = model.size
     kinds = {1: "grey", 3: "RGB", 4: "RGBA"}
-    names, blocked, variance_type = model.class_names, obstacles(model), model.scheduler.get("variance_type")
-    # As Python source: names, or numbers if the classes have no names.
-    labels = [repr(name) if model.index.get("id2label") else name for name in names]
-    several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
-    fewer_steps = FAST_CALLS if model.timesteps > 2 * FAST_CALLS and fast_samplers(model) else None
     return {
-        "tags": ["ddpm", "diffusion-models", "ddpm_hf"] + ["class-conditional-image-generation"] * bool(names),
         "kind": kinds.get(model.channels, f"{model.channels}-channel"),
         "height": height,
         "width": width,
         "timesteps": model.timesteps,
+        "obstacles": obstacles(model),
+        "fewer_steps": FAST_CALLS if model.timesteps > 2 * FAST_CALLS and fast_samplers(model) else None,
+        "betas_argument": betas_argument(model),
+        "learned_variance": model.learns_variance,
+    }
+
+
+def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
+    model = DDPM(folder.index, **folder.configs)
+    names, variance_type = model.class_names, model.scheduler.get("variance_type")
+    # As Python source: names, or numbers if the classes have no names.
+    labels = [repr(name) if model.index.get("id2label") else name for name in names]
+    several = f"class_labels=[{', '.join(labels[:4])}]" if names else "batch_size=4"
+    values = _common_values(model)
+    return values | {
+        "tags": ["ddpm", "diffusion-models", "ddpm_hf"] + ["class-conditional-image-generation"] * bool(names),
         "class_count": len(names),
-        "obstacles": blocked,
         "network_lines": network_lines(model),
         "channels": model.channels,
         "labels": list(range(min(4, len(names)))),
@@ -35,12 +43,21 @@ def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
         "own_call": several,
         "classes": ", ".join(names[:100]) + ", …" * (len(names) > 100),
         "guided": model.is_guided,
-        "fewer_steps": fewer_steps,
-        "betas_argument": betas_argument(model),
-        "learned_variance": model.learns_variance,
-        "stock_samplers": ["DDPMScheduler", *fast_samplers(model)] if not blocked else [],
+        "stock_samplers": [] if values["obstacles"] else ["DDPMScheduler", *fast_samplers(model)],
+    }
+
+
+def _text_values(folder: ModelFolder) -> dict[str, Any]:
+    model = DDPM(folder.index, folder.configs["unet"], folder.configs["scheduler"])
+    return _common_values(model) | {
+        "tags": ["glide", "diffusion-models", "ddpm_hf"],
+        # What an example asks for, in stock's pipeline and in ours.
+        "asked": '"a red apple", guidance_scale=3.0, ',
     }
 
 
 # For each of `pipelines.loading.PIPELINES` its task on the Hub, and what gives a model's tags and the card's values.
-TASKS = {"DDPMPipeline": ("unconditional-image-generation", _ddpm_values)}
+TASKS = {
+    "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),
+    "IFPipeline": ("text-to-image", _text_values),
+}

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from ..conditions.condition import Told
+
 
 class Denoiser(nn.Module):
     """(x_t, t, **told) -> output, both float32 whatever the dtype of the weights.
@@ -17,6 +19,10 @@ class Denoiser(nn.Module):
     def __init__(self, unet: nn.Module):
         super().__init__()
         self.unet = unet
+
+    def encode(self, told: Told) -> Told:
+        """What the U-Net takes of what is told; it is the same for every step, and `forward` takes it too."""
+        return told
 
     def forward(self, x_t: torch.Tensor, timesteps: torch.Tensor, **told: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, ...) and timesteps, () or (B,) -> (B, C or 2C, ...)."""

@@ -30,6 +30,8 @@ class Denoising:
 
     conditions: Sequence[Condition]
     """What the network is told beside x_t and t."""
+    id2label: Mapping[int, str] | None = None
+    """Class number -> class name; None without names."""
 
     @classmethod
     def load_config(cls, *args, **kwargs):
@@ -104,6 +106,7 @@ class Denoising:
         modes = [(part, part.training) for part in network.children()]
         network.eval()
         try:
+            told, null = network.encode(told), network.encode(null) if guidance_scale != 1 else {}
             predict = partial(guided, network, told=told, null=null, scale=guidance_scale)
             x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback)
         finally:

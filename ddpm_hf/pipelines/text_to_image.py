@@ -39,14 +39,14 @@ class TextDenoiser(Denoiser):
             self.text_encoder.eval()
         return self
 
-    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Told:
-        """What the U-Net is told: the states of all tokens, padding included, (B, length, width)."""
-        return {"encoder_hidden_states": self.text_encoder(input_ids, attention_mask=attention_mask)[0]}
+    def encode(self, told: Told) -> Told:
+        """Of tokens the states, padding included, (B, length, width); states as they are."""
+        return {"encoder_hidden_states": self.text_encoder(**told)[0]} if "input_ids" in told else told
 
     def forward(self, x_t: torch.Tensor, timesteps: torch.Tensor, **told: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, H, W) and timesteps, () or (B,), with tokens or states of captions -> (B, C or 2C, H, W)."""
-        told = self.encode(**told) if "input_ids" in told else told
-        output = super().forward(x_t, timesteps, **{name: states.to(self.unet.dtype) for name, states in told.items()})
+        told = {name: states.to(self.unet.dtype) for name, states in self.encode(told).items()}
+        output = super().forward(x_t, timesteps, **told)
         return output if self.learns_variance else output[:, : x_t.shape[1]]
 
 
@@ -88,31 +88,36 @@ class TextToImagePipeline(Denoising, diffusers.IFPipeline):
 
     def check_parts(self) -> None:
         """Raises ValueError, naming the component, if encoder and U-Net do not fit each other or stock's call."""
-        unet, width = self.unet.config, self.text_encoder.config.hidden_size
+        unet, encoder = self.unet.config, self.text_encoder.config
+        width, positions = encoder.hidden_size, getattr(encoder, "max_position_embeddings", CAPTION_LENGTH)
+        if unet.sample_size is None:
+            raise ValueError("unet has no sample_size")
         expected = unet.encoder_hid_dim or unet.cross_attention_dim
         if width != expected:
             raise ValueError(f"text_encoder must have states of {expected} channels, as the unet expects, got {width}")
         if unet.out_channels != 2 * unet.in_channels:
             raise ValueError(f"unet must have {2 * unet.in_channels} output channels, got {unet.out_channels}")
-        tokens, known = len(self.tokenizer), self.text_encoder.config.vocab_size
+        if positions < CAPTION_LENGTH:
+            raise ValueError(f"text_encoder must have at least {CAPTION_LENGTH} positions, got {positions}")
+        tokens, known = len(self.tokenizer), encoder.vocab_size
         if tokens > known:
             raise ValueError(f"tokenizer must have at most the {known} tokens of the text_encoder, got {tokens}")
 
     def ask(
         self, asked: Mapping[str, Any], guidance_scale: float = 1.0, batch_size: int = 1
     ) -> tuple[Told, Told, int]:
-        """As for other pipelines; captions are encoded once, and `negative_prompt` replaces the empty one."""
+        """As for other pipelines; `negative_prompt` replaces the empty caption."""
         asked = dict(asked)
         negative = asked.pop("negative_prompt", None)
         told, null, batch_size = super().ask(asked, guidance_scale, batch_size)
         if negative is not None:
+            if guidance_scale == 1:
+                raise ValueError("`negative_prompt` must be left out with `guidance_scale=1`, which does not guide.")
             words = [negative] * batch_size if isinstance(negative, str) else list(negative)
             if len(words) != batch_size:
                 raise ValueError(f"`negative_prompt` must be one per image, got {len(words)} for {batch_size} images.")
             null = self.conditions[0].of_words(words, self._execution_device)
-        network, guides = self.network, guidance_scale != 1
-        with torch.no_grad():
-            return network.encode(**told), network.encode(**null) if guides else {}, batch_size
+        return told, null, batch_size
 
     @torch.no_grad()
     def __call__(

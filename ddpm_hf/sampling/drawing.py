@@ -84,7 +84,8 @@ class Drawing:
             "seed": self.seed,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
-            **{condition.name: self.asked.get(condition.name) for condition in pipeline.conditions},
+            **{condition.name: None for condition in pipeline.conditions},
+            **self.asked,
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
             "weights": weights_fingerprint(pipeline),
         }

@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..files import remove, replacing, write_json
-from .pictures import image_grid, to_pil
+from .pictures import captioned_grid, image_grid, to_pil
 from .sample_formats import read_pixels, write_dataset, write_npz, write_table
 
 FORMATS = ("png", "npz", "dataset")
@@ -129,7 +129,7 @@ class SampleFolder:
                 to_pil(image).save(beside, format="PNG")
 
     def finish(self) -> Path:
-        """Write a grid of the first images and the output format, once all images are there.
+        """Write a grid of the first images, with their prompts, and the output format, once all images are there.
 
         Returns:
             The grid's file.
@@ -137,7 +137,9 @@ class SampleFolder:
         grid, files = self.path / OVERVIEW / GRID_FILE, self.files
         if self.output_format == "png" or not self.finished:
             grid.parent.mkdir(exist_ok=True)
-            image_grid(np.stack([read_pixels(file) for file in files[:_SHOWN_IN_GRID]])).save(grid)
+            images = np.stack([read_pixels(file) for file in files[:_SHOWN_IN_GRID]])
+            prompts = self.table.get("prompt", [])[:_SHOWN_IN_GRID]
+            (captioned_grid(images, prompts) if prompts else image_grid(images)).save(grid)
             if self.output_format == "png":
                 write_table(self.product, files, self.table)
             elif self.output_format == "npz":

@@ -1,0 +1,176 @@
+"""Pictures for captions: the pixels of stock diffusers, from the same files."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from ddpm_hf.conditions.condition import tell
+from ddpm_hf.conditions.prompt import Prompt
+from ddpm_hf.diffusion.losses import DiffusionLoss
+from ddpm_hf.models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
+from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.sampling.generation import generate
+
+PROMPTS = ["a red apple", "🍎 красное яблоко", "  Ein GRÜNER Käse "]
+CALLS = {
+    "one": {"prompt": PROMPTS[0], "guidance_scale": 1.0},
+    "one, guided": {"prompt": PROMPTS[1], "guidance_scale": 3.0},
+    "three": {"prompt": PROMPTS, "guidance_scale": 1.0},
+    "three, guided": {"prompt": PROMPTS, "guidance_scale": 3.0},
+    "guided away": {"prompt": PROMPTS[0], "guidance_scale": 3.0, "negative_prompt": "りんご"},
+    "three guided away": {"prompt": PROMPTS, "guidance_scale": 3.0, "negative_prompt": ["りんご", "", "apple"]},
+}
+VARIANCES = ("fixed_small", "learned_range")
+
+STOCK = """
+import json, sys
+sys.modules["ddpm_hf"] = None  # importing it raises ImportError
+import numpy, torch
+from diffusers import DiffusionPipeline
+
+calls, folders = json.loads(sys.argv[1]), sys.argv[2:]
+for folder in folders:
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    assert type(pipe).__name__ == "IFPipeline" and type(pipe.scheduler).__module__.startswith("diffusers.")
+    pipe.set_progress_bar_config(disable=True)
+    more = {"num_inference_steps": 6, "output_type": "np", "clean_caption": False}
+    drawn = {
+        name: pipe(**call, **more, generator=torch.Generator().manual_seed(7)).images for name, call in calls.items()
+    }
+    numpy.savez(folder + "/drawn.npz", **drawn)
+"""
+
+
+@pytest.mark.processes
+def test_stock_draws_the_same_pixels_without_this_package(tiny_text_pipeline, tmp_path):
+    for variance in VARIANCES:
+        process = {"variance_type": variance, "prediction_type": "v_prediction"}
+        tiny_text_pipeline(**process).save_pretrained(tmp_path / variance)
+    command = [sys.executable, "-c", STOCK, json.dumps(CALLS), *(tmp_path / variance for variance in VARIANCES)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "safety" not in done.stderr
+    for variance in VARIANCES:
+        pipeline = load_pipeline(str(tmp_path / variance))
+        pipeline.set_progress_bar_config(disable=True)
+        with np.load(tmp_path / variance / "drawn.npz") as stock:
+            assert stock["one"].std() > 0.05
+            assert np.abs(stock["three"] - stock["three, guided"]).max() > 0.01, "captions matter"
+            assert np.abs(stock["three guided away"] - stock["three, guided"]).max() > 0.01
+            for name, call in CALLS.items():
+                generator = torch.Generator().manual_seed(7)
+                ours = pipeline(**call, num_inference_steps=6, output_type="np", generator=generator).images
+                np.testing.assert_allclose(ours, stock[name], atol=1e-4, rtol=0, err_msg=f"{variance}, {name}")
+
+
+def test_captions_in_any_script_come_back_from_their_tokens():
+    captions = ["a red apple 🍎", "красное яблоко", "りんご と 🍏", "تفاحة حمراء", "ein grüner käse"]
+    tokenizer = train_tokenizer(captions)
+    told = Prompt(tokenizer=tokenizer, length=CAPTION_LENGTH).of_words(captions, torch.device("cpu"))
+    assert tokenizer.batch_decode(told["input_ids"], skip_special_tokens=True) == captions
+    assert tokenizer.unk_token_id not in told["input_ids"]
+
+
+def test_the_same_picture_for_the_same_seed_and_prompt_at_any_batch_size(tiny_text_pipeline):
+    pipeline = tiny_text_pipeline()
+    asked = {"prompt": [PROMPTS[k % 3] for k in range(7)], "negative_prompt": ["apple"] * 7}
+    call = {"guidance_scale": 3.0, "num_inference_steps": 4}
+    drawn = [
+        np.concatenate([images for _, images in generate(pipeline, range(7), 0, size, asked, **call)]).astype(int)
+        for size in (1, 3, 7)
+    ]
+    assert np.abs(drawn[0] - drawn[2]).max() <= 1 and np.abs(drawn[1] - drawn[2]).max() <= 1
+    assert drawn[0].std() > 10
+
+
+def test_an_encoder_in_training_mode_does_not_drop_states_while_sampling(tiny_text_pipeline):
+    pipeline = tiny_text_pipeline()
+    for layer in pipeline.text_encoder.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.5
+
+    def draw() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        call = {"num_inference_steps": 2, "output_type": "pt", "generator": generator}
+        return pipeline("a red apple", guidance_scale=3, **call).images
+
+    expected = draw()
+    pipeline.text_encoder.train()
+    assert torch.equal(draw(), expected) and pipeline.text_encoder.training
+
+
+def test_a_training_step_is_the_one_of_stock_text_to_image(tiny_text_pipeline):
+    """The arithmetic of diffusers' examples/text_to_image/train_text_to_image.py, with its classes, without a VAE."""
+    ours = tiny_text_pipeline(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    network = ours.network.eval()
+    prompt = Prompt(tokenizer=ours.tokenizer, length=CAPTION_LENGTH)
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    x_0, noise, t = images / 127.5 - 1, torch.randn(3, 3, 8, 8), torch.tensor([3, 500, 999])
+    told = tell([prompt], {"images": images, "captions": PROMPTS})
+    loss = DiffusionLoss(ours.scheduler, "simple")(network, x_0, noise, t, **told).mean()
+    loss.backward()
+
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    unet = UNet2DConditionModel.from_config(ours.unet.config).eval()
+    unet.load_state_dict(ours.unet.state_dict())
+    words = [caption.lower().strip() for caption in PROMPTS]
+    tokens = ours.tokenizer(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    states = ours.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask, return_dict=False)[0]
+    noisy = scheduler.add_noise(x_0, noise, t)
+    target = scheduler.get_velocity(x_0, noise, t)
+    prediction = unet(noisy, t, states.detach(), return_dict=False)[0][:, :3]
+    stock_loss = torch.nn.functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+    stock_loss.backward()
+
+    torch.testing.assert_close(loss, stock_loss, rtol=1e-6, atol=0)
+    for (name, mine), theirs in zip(ours.unet.named_parameters(), unet.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7, msg=name)
+    assert ours.text_encoder.shared.weight.grad.abs().sum() > 0, "the encoder learns too"
+
+
+def test_parts_that_do_not_fit_are_named(tiny_text_pipeline):
+    pipeline = tiny_text_pipeline()
+    pipeline.check_parts()
+    tokenizer, encoder, unet = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet
+    larger = train_tokenizer([chr(code) for code in range(97, 123)] * 3 + ["and many more words", "to learn here"])
+    one_output = UNet2DConditionModel.from_config({**unet.config, "out_channels": 3})
+    short = small_text_encoder(len(tokenizer), 32, 1)
+    short.config.max_position_embeddings = 16
+    for part, value, words in (
+        ("text_encoder", small_text_encoder(len(tokenizer), 64, 1), "text_encoder must have states of 32 channels"),
+        ("text_encoder", short, "text_encoder must have at least 77 positions, got 16"),
+        ("unet", one_output, "unet must have 6 output channels, got 3"),
+        ("tokenizer", larger, f"tokenizer must have at most the {len(tokenizer)} tokens"),
+    ):
+        setattr(pipeline, part, value)
+        with pytest.raises(ValueError, match=words):
+            pipeline.check_parts()
+        pipeline.tokenizer, pipeline.text_encoder, pipeline.unet = tokenizer, encoder, unet
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({}, "`prompt` must be given for this model: a caption, or one per image"),
+        ({"prompt": ["a", 3]}, "`prompt` must be a caption, or one per image, got 3"),
+        ({"prompt": ["a", "b"], "batch_size": 3}, "`prompt` must be one per image, got 2 for `batch_size=3`"),
+        ({"prompt": "a", "negative_prompt": "b", "guidance_scale": 1}, "`negative_prompt` must be left out"),
+        ({"prompt": "a", "negative_prompt": ["b"] * 2}, "`negative_prompt` must be one per image, got 2 for 1"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_refused(tiny_text_pipeline, call, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_text_pipeline()(**call)
+
+
+def test_without_a_prompt_guidance_0_draws_what_the_empty_caption_asks_for(tiny_text_pipeline):
+    call = {"num_inference_steps": 2, "output_type": "pt"}
+    pipeline = tiny_text_pipeline()
+    free = pipeline(guidance_scale=0, generator=torch.Generator().manual_seed(0), **call).images
+    empty = pipeline("", guidance_scale=1, generator=torch.Generator().manual_seed(0), **call).images
+    torch.testing.assert_close(free, empty)
