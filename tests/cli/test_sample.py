@@ -1,5 +1,7 @@
 """sample.py: the same images from every layout, after every interruption and in every format, and its pictures."""
 
+import csv
+import json
 import signal
 import time
 from pathlib import Path
@@ -210,6 +212,93 @@ def test_interpolation_has_the_images_at_its_sides(sample, model, tmp_path, caps
     with pytest.raises(SystemExit):
         sample(*arguments, "--output_dir", tmp_path / "between")
     assert "already has interpolation.png" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def text_model(tiny_text_pipeline, tmp_path_factory):
+    """A folder with a pipeline that is told captions, 8x8 RGB."""
+    folder = tmp_path_factory.mktemp("text model")
+    tiny_text_pipeline().save_pretrained(folder)
+    return folder
+
+
+def test_prompts_from_a_file_reach_images_table_record_and_pictures(sample, text_model, tmp_path):
+    from ddpm_hf.pipelines.loading import load_pipeline
+    from ddpm_hf.sampling.generation import generate
+    from ddpm_hf.sampling.samplers import make_fast_sampler
+
+    prompts = ["a red apple", "🍎 красное яблоко", "käse, grün"]
+    # As Windows writes it: a mark at the start, two characters at the end of a line, and an empty last line.
+    (tmp_path / "prompts.txt").write_bytes("\r\n".join([prompts[0], "", *prompts[1:], ""]).encode("utf-8-sig"))
+    pictures = ("--denoising_strip", "--progressive")
+    out = tmp_path / "out"
+    sample(text_model, "--prompts", tmp_path / "prompts.txt", "--fast", *pictures, "--output_dir", out)
+    pipeline = load_pipeline(str(text_model))
+    pipeline.scheduler, steps = make_fast_sampler(pipeline.scheduler)
+    call = {"num_inference_steps": steps, "guidance_scale": 3.0}
+    ((_, expected),) = generate(pipeline, range(3), 0, 3, {"prompt": prompts}, **call)
+    assert np.abs(images_in(out) - expected).max() <= 1, "as many as there are prompts, guided"
+    with open(out / "metadata.csv", encoding="utf-8", newline="") as table:
+        assert [row["prompt"] for row in csv.DictReader(table)] == prompts
+    settings = json.loads((out / "samples.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["prompt"] == prompts and settings["guidance_scale"] == 3
+    assert {file.name for file in (out / "overview").iterdir()} == {"grid.png"} | {
+        f"{name}.{kind}" for name in ("denoising", "progressive") for kind in ("png", "webp")
+    }
+    grid = np.asarray(Image.open(out / "overview" / "grid.png"))
+    first = grid[2 : 2 + 160, 2 : 2 + 160]
+    assert np.array_equal(first[::20, ::20], images_in(out)[0]), "enlarged twentyfold"
+    assert (grid[2 + 160 :, 2 : 2 + 160] < 128).any(), "words under the picture"
+
+
+def test_one_prompt_for_all_images_and_what_guidance_leads_away_from(sample, text_model, tmp_path, capsys):
+    import datasets
+
+    common = (text_model, "--prompt", "a red apple", "--num_images", 2, "--num_inference_steps", 2)
+    sample(*common, "--output_dir", tmp_path / "a", "--output_format", "dataset")
+    data = datasets.load_dataset(str(tmp_path / "a"), split="train")
+    assert list(data["prompt"]) == ["a red apple"] * 2
+    away = (*common, "--negative_prompt", "käse", "--output_dir", tmp_path / "b")
+    sample(*away, "--scheduler", "dpm")
+    assert np.abs(images_in(tmp_path / "b") - np.stack([np.asarray(image) for image in data["image"]])).max() > 1
+    with pytest.raises(SystemExit):
+        sample(*away[:-4], "--scheduler", "dpm", "--output_dir", tmp_path / "b")
+    assert "negative_prompt was ['käse'], is None" in capsys.readouterr().err
+    sample(text_model, "--guidance_scale", 0, *common[3:], "--output_dir", tmp_path / "c")
+    assert images_in(tmp_path / "c").shape == (2, 8, 8, 3), "without a prompt"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        ("classes", ["--prompt", "a dog"], ["--prompt must be left out for a model told class_labels, got"]),
+        ("classes", ["--prompts", "GOOD"], ["--prompts must be left out"]),
+        ("classes", ["--negative_prompt", "a dog"], ["--negative_prompt must be left out for a model told"]),
+        (
+            "text",
+            ["--prompt", "a", "--class_labels", "3"],
+            ["--class_labels must be left out", "told prompt"],
+        ),
+        ("text", ["--prompt", "a", "--prompts", "GOOD"], ["--prompt and --prompts", "leave one out"]),
+        ("text", ["--prompts", "EMPTY"], ["--prompts", "empty.txt must have a prompt on each line, but is empty"]),
+        ("text", ["--prompts", "LATIN"], ["--prompts", "latin.txt cannot be read as UTF-8"]),
+        ("text", ["--prompts", "/nowhere.txt"], ["--prompts /nowhere.txt cannot be read"]),
+        ("text", [], ["--prompt must be given for this model: a caption"]),
+        ("text", ["--prompt", "a", "--negative_prompt", "b", "--guidance_scale", "1"], ["--negative_prompt must be"]),
+    ],
+)
+def test_prompts_that_do_not_suit_are_one_line(sample, model, text_model, tmp_path, capsys, kind, arguments, words):
+    files = {"GOOD": b"a\nb", "EMPTY": b" \n\n", "LATIN": "grün".encode("latin-1")}
+    for name, content in files.items():
+        (tmp_path / f"{name.lower()}.txt").write_bytes(content)
+    given = [tmp_path / f"{name.lower()}.txt" if name in files else name for name in arguments]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        sample({"text": text_model, "classes": model}[kind], *given, "--output_dir", tmp_path / "out")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and error.startswith("sample.py: error: ")
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
