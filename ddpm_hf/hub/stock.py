@@ -84,14 +84,14 @@ def fast_samplers(model: DDPM) -> list[str]:
     """diffusers' fast samplers that work in stock `DDPMPipeline` with this model, provided the pipeline itself does.
 
     The pipeline passes a generator and does not scale inputs, which leaves DPM-Solver and DDIM. With a learned
-    variance the solvers cut the output at three channels, and DDIM does not cut it. The single-step solver does not
-    support zero terminal SNR.
+    variance the solvers cut an output of epsilon at three channels, and nothing else is cut. The single-step solver
+    does not support zero terminal SNR.
     """
     solvers = ["DPMSolverMultistepScheduler"]
     if not model.scheduler.get("rescale_betas_zero_snr"):
         solvers.append("DPMSolverSinglestepScheduler")
     if model.learns_variance:
-        return solvers if model.channels == 3 else []
+        return solvers if model.channels == 3 and model.scheduler.get("prediction_type") == "epsilon" else []
     return [*solvers, "DDIMScheduler"]
 
 

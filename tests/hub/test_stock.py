@@ -19,13 +19,14 @@ KINDS = {
     "odd size": {"resolution": [7, 5]},
     "learned range, grey": {"channels": 1, "learned_variance": True},
     "learned range, colour": {"learned_variance": True},
+    "learned range, v": {"learned_variance": True, "prediction_type": "v_prediction"},
     "learned range, transparent": {"channels": 4, "learned_variance": True},
     "learned, colour": {"learned_variance": True, "variance_type": "learned"},
     "log of the large variance": {"variance_type": "fixed_large_log"},
     "all of it": {"num_classes": 3, "resolution": [7, 5], "channels": 1, "learned_variance": True}
     | {"variance_type": "learned"},
 }
-CAN_DRAW = {"grey", "colour", "learned range, grey", "learned range, colour", "learned range, transparent"}
+CAN_DRAW = {"grey", "colour", *(kind for kind in KINDS if kind.startswith("learned range"))}
 SAMPLERS = ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DDIMScheduler"]
 
 
@@ -120,3 +121,51 @@ def test_where_the_pipeline_of_stock_cannot_the_lines_of_the_card_draw_what_ours
     exec(fewer[0], names)
     ours.scheduler, steps = make_fast_sampler(ours.scheduler)
     check(whole[whole.index("x = torch.randn") :], steps)
+
+
+@pytest.mark.parametrize(
+    ("variance_type", "prediction_type"),
+    [
+        ("fixed_small", "v_prediction"),
+        ("learned_range", "v_prediction"),
+        ("learned_range", "epsilon"),
+        ("fixed_large_log", "epsilon"),
+        ("learned", "v_prediction"),
+    ],
+)
+def test_what_the_card_of_a_text_model_says_of_stock(
+    tiny_text_pipeline, tmp_path, monkeypatch, variance_type, prediction_type
+):
+    ours = tiny_text_pipeline(variance_type=variance_type, prediction_type=prediction_type)
+    ours.save_pretrained(tmp_path)
+    card = render_card(ModelFolder.read(tmp_path))
+    examples = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    assert card.data.pipeline_tag == "text-to-image" and "images of 8x8 pixels from a caption" in card.text
+    assert "{{" not in card.text and "None" not in card.text
+
+    def run(code: str) -> np.ndarray:
+        code = code.replace("num_inference_steps=1000", "num_inference_steps=8")
+        seeded = code.replace("image = ", "torch.manual_seed(0)\nimage = ")  # after loading, which draws numbers too
+        exec(seeded, names := {"torch": torch})
+        return np.asarray(names["images"][0] if "images" in names else names["image"]).astype(int)
+
+    def draw(steps: int) -> np.ndarray:
+        call = {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(0)}
+        return np.asarray(ours("a red apple", guidance_scale=3.0, **call).images[0]).astype(int)
+
+    if variance_type in ("fixed_large_log", "learned"):
+        (own,) = examples
+        assert "diffusers' own `IFPipeline` cannot sample from this model. Stock `DDPMScheduler` takes" in card.text
+        stock = diffusers.IFPipeline.from_pretrained(tmp_path)
+        images = stock("a red apple", num_inference_steps=8, clean_caption=False, output_type="np").images
+        assert np.isnan(images).any()
+    else:
+        whole, own, *fewer = examples
+        np.testing.assert_allclose(run(whole), draw(8), atol=1)
+    np.testing.assert_array_equal(run(own), draw(8))
+    if variance_type == "fixed_small" or (variance_type, prediction_type) == ("learned_range", "epsilon"):
+        ours.scheduler, steps = make_fast_sampler(ours.scheduler)
+        np.testing.assert_allclose(run(*fewer), draw(steps), atol=1)
+    else:
+        assert "In fewer steps" not in card.text
