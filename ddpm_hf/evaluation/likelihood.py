@@ -20,7 +20,6 @@ from ..conditions.condition import Condition, tell
 from ..diffusion.bound import Network, VariationalBound
 from ..diffusion.gaussian import CDFS
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.steps import takes_variance
 from ..progress import progress_bar
 from ..sampling.samplers import make_sampler
 from ..seeds import generator_for
@@ -101,8 +100,7 @@ def bound_of(pipeline: DDPMPipeline, *, clip: bool = True, cdf: str = "erf") -> 
         cdf: of the decoder, "erf" or "tanh"; see `discretized_gaussian_log_likelihood`.
 
     Raises:
-        ValueError: x_0 has no bits/dim, the `cdf` is unknown, or the network's output channels do not match the
-            variance type.
+        ValueError: x_0 has no bits/dim, the `cdf` is unknown, or the network does not fit the process.
     """
     codec = pipeline.codec
     if codec.decoder is None:
@@ -110,14 +108,7 @@ def bound_of(pipeline: DDPMPipeline, *, clip: bool = True, cdf: str = "erf") -> 
     if cdf not in CDFS:
         raise ValueError(f"`cdf` must be one of {', '.join(CDFS)}, got {cdf!r}.")
     process = make_sampler("ddpm", pipeline.scheduler)
-    config = pipeline.unet.config
-    needed = config.in_channels * (2 if takes_variance(process) else 1)
-    if config.out_channels != needed:
-        raise ValueError(
-            f"The network must have {needed} output channels for the scheduler's `variance_type` "
-            f"{process.config.variance_type!r}, got {config.out_channels}. Set `variance_type` in "
-            "scheduler/scheduler_config.json to the one the network was trained with."
-        )
+    pipeline.check_parts()
     return VariationalBound(process, clip=codec.span if clip else None, decoder=partial(codec.decoder, cdf=cdf))
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..conditions.condition import Condition, Told
 from ..conditions.prompt import Prompt
@@ -15,6 +15,13 @@ from ..models.text import CAPTION_LENGTH
 from .denoiser import Denoiser
 from .denoising import Denoising
 from .steps import takes_variance
+
+logging.disable_progress_bar()  # of a file or two
+_verbosity = logging.get_verbosity()
+logging.set_verbosity_error()  # or it would miss torchvision, which nothing here needs
+from diffusers import IFPipeline  # noqa: E402
+
+logging.set_verbosity(_verbosity)
 
 
 class TextDenoiser(Denoiser):
@@ -50,7 +57,7 @@ class TextDenoiser(Denoiser):
         return output if self.learns_variance else output[:, : x_t.shape[1]]
 
 
-class TextToImagePipeline(Denoising, diffusers.IFPipeline):
+class TextToImagePipeline(Denoising, IFPipeline):
     """Pictures for captions, with classifier-free guidance by the empty caption or another one.
 
     It has the components of stock `IFPipeline`, is saved under that name, and draws the same pixels for the same

@@ -60,6 +60,7 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
     half = options.mixed_precision in ("bf16", "fp16")
     again = plan.config.model.gradient_checkpointing
     network, told = plan.system.network, usual(plan.system.conditions, 1, torch.device("meta"))
+    told.pop("attention_mask", None)  # transformers looks at its values, which tensors on "meta" do not have
     kept, flops = count_pass(network, plan.system.codec.shape, told, half, again)
     factor = _ON_CPU[again] if accelerator.device.type == "cpu" else 1
     weights = plan.facts.parameters

@@ -1,6 +1,7 @@
 """Checkpoints: written to a partial folder and renamed when complete, so that every one present can be loaded."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..files import sync
+
+# A weight that a network uses twice is saved once, which Accelerate would warn about.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _PARTIAL, _REPLACED = ".partial", ".replaced"
