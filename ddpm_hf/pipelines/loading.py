@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+from diffusers.utils.logging import disable_progress_bar
 
 from ..portable import INDEX_FILE, components, stock_component
 from .ddpm import DDPMPipeline
@@ -38,8 +37,7 @@ def load_pipeline(name: str) -> DDPMPipeline:
         pipeline_class = check_index(index, name)
         for component in components(index) if Path(name).is_dir() else ():
             config_file(Path(name), component)  # raises if it is missing
-        for logging in (diffusers_logging, transformers_logging):
-            logging.disable_progress_bar()  # of a few files
+        disable_progress_bar()  # of a few files
         pipeline = pipeline_class.from_pretrained(name)
     except OSError as problem:
         raise ValueError(f"cannot load pipeline {name!r} from a folder or the Hub: {problem}") from None

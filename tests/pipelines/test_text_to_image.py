@@ -78,6 +78,8 @@ def test_captions_in_any_script_come_back_from_their_tokens():
 
 def test_the_same_picture_for_the_same_seed_and_prompt_at_any_batch_size(tiny_text_pipeline):
     pipeline = tiny_text_pipeline()
+    told, null, _ = pipeline.ask({"prompt": PROMPTS}, 3.0)
+    assert told.keys() == null.keys() == {"input_ids", "attention_mask"}, "checked before any of them is encoded"
     asked = {"prompt": [PROMPTS[k % 3] for k in range(7)], "negative_prompt": ["apple"] * 7}
     call = {"guidance_scale": 3.0, "num_inference_steps": 4}
     drawn = [
