@@ -19,6 +19,9 @@ class CheckedStableDiffusion(StableDiffusionPipeline):
             raise ValueError(f"text_encoder must have width {wanted}, as the unet wants, got {width}")
 
 
+CheckedStableDiffusion.__name__ = StableDiffusionPipeline.__name__  # an index names stock's class
+
+
 TABLES = (
     (PIPELINES, CheckedStableDiffusion),
     (TASKS, ("text-to-image", lambda folder: {"tags": ["stable-diffusion"]})),

@@ -147,6 +147,21 @@ def test_nothing_is_said_of_a_run_that_left_nothing(tiny_pipeline, tmp_path):
     assert "The quality of the images was not measured." in text and "![" not in text and "trained on" not in text
 
 
+def test_how_well_prompts_are_followed_stands_beside_its_ceiling_and_chance(tiny_text_pipeline, tmp_path):
+    tiny_text_pipeline().save_pretrained(tmp_path)
+    followed = {"name": "prompt_accuracy_unseen", "value": 0.951, "ceiling": 0.987, "chance": 0.0041, "n": 1000}
+    report = {
+        "schema": 1,
+        "metrics": [followed | {"interval_low": 0.936, "interval_high": 0.963, "dataset": "digits"}],
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(report))
+    card = ModelCard.load(write_card(tmp_path))
+    for words in ("prompt_accuracy_unseen", "0.951", "ceiling", "0.987", "chance", "0.0041", "0.936 … 0.963"):
+        assert words in card.text, words
+    (result,) = card.data.eval_results
+    assert result.task_type == "text-to-image" and result.metric_args["ceiling"] == 0.987
+
+
 def test_a_checkpoint_says_that_the_run_goes_on(run_folder):
     summary = {**SUMMARY, "status": "running", "step": 120, "steps": 1300}
     text = render_card(ModelFolder.read(run_folder(summary)), "alice/x").text

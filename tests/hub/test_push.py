@@ -443,7 +443,7 @@ def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, use
 
 def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
     other, _, evil, untrusted, *nothing = user["refused"]
-    assert "'alice/other' must be a DDPMPipeline, got StableDiffusionPipeline" in other
+    assert "'alice/other' must be a DDPMPipeline or IFPipeline, got StableDiffusionPipeline" in other
     assert "'alice/evil' requires code" in evil and "Evil from 'pipeline'" in evil
     assert "trust_remote_code" in untrusted and not user["trace"]
     assert len(nothing) == 2 and "cannot load pipeline 'alice/nothing' from a folder or the Hub" in nothing[0]
