@@ -1,69 +1,47 @@
 """Whether samples follow their captions: a text-to-image model asked for captioned digits, by evaluate.py."""
 
 import json
-from argparse import Namespace
-from dataclasses import asdict
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from accelerate import Accelerator
 from PIL import Image
-from running import TINY, forget_accelerator, load_script
+from running import load_script
+from texts import Copyist, begin_text_run
 
-from ddpm_hf.cli.parser import parse_training_arguments
-from ddpm_hf.data.captioned_digits import captioned_digits
+from ddpm_hf.data.captioned_digits import DIGITS, captioned_digits
 from ddpm_hf.data.sources import load_images
-from ddpm_hf.data.transforms import RESAMPLING
 from ddpm_hf.evaluation.evaluator import Evaluator
 from ddpm_hf.evaluation.request import Request
 from ddpm_hf.evaluation.samples import words_for
-from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
-from ddpm_hf.systems.plan import make_plan
-from ddpm_hf.training.output import OutputFolder
 
 NAMES = [
     f"prompt_{name}_{group}" for group in ("seen", "unseen") for name in ("accuracy", "digit", "colour", "ground")
 ]
-TEXT = "--system glide --resolution 16 --attention_resolutions 8 --text_width 32 --text_layers 1"
 
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
-    """What train.py leaves of captioned digits: an untrained model of T = 40 whose output layer is random."""
-    forget_accelerator()
+    """What train.py leaves of captioned digits: an untrained model of T = 40."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    tiny = TINY[: TINY.index("--holdout")]  # hold out the data set's own test split
-    arguments = [*tiny, *TEXT.split(), "--num_train_timesteps", "40", "--output_dir", str(folder)]
-    plan = make_plan(parse_training_arguments(arguments), Accelerator())
-    OutputFolder(folder).open(plan.config, asdict(plan.facts), overwrite=False)
-    torch.nn.init.normal_(plan.system.network.unet.conv_out.weight, std=0.1)
-    plan.system.pipeline(plan.system.network).save_pretrained(folder)
+    system = begin_text_run(folder)[0].system
+    system.pipeline(system.network).save_pretrained(folder)
     return folder
 
 
-def request_of(folder, **options):
-    settings = yaml.safe_load((folder / "training_config.yaml").read_text())
-    return Request(model=str(folder), settings=settings, metrics=["prompt"], **options)
+@pytest.fixture
+def photos(tmp_path):
+    """Pictures with captions of their own."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k in range(3):
+        Image.new("RGB", (16, 16), (k, k, k)).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text(f"photo number {k}")
+    return folder
 
 
-class Copyist(TextToImagePipeline):
-    """Draws nothing: gives the real picture of a caption."""
-
-    def __call__(self, *, prompt, **_):
-        data = load_images(captioned=True, size=(16, 16), dataset_split="test")
-        rows = data.rows.select_columns(["image", "caption"]).cast_column("image", data.features["image"])
-        places = {caption: row for row, several in enumerate(data.rows["caption"]) for caption in several}
-        pictures = rows.select([places[caption] for caption in prompt]).with_format(None)
-        small = [np.asarray(decoded(cell["image"]).resize((16, 16), RESAMPLING)) for cell in pictures]
-        return Namespace(images=torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 255)
-
-
-def decoded(cell):
-    import io
-
-    return cell if isinstance(cell, Image.Image) else Image.open(io.BytesIO(cell["bytes"]))
+def settings_of(folder):
+    return yaml.safe_load((folder / "training_config.yaml").read_text())
 
 
 def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
@@ -87,7 +65,8 @@ def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
 
 
 def test_real_pictures_of_the_captions_asked_for_are_at_the_ceiling(text_run):
-    evaluator = Evaluator(request_of(text_run, num_images=600, num_inference_steps=1))
+    request = Request(model=str(text_run), settings=settings_of(text_run), metrics=["prompt"], num_images=600)
+    evaluator = Evaluator(request)
     real = evaluator.pipeline
     evaluator.pipeline = Copyist(**real.components)
     found = {entry["name"]: entry for entry in evaluator._measure()}
@@ -95,38 +74,50 @@ def test_real_pictures_of_the_captions_asked_for_are_at_the_ceiling(text_run):
         ceiling, n = found[name]["ceiling"], found[name]["n"]
         assert abs(found[name]["value"] - ceiling) <= 4 * (ceiling * (1 - ceiling) / n) ** 0.5 + 1 / n
     assert found["prompt_accuracy_unseen"]["chance"] < 0.02
-    # Each sample has been asked for the first caption of the real image of its number.
+    # Sample k is asked for the first caption of real image k, and those beyond the last start over.
     asked = words_for(real.conditions, evaluator.reference, 600)["prompt"]
     rows = np.concatenate([batch["rows"] for batch in evaluator.reference.batches(256)])
     captions = load_images(train_data_dir=captioned_digits(), dataset_split="test").rows["caption"]
     assert asked == [captions[row][0] for row in rows[:600].tolist()]
+    request.max_images, request.num_images = 30, 90
+    again = Evaluator(request)
+    again.pipeline = evaluator.pipeline
+    accuracy = [entry for entry in again._measure() if "accuracy" in entry["name"]]
+    assert sum(entry["n"] for entry in accuracy) == 90 and min(entry["value"] for entry in accuracy) > 0.8
 
 
-@pytest.fixture
-def other_pictures(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for k in range(3):
-        Image.new("RGB", (16, 16), (k, k, k)).save(folder / f"{k}.png")
-        (folder / f"{k}.txt").write_text(f"photo number {k}")
-    return folder
+def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_path):
+    """And not with the digits that a run without captions trains on when no data set is named."""
+    for k in range(2):
+        Image.new("RGB", (16, 16), (k, 0, 0)).save(tmp_path / f"{k}.png")
+    request = Request(model=str(tmp_path), settings=settings_of(text_run), metrics=["frechet"], extractor="digits")
+    request.resamples = 0
+    reference = Evaluator(request).reference
+    assert (reference.name, reference.split, reference.count) == ("captioned digits", "test", 2000)
 
 
 @pytest.mark.parametrize(
     ("model", "data", "words"),
     [
-        ("text", "photos", "prompt needs captions of captioned digits, .* has others: 'photo number"),
+        ("text", "photos", "--metrics prompt needs captions of captioned digits, .*has others: 'photo number .'$"),
         ("text", "digits", "`caption_column` is not given and no column holds text"),
-        ("classes", None, "prompt needs a text-to-image model, got one that is told class_labels"),
-        ("photos", "digits", "nll or prompt and --compare need a pipeline"),
+        ("classes", None, "--metrics prompt needs a text-to-image model, got one that is told class_labels"),
+        ("photos", "digits", "--metrics nll or prompt and --compare need a pipeline"),
     ],
 )
-def test_what_cannot_be_examined(text_run, trained_run, other_pictures, model, data, words):
-    from ddpm_hf.data.captioned_digits import DIGITS
-
-    folder = {"text": text_run, "classes": trained_run, "photos": other_pictures}[model]
-    known = trained_run if model == "classes" else text_run
-    settings = yaml.safe_load((known / "training_config.yaml").read_text())
-    places = {"photos": str(other_pictures), "digits": str(DIGITS), None: None}
+def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, words):
+    folder = {"text": text_run, "classes": trained_run, "photos": photos}[model]
+    settings = settings_of(trained_run if model == "classes" else text_run)
+    place = {"photos": str(photos), "digits": str(DIGITS), None: None}[data]
     with pytest.raises(ValueError, match=words):
-        Evaluator(Request(model=str(folder), settings=settings, metrics=["prompt"], train_data_dir=places[data]))
+        Evaluator(Request(model=str(folder), settings=settings, metrics=["prompt"], train_data_dir=place))
+
+
+def test_contenders_are_told_the_same(text_run, trained_run):
+    metrics = {"metrics": ["frechet"], "extractor": "digits", "num_images": 8, "resamples": 0}
+    request = Request(model=str(trained_run), settings=settings_of(trained_run), **metrics)
+    request.compare = [str(text_run)]
+    evaluator = Evaluator(request)
+    evaluator.pipeline.unet.register_to_config(sample_size=16)  # as large as the other's
+    with pytest.raises(ValueError, match="--compare .* is told captions, but .* is not"):
+        evaluator.evaluate()
