@@ -2,9 +2,9 @@
 
 from argparse import Namespace
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from running import TINY, forget_accelerator
@@ -36,9 +36,15 @@ class Copyist(TextToImagePipeline):
     """Draws nothing: gives the last real picture, of those held out, that has the caption."""
 
     def __call__(self, *, prompt, **_):
-        asked = plans("coloured")["test"]
-        ids = zip(*(asked[name] for name in ("digit", "colour", "ground")), strict=True)
-        places = {caption: row for row, one in enumerate(ids) for caption in captions("coloured", one)}
-        data = load_images(captioned=True, size=(16, 16), dataset_split="test")
-        pictures = PixelStore.build(data, (16, 16), 3, progress=False).gather([places[caption] for caption in prompt])
-        return Namespace(images=torch.from_numpy(np.array(pictures)) / 255)
+        places, store = _held_out_pictures()
+        return Namespace(images=torch.from_numpy(store.gather([places[caption] for caption in prompt])) / 255)
+
+
+@cache
+def _held_out_pictures() -> tuple[dict[str, int], PixelStore]:
+    """Caption -> place of a picture that has it, and the pictures at 16x16."""
+    asked = plans("coloured")["test"]
+    ids = zip(*(asked[name] for name in ("digit", "colour", "ground")), strict=True)
+    places = {caption: row for row, one in enumerate(ids) for caption in captions("coloured", one)}
+    data = load_images(captioned=True, size=(16, 16), dataset_split="test")
+    return places, PixelStore.build(data, (16, 16), 3, progress=False)
