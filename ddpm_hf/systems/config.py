@@ -263,7 +263,7 @@ _RANGES = (
     (0, False, 1, "beta_start beta_end ema_power"),
     (0, False, None, "learning_rate adam_epsilon max_grad_norm ema_inv_gamma"),
     (1, True, 100, "blocks_per_level text_layers"),
-    (32, True, None, "text_width"),
+    (64, True, None, "text_width"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
 )
 _EXCLUSIVE = (
