@@ -43,6 +43,10 @@ class Condition:
         """Words to cycle through when nothing is asked for."""
         raise NotImplementedError
 
+    def words_of(self, batches: Iterable[Mapping[str, Any]]) -> Iterable[Any]:
+        """Words to cycle through in samples that are compared with the rows of these batches; by default the usual."""
+        return self.usual()
+
     def choices(self) -> str:
         """What can be asked for, for messages: "`name` must be …"."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Captions, as tokens of fixed length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,10 @@ class Prompt(Condition):
     def usual(self) -> list[str]:
         """The examples."""
         return list(self.examples)
+
+    def words_of(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        """The captions of the rows."""
+        return (str(caption) for batch in batches for caption in batch["captions"])
 
     def choices(self) -> str:
         """Text."""

@@ -219,6 +219,29 @@ def captions(level: str, ids: Sequence[int]) -> list[str]:
     return [wording.format(**words) for wording in CAPTIONS[level]]
 
 
+def understand(asked: Sequence[str]) -> tuple[str, dict[str, np.ndarray]]:
+    """The level of captions, and attribute -> the ids (n,) that they ask for.
+
+    Raises:
+        ValueError: there are none, or they are not all captions of one level.
+    """
+    for level in CAPTIONS:
+        known = _meanings(level)
+        if asked and all(caption in known for caption in asked):
+            ids = np.array([known[caption] for caption in asked])
+            return level, dict(zip(attributes_of(level), ids.T, strict=True))
+    strange = [caption for caption in asked if not any(caption in _meanings(level) for level in CAPTIONS)]
+    found = repr((strange or asked)[0]) if asked else "none"
+    raise ValueError(f"`asked` must hold captions of captioned digits, all of one level, got {found}.")
+
+
+@lru_cache(maxsize=len(CAPTIONS))
+def _meanings(level: str) -> dict[str, tuple[int, ...]]:
+    """Each caption of a level -> the ids of its attributes."""
+    every = product(*(range(len(ATTRIBUTES[name])) for name in attributes_of(level)))
+    return {caption: ids for ids in every for caption in captions(level, ids)}
+
+
 def compose(plan: dict[str, np.ndarray]) -> np.ndarray:
     """Pictures, uint8 (n, 32, 32, 3), of `handwriting` and the ids of attributes, each moved by up to one pixel."""
     handwriting = plan["handwriting"]

@@ -15,10 +15,11 @@ from .features import Extractor, load_extractor
 from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
+from .prompt_exam import PromptExam
 from .quality import QUALITY_METRICS, check_quality, few_images
 from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
 from .request import Request
-from .samples import Samples, draw_samples, prepared, read_samples
+from .samples import Samples, draw_samples, prepared, read_samples, words_for
 
 # Images in the picture of samples, and per contender in the comparison.
 _GRID, _ROW = 64, 10
@@ -38,8 +39,10 @@ class Evaluator:
         self.pipeline: DDPMPipeline | None = None
         if request.of_samples:
             self.samples = read_samples(request.model, request.num_images)
-            if "nll" in request.metrics or request.compare is not None:
-                raise ValueError(f"--metrics nll and --compare need a pipeline, but {request.model} holds samples")
+            if {"nll", "prompt"} & set(request.metrics) or request.compare is not None:
+                raise ValueError(
+                    f"--metrics nll or prompt and --compare need a pipeline, but {request.model} holds samples"
+                )
             shape = self.samples.images.shape[1:]
             recorded = tuple(request.settings.get("recorded", {}).get("image_shape", shape))
             if shape != recorded:
@@ -49,6 +52,7 @@ class Evaluator:
         else:
             self.pipeline, self.samples = load_pipeline(request.model).to(self.accelerator.device), None
             shape = self.pipeline.image_shape
+        told = {condition.name for condition in self.pipeline.conditions} if self.pipeline is not None else set()
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline)
         self.report = request.folder / EVALUATION_FILE
         # Also fails early if the existing report is unreadable.
@@ -58,7 +62,8 @@ class Evaluator:
             shape[0],
             run=request.settings or None,
             split=request.split,
-            labelled=self.pipeline is not None and bool(self.pipeline.conditions),
+            labelled="class_labels" in told,
+            captioned="prompt" in told,
             most=request.max_images,
             **{name: getattr(request, name, None) for name in SOURCE_SETTINGS},
         )
@@ -70,7 +75,10 @@ class Evaluator:
         self.quality_metrics = [name for name in request.metrics if name in QUALITY_METRICS]
         self.extractor = self._load_extractor()
         self._common = {"seed": request.seed, "batch_size": request.batch_size}
-        self.count = self._count_samples()
+        self.count, self.exam = self._count_samples(), None
+        if "prompt" in request.metrics:
+            asked = words_for(self.pipeline.conditions, self.reference, self.count)
+            self.exam = PromptExam("--metrics", asked, self.reference, request.cache_dir)
 
     @property
     def details(self) -> Path:
@@ -108,6 +116,8 @@ class Evaluator:
         if self.accelerator.is_main_process:
             save_grid([samples.images[:_GRID]], self.details / "samples.png")
         entries += self._judge(samples)
+        if self.exam is not None:
+            entries += self.exam.measure(samples)
         if "memorization" in request.metrics:
             training = self.reference.training()
             entries += measure_memorization(
@@ -150,6 +160,8 @@ class Evaluator:
                     f"--compare {word} must have (channels, height, width) {self.pipeline.image_shape} like "
                     f"{self.request.model}, got {pipeline.image_shape}"
                 )
+            if "prompt" in {c.name for c in pipeline.conditions} - {c.name for c in self.pipeline.conditions}:
+                raise ValueError(f"--compare {word} is told captions, but {self.request.model} is not")
         sampler, steps = self.request.scheduler, self.request.num_inference_steps
         if setting:
             sampler, _, number = setting.partition(":")
@@ -163,7 +175,8 @@ class Evaluator:
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
         options = {"num_inference_steps": steps, "guidance_scale": self.request.guidance_scale, **self._common}
-        return draw_samples(pipeline, self.count, sampler=sampler, **options)
+        asked = words_for(pipeline.conditions, self.reference, self.count)
+        return draw_samples(pipeline, self.count, asked=asked, sampler=sampler, **options)
 
     def _load_extractor(self) -> Extractor | None:
         request = self.request

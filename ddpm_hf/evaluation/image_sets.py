@@ -19,7 +19,7 @@ HELD_OUT, TRAIN = "held_out", "train"
 # Arguments of `load_images` that a run's settings have under the same names.
 SOURCE_SETTINGS = (
     *("dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "label_column"),
-    *("streaming", "cache_dir"),
+    *("caption_column", "init_caption_from_labels", "streaming", "cache_dir"),
 )
 
 
@@ -130,6 +130,7 @@ def find_images(
     run: Mapping[str, Any] | None = None,
     split: str | None = None,
     labelled: bool = False,
+    captioned: bool = False,
     most: int | None = None,
     **source: Any,
 ) -> ImageSet:
@@ -142,6 +143,7 @@ def find_images(
             trained on, or a split of the data set. The default for another data set is its own test or validation
             split, else all images.
         labelled: read class labels.
+        captioned: read captions; always done for the data of a run with captions.
         most: the maximum number of images.
         **source: arguments of `load_images` for another data set than the run's; None means not given. With
             `split="held_out"` it must be a copy of the run's data set.
@@ -154,14 +156,16 @@ def find_images(
     if not is_other and run is None:
         raise ValueError("no data set is known; give --run with the model's run, --dataset_name or --train_data_dir")
     given = dict(source) if is_other else {name: run[name] for name in SOURCE_SETTINGS if name in run} | source
-    if not labelled:
+    if not is_other:
+        captioned = captioned or run.get("recorded", {}).get("caption_column") is not None
+    if not labelled and not (captioned and given.get("init_caption_from_labels")):
         given.pop("label_column", None)
     if split is None and not is_other:
         split = HELD_OUT
     of_run = split == HELD_OUT or (split == TRAIN and not is_other)
     if split is not None and not of_run:
         given["dataset_split"] = split
-    data = load_images(**given, class_conditional=labelled)
+    data = load_images(**given, class_conditional=labelled, captioned=captioned, size=tuple(size))
     if of_run:
         holdout, others = _recorded_holdout(run), None if split == HELD_OUT else TRAIN
     elif split is None and data.own_split is not None:

@@ -214,11 +214,8 @@ def _checked_ids(name: str, asked: Mapping[str, np.ndarray], count: int) -> np.n
 
 def _shares(read: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Entries of `PromptJudge.score` without ceilings; no entries for a group of which no caption asks."""
-    unseen = never_shown(asked["digit"], asked["colour"])
     entries = []
-    for group, members in (("seen", ~unseen), ("unseen", unseen)):
-        if not members.any():
-            continue
+    for group, members in _groups(asked).items():
         for name in ("accuracy", *asked):
             wanted, found = (_codes(ids, name, asked) for ids in (asked, read))
             count, share = int(members.sum()), float((wanted == found)[members].mean())
@@ -235,6 +232,17 @@ def _shares(read: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]) -> 
                 }
             )
     return entries
+
+
+def figure_names(asked: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the entries that `PromptJudge.score` gives."""
+    return [f"prompt_{name}_{group}" for group in _groups(asked) for name in ("accuracy", *asked)]
+
+
+def _groups(asked: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Which captions ask for seen combinations of digit and colour, and which for unseen ones, bool (n,) each."""
+    unseen = never_shown(asked["digit"], asked["colour"])
+    return {group: members for group, members in (("seen", ~unseen), ("unseen", unseen)) if members.any()}
 
 
 def _codes(ids: Mapping[str, np.ndarray], name: str, attributes) -> np.ndarray:

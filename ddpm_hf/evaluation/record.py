@@ -9,6 +9,8 @@ from typing import Any
 from ..files import read_json, replacing
 
 SCHEMA = 1
+# What real images get, at best, and what chance gives; they stand beside a figure.
+MARKS = ("floor", "ceiling", "chance")
 EVALUATION_FILE = "evaluation.json"
 # A measurement replaces an earlier one that agrees in all of these.
 _IDENTITY = (
@@ -78,15 +80,17 @@ def _identity(metric: dict[str, Any]) -> tuple:
 
 def summary_table(metrics: Sequence[dict[str, Any]]) -> str:
     """Metrics as a text table."""
-    rows = [("metric", "value", "floor", "n", "sampler", "data")]
+    marks = [mark for mark in MARKS if any(metric.get(mark) is not None for metric in metrics)]
+    rows = [("metric", "value", *marks, "n", "sampler", "data")]
     for metric in metrics:
-        error = metric.get("standard_error")
+        error, low = metric.get("standard_error"), metric.get("interval_low")
         value = f"{metric['value']:.4g}" if error is None else f"{metric['value']:.4f} ± {error:.4f}"
-        floor = metric.get("floor")
+        if error is None and low is not None:
+            value += f" ({low:.4g} to {metric['interval_high']:.4g})"
+        beside = ("" if metric.get(mark) is None else f"{metric[mark]:.4g}" for mark in marks)
         data = f"{metric['dataset']} ({metric['split']})"
         sampler = f"{metric['sampler']} {metric['steps']}" if metric.get("sampler") else metric.get("samples", "")
-        floor = "" if floor is None else f"{floor:.4g}"
-        rows.append((metric["name"], value, floor, f"{metric['n']:,}", sampler, data))
+        rows.append((metric["name"], value, *beside, f"{metric['n']:,}", sampler, data))
     return aligned(rows)
 
 

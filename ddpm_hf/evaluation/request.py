@@ -11,7 +11,7 @@ from ..sampling.samplers import SAMPLER_NAMES
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
 
-METRICS = ("nll", *QUALITY_METRICS, "memorization")
+METRICS = ("nll", *QUALITY_METRICS, "prompt", "memorization")
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 
 
@@ -32,6 +32,8 @@ class ImageArguments:
     train_data_dir: str | None = flag(help="Another folder of images than the run's.")
     image_column: str | None = flag(help="The image column; by default found by its type.")
     label_column: str | None = flag(help="The column of class labels, for a class-conditional model.")
+    caption_column: str | None = flag(help="The column of captions, for a text-to-image model.")
+    init_caption_from_labels: str | None = flag(help="Make captions of class names, as in train.py.")
     cache_dir: str | None = flag(help="Cache folder for downloads, decoded pixels and features.")
 
 
@@ -44,7 +46,9 @@ class SampleArguments:
     num_images: int | None = flag(help="Number of samples; by default the number of real images.")
     num_inference_steps: int | None = flag(help="Steps per image; by default all trained timesteps.")
     scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
-    guidance_scale: float = flag(1.0, help="Guidance for class-conditional models, which cycle through all classes.")
+    guidance_scale: float = flag(
+        1.0, help="Guidance by class or caption. All classes take turns; captions are those of the real images."
+    )
     compare: list[str] | None = flag(
         help="Compare several in one table and plot: SAMPLER:STEPS, another pipeline, or PIPELINE@SAMPLER:STEPS."
     )
@@ -59,7 +63,8 @@ class MeasureArguments:
     metrics: list[str] = flag(
         ["nll"],
         help="nll: bits/dim. frechet: Fréchet distance. kid: kernel distance. prdc: precision, recall, density, "
-        "coverage. is: Inception or class score. memorization: copies of training images, and duplicates.",
+        "coverage. is: Inception or class score. prompt: how many samples follow their captions (captioned digits). "
+        "memorization: copies of training images, and duplicates.",
     )
     extractor: str | None = flag(
         help="Feature extractor: digits (the default for the bundled digits), inception (for FID), inception:FILE, "

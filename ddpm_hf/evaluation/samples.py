@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
-from ..conditions.condition import cycled
+from ..conditions.condition import Condition, cycled
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
@@ -21,6 +21,7 @@ from ..pipelines.steps import rebuild
 from ..sampling.generation import generate, sampling_bar
 from ..sampling.sample_folder import RECORD_FILE
 from ..sampling.samplers import make_sampler, sampler_name
+from .image_sets import ImageSet
 
 ARRAY_SUFFIX = ".npz"
 
@@ -38,10 +39,16 @@ class Samples:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+def words_for(conditions: Sequence[Condition], images: ImageSet, count: int) -> dict[str, list[Any]]:
+    """What to ask for in so many samples that are compared with these images, as `draw_samples` takes it."""
+    return {condition.name: list(islice(condition.words_of(images.batches(256)), count)) for condition in conditions}
+
+
 def draw_samples(
     pipeline: DDPMPipeline,
     count: int,
     *,
+    asked: Mapping[str, Sequence[Any]] | None = None,
     seed: int = 0,
     batch_size: int = 64,
     sampler: str | None = None,
@@ -50,10 +57,11 @@ def draw_samples(
 ) -> Samples:
     """Draw samples from a pipeline on all processes; each process gets all of them.
 
-    Image k is a function of (seed, k), as in `generate`. A class-conditional model cycles through its classes.
+    Image k is a function of (seed, k), as in `generate`.
 
     Args:
         pipeline: on the device of `PartialState`; its scheduler is not changed.
+        asked: as in `Drawing`; by default the usual words of each condition, such as all classes.
         batch_size: images per network call of one process.
         sampler: one of `SAMPLER_NAMES`; by default the one the pipeline was saved with.
         num_inference_steps: all trained timesteps by default.
@@ -63,7 +71,8 @@ def draw_samples(
     """
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
     calls = len(pipeline.scheduler.timesteps)
-    conditions = pipeline.conditions
+    if asked is None:
+        asked = {condition.name: condition.usual() for condition in pipeline.conditions}
     state = PartialState()
     mine = list(range(state.process_index, count, state.num_processes))
     with sampling_bar(count, count, len(mine), calls, leave=None, disable=not state.is_local_main_process) as show:
@@ -72,7 +81,7 @@ def draw_samples(
             mine,
             seed,
             batch_size,
-            {condition.name: cycled(condition.usual(), mine) for condition in conditions},
+            {name: cycled(words, mine) for name, words in asked.items()},
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             callback_on_step_end=show,
@@ -86,7 +95,7 @@ def draw_samples(
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
         "network_calls": calls * (2 if guided else 1),
-        **({"guidance_scale": guidance_scale} if conditions else {}),
+        **({"guidance_scale": guidance_scale} if pipeline.conditions else {}),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
 
@@ -146,7 +155,8 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
     settings = record["settings"]
     sampler = sampler_name(settings["scheduler"]["class"], settings["scheduler"])
     about = {"seed": settings["seed"], "sampler": sampler, "steps": settings["num_inference_steps"]}
-    return about | ({} if settings["class_labels"] is None else {"guidance_scale": settings["guidance_scale"]})
+    was_told = any(settings.get(name) is not None for name in ("class_labels", "prompt"))
+    return about | ({"guidance_scale": settings["guidance_scale"]} if was_told else {})
 
 
 def _read_array(file: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..evaluation.record import MARKS
 from .folder import (
     ANIMATION_FILE,
     CARD_FILE,
@@ -215,7 +216,12 @@ def _conditions(metric: dict[str, Any]) -> dict[str, Any]:
 
 
 # Columns of the table of metrics; other conditions are listed below it.
-_COLUMNS = ("standard_error", "floor", "n", "seed", "sampler", "steps")
+_COLUMNS = ("standard_error", *MARKS, "n", "seed", "sampler", "steps")
+_MEANING = {
+    "floor": "The floor is the score of the same number of real training images, the best one can expect.",
+    "ceiling": "The ceiling is what the program that judges the samples says of real pictures, and chance is what "
+    "samples get that are shuffled among the captions.",
+}
 _INTERVAL = ("interval_low", "interval_high")
 
 
@@ -228,9 +234,8 @@ def _measured(metrics: list[dict[str, Any]]) -> str:
         words = ", ".join(f"{key} {_cell(value)}" for key, value in known.items())
         shared.setdefault(words, []).append(metric["name"])
     lines = [f"- {', '.join(dict.fromkeys(names))}: {words}." for words, names in shared.items() if words]
-    has_floor = any(metric.get("floor") is not None for metric in metrics)
-    floor = "The floor is the score of the same number of real training images, the best one can expect." * has_floor
-    return "\n\n".join(part for part in (_table(list(map(_row, metrics))), floor, "\n".join(lines)) if part)
+    meanings = [words for mark, words in _MEANING.items() if any(metric.get(mark) is not None for metric in metrics)]
+    return "\n\n".join(part for part in (_table(list(map(_row, metrics))), *meanings, "\n".join(lines)) if part)
 
 
 def _row(metric: dict[str, Any]) -> dict[str, Any]:

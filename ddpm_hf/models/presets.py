@@ -170,7 +170,7 @@ PRESETS: dict[str, Preset] = {
         training={**_SMALL_TRAINING, "max_train_steps": 50_000},
     ),
     "glide-digits": Preset(
-        description="captioned digits, 16x16, 1.6 M parameters, minutes on two CPU cores",
+        description="captioned digits, 16x16, 2.1 M parameters, minutes on two CPU cores",
         system="glide",
         model={
             "resolution": 16,
@@ -180,7 +180,7 @@ PRESETS: dict[str, Preset] = {
             "attention_resolutions": (8, 4),
             "blocks_per_level": 1,
             "dropout": 0.0,
-            "text_width": 64,
+            "text_width": 128,
             "text_layers": 2,
         },
         process=_SMALL_PROCESS,

@@ -193,12 +193,12 @@ class RunArguments(MachineArguments):
     )
     eval_steps: int | None = flag(help="Steps between scores on held-out images; by default only bits/dim at the end.")
     eval_metrics: list[str] = flag(
-        ["nll"], help="One or more of nll, frechet, kid, prdc, is (see scripts/evaluate.py)."
+        ["nll"], help="One or more of nll, frechet, kid, prdc, is, prompt (see scripts/evaluate.py)."
     )
     eval_num_images: int = flag(500, help="Number of samples to score, and at most as many held-out images.")
     eval_inference_steps: int = flag(50, help="Denoising steps per scored sample, or terms of the bound per image.")
     eval_extractor: str | None = flag(
-        help="Features for all metrics but nll: digits, inception, inception:FILE, transformers:NAME or "
+        help="Features for all metrics but nll and prompt: digits, inception, inception:FILE, transformers:NAME or "
         "efficientnet-lite0. By default digits for the bundled digits."
     )
     save_best_by: str | None = flag(help="Keep the pipeline that is best by this figure in best/, e.g. bits_per_dim.")
@@ -263,7 +263,7 @@ _RANGES = (
     (0, False, 1, "beta_start beta_end ema_power"),
     (0, False, None, "learning_rate adam_epsilon max_grad_norm ema_inv_gamma"),
     (1, True, 100, "blocks_per_level text_layers"),
-    (32, True, None, "text_width"),
+    (64, True, None, "text_width"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
 )
 _EXCLUSIVE = (
@@ -321,10 +321,10 @@ class Config:
                 raise ValueError(f"--{name} needs --push_to_hub: add it, or leave out --{name}")
         if flags["save_best_by"] is not None and flags["eval_steps"] is None:
             raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
-        unknown = sorted(set(flags["eval_metrics"]) - {"nll", *QUALITY_METRICS})
+        choices = ("nll", *QUALITY_METRICS, "prompt")
+        unknown = sorted(set(flags["eval_metrics"]) - set(choices))
         if unknown or not flags["eval_metrics"]:
-            choices = ", ".join(("nll", *QUALITY_METRICS))
-            raise ValueError(f"--eval_metrics must be among {choices}, got {', '.join(unknown) or 'none'}")
+            raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")
         if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
             raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}")
         if flags["channels"] not in (None, 1, 3, 4):

@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 from ..evaluation.features import Extractor, load_extractor
 from ..evaluation.image_sets import ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
+from ..evaluation.prompt_exam import PromptExam
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, figure_names
-from ..evaluation.record import update_report
-from ..evaluation.samples import draw_samples
+from ..evaluation.record import MARKS, update_report
+from ..evaluation.samples import draw_samples, words_for
 from ..files import partial_path, remove, replacing, write_json
 from ..hub.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, SCORES_CURVE, SCORES_FILE
 from ..pipelines.ddpm import DDPMPipeline
@@ -25,7 +26,9 @@ from .output import OutputFolder, StepTable
 
 BEST_RECORD = "best.json"
 # Figures can be compared if they agree in these.
-_CONDITIONS = "name dataset split n reference_n seed sampler steps terms_per_image extractor".split()
+_CONDITIONS = "name dataset split n reference_n seed sampler steps guidance_scale terms_per_image".split()
+_CONDITIONS += ["extractor", "judge"]
+_STYLES = {"floor": "k--", "ceiling": "k--", "chance": "k:"}
 
 
 class Scorer:
@@ -47,6 +50,12 @@ class Scorer:
             fewest = min(run.eval_num_images, self.images.count or run.eval_num_images)
             check_quality(self.extractor, self.metrics, fewest, resamples=0)
             names += figure_names(self.extractor, self.metrics, fewest)
+        self.asked, self.exam = {}, None
+        if run.eval_steps is not None and set(run.eval_metrics) != {"nll"}:
+            self.asked = words_for(plan.system.conditions, self.images, run.eval_num_images)
+        if run.eval_steps is not None and "prompt" in run.eval_metrics:
+            self.exam = PromptExam("--eval_metrics", self.asked, self.images, plan.config.data.cache_dir)
+            names += self.exam.names
         if run.save_best_by not in (None, *names):
             raise ValueError(
                 f"--save_best_by must be one of {', '.join(names)} with --eval_metrics {' '.join(run.eval_metrics)}, "
@@ -72,8 +81,8 @@ class Scorer:
         self.output = output
         if not self.accelerator.is_main_process:
             return
-        floors = (_floor_of(name) for name in self.names if name != "bits_per_dim")
-        self.table = StepTable(output / SCORES_FILE, step, ["step", *self.names, *floors])
+        marks = (mark for name in self.names for mark in _marks_of(name).values())
+        self.table = StepTable(output / SCORES_FILE, step, ["step", *self.names, *marks])
         place, beside = output / BEST_FOLDER, partial_path(output / BEST_FOLDER)
         if (beside / BEST_RECORD).is_file():  # written last, so `_keep` was killed while it removed the old one
             remove(place)
@@ -100,7 +109,9 @@ class Scorer:
             pipeline.unet.train(was_training)
         self.newest = step, figures
         row = {figure["name"]: figure["value"] for figure in figures}
-        row |= {_floor_of(figure["name"]): figure["floor"] for figure in figures if figure["floor"] is not None}
+        for figure in figures:
+            marks = _marks_of(figure["name"]).items()
+            row |= {column: figure[mark] for mark, column in marks if figure.get(mark) is not None}
         self.accelerator.log({f"eval/{name}": value for name, value in row.items()}, step=step)
         if not self.accelerator.is_main_process:
             return
@@ -110,7 +121,7 @@ class Scorer:
         if step == self.plan.clock.steps:  # the scores of the model that is saved
             with self.output.sparing_the_run(EVALUATION_FILE):
                 update_report(self.output / EVALUATION_FILE, weights_fingerprint(pipeline), figures)
-        shown = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in figures)
+        shown = ", ".join(_in_words(figure) for figure in figures if _is_whole(figure["name"]))
         tqdm.write(f"step {step}: {shown}{self._keep_if_best(pipeline, figures, step)}")
 
     def _measure(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
@@ -118,18 +129,22 @@ class Scorer:
         calls = min(run.eval_inference_steps, self.plan.system.scheduler.config.num_train_timesteps)
         if "nll" in run.eval_metrics:
             figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **self._common))
-        if self.metrics:
+        if self.metrics or self.exam is not None:
             with self.accelerator.autocast():
                 samples = draw_samples(
                     pipeline,
                     run.eval_num_images,
+                    asked=self.asked,
                     num_inference_steps=calls,
                     guidance_scale=run.preview_guidance_scale,
                     **self._common,
                 )
+        if self.metrics:
             training = self.images.training(most=run.eval_num_images)
             arguments = (samples, self.images, training, self.extractor, self.metrics)
             figures += measure_quality(*arguments, resamples=0, **self._common)
+        if self.exam is not None:
+            figures += self.exam.measure(samples)
         return figures
 
     @property
@@ -158,7 +173,7 @@ class Scorer:
         best = self.best
         if best is not None and any(best.get(name) != figure.get(name) for name in _CONDITIONS):
             best = None  # measured differently
-        sign = 1 if wanted in HIGHER_IS_BETTER else -1
+        sign = 1 if wanted in HIGHER_IS_BETTER or wanted.startswith("prompt_") else -1
         if best is not None and not sign * figure["value"] > sign * best["value"]:
             return f"; the best {wanted} is {best['value']:.4g} of step {best['step']}"
         record = {"step": step, **figure}
@@ -174,13 +189,15 @@ class Scorer:
             write_json(beside / BEST_RECORD, record)
 
     def _plot(self, file: Path) -> None:
-        """A panel for each figure, its floor as a dashed line."""
+        """A panel for each figure, with dashed lines for what real images get and dotted ones for chance."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5 * len(self.names), 4), layout="constrained")
+        columns = min(len(self.names), 4)
+        rows = -(-len(self.names) // columns)
+        figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
         for panel, name in enumerate(self.names):
-            axes = figure.add_subplot(1, len(self.names), panel + 1, xlabel="optimizer step", ylabel=name)
-            for column, style in ((name, "o-"), (_floor_of(name), "k--")):
+            axes = figure.add_subplot(rows, columns, panel + 1, xlabel="optimizer step", ylabel=name)
+            for column, style in {name: "o-", **{c: _STYLES[m] for m, c in _marks_of(name).items()}}.items():
                 if points := [(row["step"], row[column]) for row in self.table.rows if column in row]:
                     axes.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1, label=column)
             axes.grid(alpha=0.3)
@@ -188,8 +205,22 @@ class Scorer:
         figure.savefig(file, dpi=120)
 
 
-def _floor_of(name: str) -> str:
-    return f"{name}_floor"
+def _marks_of(name: str) -> dict[str, str]:
+    """Which of `MARKS` stand beside a figure -> their columns in the table."""
+    if name == "bits_per_dim":
+        return {}
+    marks = MARKS[1:] if name.startswith("prompt_") else MARKS[:1]
+    return {mark: f"{name}_{mark}" for mark in marks}
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a figure is not about one attribute of captions."""
+    return not name.startswith("prompt_") or name.startswith("prompt_accuracy_")
+
+
+def _in_words(figure: dict[str, Any]) -> str:
+    marks = "".join(f", {mark} {figure[mark]:.4g}" for mark in MARKS[1:] if mark in figure)
+    return f"{figure['name']} {figure['value']:.4g}" + (f" ({marks[2:]})" if marks else "")
 
 
 def _held_out(plan: Plan, most: int) -> ImageSet:

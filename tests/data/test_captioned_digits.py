@@ -23,6 +23,7 @@ from ddpm_hf.data.captioned_digits import (
     coverage,
     digits,
     plans,
+    understand,
 )
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
@@ -121,6 +122,32 @@ def test_moved_ink_is_the_same_ink():
     moved = coverage(rows, 16, right=np.array([0, 3, -7]), down=np.array([2, 0, 5]))
     for one, other, shift in zip(still, moved, ((2, 0), (0, 3), (5, -7)), strict=True):
         assert np.array_equal(np.roll(one, shift, (0, 1)), other)
+
+
+def test_every_wording_is_understood(plan):
+    level, splits = plan
+    ids = {name: splits["test"][name] for name in attributes_of(level)}
+    several = [captions(level, one) for one in zip(*ids.values(), strict=True)]
+    for wording in range(len(CAPTIONS[level])):
+        found, asked = understand([each[wording] for each in several])
+        assert found == level and list(asked) == list(ids)
+        assert all(np.array_equal(asked[name], ids[name]) for name in ids)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ([], "none"),
+        (["a red seven on a blue ground", "a photo"], "'a photo'"),
+        (
+            ["a red seven on a blue ground", "a small red seven on a blue ground, centre"],
+            "'a red seven on a blue ground'",
+        ),
+    ],
+)
+def test_other_captions_are_not_understood(asked, found):
+    with pytest.raises(ValueError, match=f"captions of captioned digits, all of one level, got {found}"):
+        understand(asked)
 
 
 @pytest.mark.processes

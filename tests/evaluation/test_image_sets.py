@@ -46,6 +46,18 @@ def test_images_are_those_of_their_rows(run, image_folder):
         assert ("cat", "dog")[label] == name
 
 
+def test_captions_are_read_if_asked_for_or_if_the_run_had_them(run, image_folder):
+    template = {"init_caption_from_labels": "a photo of a {}", "label_column": "label"}
+    (batch,) = find_images((12, 10), 3, train_data_dir=str(image_folder), captioned=True, **template).batches(40)
+    labels = everything(find_images((12, 10), 3, train_data_dir=str(image_folder), labelled=True))["class_labels"]
+    assert "class_labels" not in batch
+    assert batch["captions"].tolist() == [f"a photo of a {('cat', 'dog')[label]}" for label in labels.tolist()]
+    captioned = {**run, **template, "recorded": {**run["recorded"], "caption_column": "label"}}
+    (batch,) = find_images((12, 10), 3, run=captioned).batches(40)
+    assert len(batch["captions"]) == 10
+    assert all("captions" not in batch for batch in find_images((12, 10), 3, run=run).batches(40))
+
+
 def test_moved_data_hold_out_the_same_images(run, image_folder, tmp_path):
     moved = tmp_path / "elsewhere"
     moved.mkdir()

@@ -81,3 +81,7 @@ def test_table():
     lines = summary_table([{**NLL, "standard_error": 0.01}, {**NLL, "name": "kid", "floor": 0.25}]).splitlines()
     assert lines[1].split() == ["bits_per_dim", "3.7000", "±", "0.0100", "10", "ddpm", "9", "a", "(test)"]
     assert lines[2].split() == ["kid", "3.7", "0.25", "10", "ddpm", "9", "a", "(test)"]
+    share = {**NLL, "value": 0.5, "interval_low": 0.25, "interval_high": 0.75, "ceiling": 0.97, "chance": 0.01}
+    header, line = summary_table([share]).splitlines()
+    assert header.split() == ["metric", "value", "ceiling", "chance", "n", "sampler", "data"]
+    assert line.split()[1:7] == ["0.5", "(0.25", "to", "0.75)", "0.97", "0.01"]

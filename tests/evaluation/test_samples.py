@@ -7,6 +7,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ddpm_hf.evaluation.samples import draw_samples, read_samples
+from ddpm_hf.sampling.drawing import Drawing
 from ddpm_hf.sampling.sample_folder import SampleFolder
 from ddpm_hf.seeds import image_generators
 
@@ -81,6 +82,16 @@ def test_images_are_read_as_they_were_written(tmp_path, channels):
         np.testing.assert_array_equal(found.images, images.transpose(0, 3, 1, 2))
         assert found.about == {"samples": place}
         assert len(read_samples(tmp_path / place, most=3).images) == 3
+
+
+@pytest.mark.parametrize(("classes", "told"), [(None, {}), (3, {"guidance_scale": 1.0})])
+def test_guidance_is_known_of_samples_that_were_told_something(tiny_pipeline, tmp_path, classes, told):
+    pipeline = tiny_pipeline(num_classes=classes, num_train_timesteps=10)
+    asked = {condition.name: condition.usual() for condition in pipeline.conditions}
+    drawing = Drawing(pipeline=pipeline, steps=2, asked=asked)
+    drawing.draw_images(*drawing.open_folder(tmp_path / "made", 2))
+    about = {"samples": "made", "seed": 0, "sampler": "ddpm", "steps": 2}
+    assert read_samples(tmp_path / "made").about == about | told
 
 
 @pytest.mark.parametrize("output_format", ["png", "npz", "dataset"])

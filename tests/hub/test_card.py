@@ -139,6 +139,15 @@ def test_pictures_of_an_evaluation_go_along_with_their_figures_and_training_imag
     assert "![Distance of samples" in text and "closest_pixels.png" not in text
 
 
+def test_ceiling_and_chance_stand_beside_what_a_program_judges(run_folder):
+    judged = {"name": "prompt_accuracy_unseen", "value": 0.75, "ceiling": 0.97, "chance": 0.004, "ceiling_n": 1000}
+    judged |= {"n": 250, "dataset": "captioned digits", "split": "test", "interval_low": 0.69, "interval_high": 0.8}
+    text = ModelCard.load(write_card(run_folder(metrics=[judged]))).text
+    assert "| prompt_accuracy_unseen | 0.75 | captioned digits (test) | 0.97 | 0.004 | 250 | 0.69 … 0.8 |" in text
+    assert "The ceiling is what the program that judges the samples says of real pictures" in text
+    assert "The floor" not in text
+
+
 def test_nothing_is_said_of_a_run_that_left_nothing(tiny_pipeline, tmp_path):
     tiny_pipeline().save_pretrained(tmp_path)
     text = ModelCard.load(write_card(tmp_path)).text

@@ -5,14 +5,17 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from running import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loop import assert_equal_weights, stop_after, weights_of
+from texts import Copyist, begin_text_run
 
 from ddpm_hf import DDPMPipeline
 from ddpm_hf.evaluation.evaluator import Evaluator
 from ddpm_hf.evaluation.request import Request
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.training.scoring import Scorer
 
 NLL = "--holdout 8 --eval_steps 2 --eval_num_images 6 --eval_inference_steps 3 --num_train_timesteps 30".split()
 DISTANCES = [*NLL, "--eval_metrics", "nll", "frechet", "kid", "is", "--eval_extractor", "digits"]
@@ -84,6 +87,27 @@ def test_what_is_better_depends_on_the_figure(train, tmp_path):
         folder = train(*DISTANCES, *flags, output_dir=tmp_path / name, ending=False).output.path
         rows = scores_in(folder)
         assert best_of(folder)["step"] == choose(rows, key=lambda row: row[name])["step"]
+
+
+def test_following_captions_is_scored_and_more_is_better(tmp_path, capsys):
+    flags = "--max_train_steps 3 --eval_steps 1 --eval_metrics prompt --eval_num_images 200 --eval_inference_steps 1"
+    plan, output = begin_text_run(tmp_path, *flags.split(), "--save_best_by", "prompt_accuracy_unseen")
+    scorer = Scorer(plan, Accelerator())
+    scorer.resume(output, 0)
+    untrained = plan.system.pipeline(plan.system.network)
+    for step, pipeline in enumerate((untrained, Copyist(**untrained.components), untrained), 1):
+        scorer.score(pipeline, step)
+    rows = scores_in(tmp_path)
+    # The second one gives real pictures of what was asked for.
+    values = [row["prompt_accuracy_unseen"] for row in rows]
+    assert values[0] == values[2] < 0.05 and values[1] > 0.9 and best_of(tmp_path)["step"] == 2
+    assert all(row["prompt_digit_seen_ceiling"] > 0.95 and row["prompt_digit_seen_chance"] < 0.3 for row in rows)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert lines[1].count("prompt_") == 2 and "ceiling 0.9" in lines[1] and "chance 0.0" in lines[1]
+    assert (tmp_path / "scores.png").is_file()
+    # The last one's are those of the run, in evaluate.py's report.
+    report = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
+    assert {entry["name"]: pytest.approx(entry["value"], rel=1e-5) for entry in report}.items() <= rows[2].items()
 
 
 def test_a_killed_run_knows_its_best(train, start, tmp_path):
@@ -178,6 +202,10 @@ def test_two_processes_score_as_one_does(train, image_folder, tmp_path, on_two_p
             "--holdout 5 --eval_steps 2 --eval_metrics prdc --eval_extractor digits",
             "prdc need at least 6 images, got",
         ),
+        (
+            "--holdout 8 --eval_steps 2 --eval_metrics prompt --class_conditional",
+            "--eval_metrics prompt needs a text-to-image model, got one that is told class_labels",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_found_before_the_first_step(start, tmp_path, flags, words):
@@ -190,7 +218,7 @@ def test_what_cannot_be_scored_is_found_before_the_first_step(start, tmp_path, f
     ("flags", "words"),
     [
         ("--save_best_by bits_per_dim", "--save_best_by bits_per_dim needs --eval_steps"),
-        ("--eval_metrics fid", "--eval_metrics must be among nll, frechet, kid, prdc, is, got fid"),
+        ("--eval_metrics fid", "--eval_metrics must be among nll, frechet, kid, prdc, is, prompt, got fid"),
         ("--eval_num_images 1", "--eval_num_images must be at least 2, got 1"),
     ],
 )

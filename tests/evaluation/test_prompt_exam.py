@@ -1,0 +1,123 @@
+"""Whether samples follow their captions: a text-to-image model asked for captioned digits, by evaluate.py."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from running import load_script
+from texts import Copyist, begin_text_run
+
+from ddpm_hf.data.captioned_digits import DIGITS, captioned_digits
+from ddpm_hf.data.sources import load_images
+from ddpm_hf.evaluation.evaluator import Evaluator
+from ddpm_hf.evaluation.request import Request
+from ddpm_hf.evaluation.samples import words_for
+
+NAMES = [
+    f"prompt_{name}_{group}" for group in ("seen", "unseen") for name in ("accuracy", "digit", "colour", "ground")
+]
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    """What train.py leaves of captioned digits: an untrained model of T = 40."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    system = begin_text_run(folder)[0].system
+    system.pipeline(system.network).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Pictures with captions of their own."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k in range(3):
+        Image.new("RGB", (16, 16), (k, k, k)).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text(f"photo number {k}")
+    return folder
+
+
+def settings_of(folder):
+    return yaml.safe_load((folder / "training_config.yaml").read_text())
+
+
+def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
+    flags = "--metrics prompt --num_images 200 --num_inference_steps 2 --guidance_scale 3".split()
+    load_script("evaluate.py").main([str(text_run), *flags, "--output_dir", str(tmp_path)])
+    entries = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
+    assert [entry["name"] for entry in entries] == NAMES
+    for entry in entries:
+        error = (entry["chance"] * (1 - entry["chance"]) / entry["n"]) ** 0.5
+        assert abs(entry["value"] - entry["chance"]) <= 4 * error + 1 / entry["n"]
+        assert entry["ceiling"] > 0.95 and entry["ceiling_n"] == 1000
+        about = {key: entry[key] for key in ("dataset", "split", "steps", "seed", "sampler", "guidance_scale")}
+        assert about == {
+            **{"dataset": "captioned digits", "split": "test", "steps": 2, "seed": 0, "sampler": "ddpm"},
+            "guidance_scale": 3.0,
+        }
+    assert entries[0]["n"] + entries[4]["n"] == 200
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["metric", "value", "ceiling", "chance", "n", "sampler", "data"]
+    assert first.startswith("prompt_accuracy_seen ") and " to " in first
+
+
+def test_real_pictures_of_the_captions_asked_for_are_at_the_ceiling(text_run):
+    request = Request(model=str(text_run), settings=settings_of(text_run), metrics=["prompt"], num_images=600)
+    evaluator = Evaluator(request)
+    real = evaluator.pipeline
+    evaluator.pipeline = Copyist(**real.components)
+    found = {entry["name"]: entry for entry in evaluator._measure()}
+    for name in NAMES:
+        ceiling, n = found[name]["ceiling"], found[name]["n"]
+        assert abs(found[name]["value"] - ceiling) <= 4 * (ceiling * (1 - ceiling) / n) ** 0.5 + 1 / n
+    assert found["prompt_accuracy_unseen"]["chance"] < 0.02
+    # Sample k is asked for the first caption of real image k, and those beyond the last start over.
+    asked = words_for(real.conditions, evaluator.reference, 600)["prompt"]
+    rows = np.concatenate([batch["rows"] for batch in evaluator.reference.batches(256)])
+    captions = load_images(train_data_dir=captioned_digits(), dataset_split="test").rows["caption"]
+    assert asked == [captions[row][0] for row in rows[:600].tolist()]
+    request.max_images, request.num_images = 30, 90
+    again = Evaluator(request)
+    again.pipeline = evaluator.pipeline
+    accuracy = [entry for entry in again._measure() if "accuracy" in entry["name"]]
+    assert sum(entry["n"] for entry in accuracy) == 90 and min(entry["value"] for entry in accuracy) > 0.8
+
+
+def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_path):
+    """And not with the digits that a run without captions trains on when no data set is named."""
+    for k in range(2):
+        Image.new("RGB", (16, 16), (k, 0, 0)).save(tmp_path / f"{k}.png")
+    request = Request(model=str(tmp_path), settings=settings_of(text_run), metrics=["frechet"], extractor="digits")
+    request.resamples = 0
+    reference = Evaluator(request).reference
+    assert (reference.name, reference.split, reference.count) == ("captioned digits", "test", 2000)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "words"),
+    [
+        ("text", "photos", "--metrics prompt needs captions of captioned digits, .*has others: 'photo number .'$"),
+        ("text", "digits", "`caption_column` is not given and no column holds text"),
+        ("classes", None, "--metrics prompt needs a text-to-image model, got one that is told class_labels"),
+        ("photos", "digits", "--metrics nll or prompt and --compare need a pipeline"),
+    ],
+)
+def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, words):
+    folder = {"text": text_run, "classes": trained_run, "photos": photos}[model]
+    settings = settings_of(trained_run if model == "classes" else text_run)
+    place = {"photos": str(photos), "digits": str(DIGITS), None: None}[data]
+    with pytest.raises(ValueError, match=words):
+        Evaluator(Request(model=str(folder), settings=settings, metrics=["prompt"], train_data_dir=place))
+
+
+def test_contenders_are_told_the_same(text_run, trained_run):
+    metrics = {"metrics": ["frechet"], "extractor": "digits", "num_images": 8, "resamples": 0}
+    request = Request(model=str(trained_run), settings=settings_of(trained_run), **metrics)
+    request.compare = [str(text_run)]
+    evaluator = Evaluator(request)
+    evaluator.pipeline.unet.register_to_config(sample_size=16)  # as large as the other's
+    with pytest.raises(ValueError, match="--compare .* is told captions, but .* is not"):
+        evaluator.evaluate()

@@ -1,0 +1,50 @@
+"""Text-to-image models for tests: a tiny run on captioned digits, and one that gives real pictures."""
+
+from argparse import Namespace
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from running import TINY, forget_accelerator
+
+from ddpm_hf.cli.parser import parse_training_arguments
+from ddpm_hf.data.captioned_digits import captions, plans
+from ddpm_hf.data.sources import load_images
+from ddpm_hf.data.store import PixelStore
+from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
+from ddpm_hf.systems.plan import Plan, make_plan
+from ddpm_hf.training.output import OutputFolder
+
+_MODEL = "--system glide --resolution 16 --attention_resolutions 8 --text_width 32 --text_layers 1"
+
+
+def begin_text_run(folder: Path, *flags: str) -> tuple[Plan, OutputFolder]:
+    """A run as it is at its first step; its network has random output layers, so that it matters."""
+    forget_accelerator()
+    tiny = TINY[: TINY.index("--holdout")]  # the data set's own test split is held out
+    arguments = [*tiny, *_MODEL.split(), "--num_train_timesteps", "40", *flags, "--output_dir", str(folder)]
+    plan = make_plan(parse_training_arguments(arguments), Accelerator())
+    torch.nn.init.normal_(plan.system.network.unet.conv_out.weight, std=0.1)
+    output = OutputFolder(folder)
+    output.open(plan.config, asdict(plan.facts), overwrite=False)
+    return plan, output
+
+
+class Copyist(TextToImagePipeline):
+    """Draws nothing: gives the last real picture, of those held out, that has the caption."""
+
+    def __call__(self, *, prompt, **_):
+        places, store = _held_out_pictures()
+        return Namespace(images=torch.from_numpy(store.gather([places[caption] for caption in prompt])) / 255)
+
+
+@cache
+def _held_out_pictures() -> tuple[dict[str, int], PixelStore]:
+    """Caption -> place of a picture that has it, and the pictures at 16x16."""
+    asked = plans("coloured")["test"]
+    ids = zip(*(asked[name] for name in ("digit", "colour", "ground")), strict=True)
+    places = {caption: row for row, one in enumerate(ids) for caption in captions("coloured", one)}
+    data = load_images(captioned=True, size=(16, 16), dataset_split="test")
+    return places, PixelStore.build(data, (16, 16), 3, progress=False)
