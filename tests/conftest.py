@@ -110,7 +110,7 @@ def tiny_text_pipeline():
     ) -> TextToImagePipeline:
         torch.manual_seed(0)
         tokenizer = train_tokenizer(captions)
-        encoder = small_text_encoder(len(tokenizer), 32, 1)
+        encoder = small_text_encoder(len(tokenizer), 64, 1)
         unet = new_text_unet(
             resolution=8,
             channels=3,
@@ -119,7 +119,7 @@ def tiny_text_pipeline():
             attention_resolutions=(4,),
             blocks_per_level=1,
             dropout=0.1,
-            text_width=32,
+            text_width=64,
         )
         torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
         scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})

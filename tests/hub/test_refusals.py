@@ -64,7 +64,10 @@ def test_a_config_of_another_class_is_refused_by_name(folder):
         ({"_class_name": ["pipeline", "Evil"]}, "the pipeline is Evil from 'pipeline'"),
         ({"unet": ["evil", "EvilUNet"]}, "unet is EvilUNet from 'evil'"),
         ({"scheduler": ["evil", "EvilScheduler"]}, "scheduler is EvilScheduler from 'evil'"),
-        ({"_class_name": "StableDiffusionPipeline"}, "must be a DDPMPipeline or IFPipeline, got StableDiffusionPipeline"),
+        (
+            {"_class_name": "StableDiffusionPipeline"},
+            "must be a DDPMPipeline or IFPipeline, got StableDiffusionPipeline",
+        ),
         ({"unet": None}, "no unet"),
         ({"vae": ["diffusers", "AutoencoderKL"]}, "has a vae in model_index.json, which no DDPMPipeline has"),
     ],
@@ -180,6 +183,8 @@ def test_what_cannot_be_made_portable_is_refused(tiny_pipeline):
     Mine.__module__ = "somewhere.else"
     with pytest.raises(ValueError, match="scheduler is Mine from 'somewhere.else'"):
         make_portable(diffusers.DDPMPipeline(tiny_pipeline().unet, Mine()))
-    with pytest.raises(ValueError, match="`folder_or_pipeline` must be a folder or a DDPMPipeline or IFPipeline, got int"):
+    with pytest.raises(
+        ValueError, match="`folder_or_pipeline` must be a folder or a DDPMPipeline or IFPipeline, got int"
+    ):
         make_portable(3)
     assert ddpm_hf.make_portable is make_portable

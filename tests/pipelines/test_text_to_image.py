@@ -141,10 +141,10 @@ def test_parts_that_do_not_fit_are_named(tiny_text_pipeline):
     tokenizer, encoder, unet = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet
     larger = train_tokenizer([chr(code) for code in range(97, 123)] * 3 + ["and many more words", "to learn here"])
     one_output = UNet2DConditionModel.from_config({**unet.config, "out_channels": 3})
-    short = small_text_encoder(len(tokenizer), 32, 1)
+    short = small_text_encoder(len(tokenizer), 64, 1)
     short.config.max_position_embeddings = 16
     for part, value, words in (
-        ("text_encoder", small_text_encoder(len(tokenizer), 64, 1), "text_encoder must have states of 32 channels"),
+        ("text_encoder", small_text_encoder(len(tokenizer), 96, 1), "text_encoder must have states of 64 channels"),
         ("text_encoder", short, "text_encoder must have at least 77 positions, got 16"),
         ("unet", one_output, "unet must have 6 output channels, got 3"),
         ("tokenizer", larger, f"tokenizer must have at most the {len(tokenizer)} tokens"),
