@@ -14,7 +14,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from .gaussian import discretized_gaussian_log_likelihood, normal_kl, share_off_the_8_bit_grid
-from .scheduler import FORWARD_VARIANCES, LinearDDPMScheduler
+from .process import FORWARD_VARIANCES
+from .scheduler import LinearDDPMScheduler
 
 # (x_t, timesteps, **conditions) -> output: (pairs, C, H, W) and (pairs,) to (pairs, C or 2C, H, W)
 Network = Callable[..., torch.Tensor]

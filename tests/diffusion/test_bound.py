@@ -10,7 +10,8 @@ from gaussian_data import MEAN, STD, optimal_network, optimal_variance
 
 from ddpm_hf.diffusion.bound import VariationalBound
 from ddpm_hf.diffusion.gaussian import discretized_gaussian_log_likelihood
-from ddpm_hf.diffusion.scheduler import PREDICTION_TYPES, VARIANCE_TYPES, LinearDDPMScheduler
+from ddpm_hf.diffusion.process import PREDICTION_TYPES, VARIANCE_TYPES
+from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(0.0001, 0.02, 1000))
 FULL = list(range(999, -1, -1))
