@@ -37,10 +37,7 @@ def test_a_system_of_two_stages_with_a_condition_of_its_own(toy, pictures, tmp_p
     first, second = (
         toy["Stage"](folder=folder, resolve=toy["resolve"], build=toy["build"]) for folder in ("first", ".")
     )
-    out, flags = (
-        tmp_path / "out",
-        ["--holdout", "4", "--eval_steps", "3", "--eval_num_images", "4", "--eval_inference_steps", "3"],
-    )
+    out, flags = tmp_path / "out", "--holdout 4 --eval_steps 3 --eval_num_images 4 --eval_inference_steps 3"
     out = tmp_path / "out"
     config = settings(pictures, out, *flags.split())
     train(config, [first, second])

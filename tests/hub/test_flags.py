@@ -43,11 +43,11 @@ def test_where_a_model_is_published_is_no_property_of_the_run(tmp_path):
 
     config = parse_training_arguments(["--push_to_hub", "--hub_model_id", "alice/x", "--output_dir", str(tmp_path)])
     folder = OutputFolder(tmp_path)
-    folder.open(config, {})
+    folder.open(config, {}, overwrite=False)
     written = yaml.safe_load((tmp_path / "training_config.yaml").read_text())
     assert HUB_FLAGS and not HUB_FLAGS & written.keys()
     # And the run goes on whatever is said of the Hub.
-    folder.open(parse_training_arguments(["--output_dir", str(tmp_path)]), {})
+    folder.open(parse_training_arguments(["--output_dir", str(tmp_path)]), {}, overwrite=False)
 
 
 def test_the_command_for_later_says_the_same_again():

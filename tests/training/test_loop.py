@@ -49,7 +49,7 @@ def test_a_run_leaves_a_pipeline_curves_and_pictures_that_others_can_read(train,
     # Stock gets the averaged weights.
     ema = load_file(folder / "checkpoint-6" / "ema.safetensors")
     for name, value in stock.unet.state_dict().items():
-        assert torch.equal(value, ema[name])
+        assert torch.equal(value, ema[f"unet.{name}"])
     for name in ("loss.png", "samples.png", "previews/step-0000003.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) >= 50 and np.asarray(picture).std() > 1
@@ -246,7 +246,7 @@ def test_fine_tuning_starts_from_the_weights_architecture_and_process(train, sta
     flags = ["--resolution", "8", "--mixed_precision", "no", "--train_batch_size", "4"]
     tuned = start(*flags, "--init_from", str(first.output.path), output_dir=tmp_path / "b", tiny=False)
     for name, value in tuned.plan.system.network.unet.state_dict().items():
-        assert torch.equal(value, first.ema.model.state_dict()[name])
+        assert torch.equal(value, first.ema.model.unet.state_dict()[name])
     assert tuned.plan.system.scheduler.config.prediction_type == "v_prediction"
     assert tuned.plan.system.scheduler.config.num_train_timesteps == 100
 

@@ -17,15 +17,18 @@ def config_of(path, *flags):
 
 def test_a_run_is_recognised_and_another_one_refused_with_the_differences(tmp_path):
     folder = OutputFolder(tmp_path / "out")
-    assert folder.open(config_of(folder.path, "--seed", "1"), FACTS)["status"] == "running"
+    assert folder.open(config_of(folder.path, "--seed", "1"), FACTS, overwrite=False)["status"] == "running"
     # The same settings, and others that do not change the result.
-    assert folder.open(config_of(folder.path, "--seed", "1", "--preview_images", "4"), FACTS)["steps"] == 10
+    assert (
+        folder.open(config_of(folder.path, "--seed", "1", "--preview_images", "4"), FACTS, overwrite=False)["steps"]
+        == 10
+    )
     with pytest.raises(
         ValueError, match=r"seed: 1 there, 2 now; dropout: None there, 0.5 now|dropout.*seed: 1 there, 2"
     ):
-        folder.open(config_of(folder.path, "--seed", "2", "--dropout", "0.5"), FACTS)
+        folder.open(config_of(folder.path, "--seed", "2", "--dropout", "0.5"), FACTS, overwrite=False)
     with pytest.raises(ValueError, match="steps: 10 there, 12 now"):
-        folder.open(config_of(folder.path, "--seed", "1"), {**FACTS, "steps": 12})
+        folder.open(config_of(folder.path, "--seed", "1"), {**FACTS, "steps": 12}, overwrite=False)
 
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp_path):
@@ -60,9 +63,9 @@ def test_overwriting_takes_nothing_from_people(tmp_path):
     for name, text in mine.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    folder.open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
+    folder.open(config_of(tmp_path, "--overwrite_output_dir"), FACTS, overwrite=True)
     assert {name: (tmp_path / name).read_text() for name in mine} == mine
-    folder.open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
+    folder.open(config_of(tmp_path, "--overwrite_output_dir"), FACTS, overwrite=True)
     assert (tmp_path / "README.md").read_text() == "my thesis" and not (tmp_path / "samples.png").exists()
 
 
@@ -74,8 +77,8 @@ def test_overwriting_removes_the_components_that_the_index_names(tmp_path):
             (tmp_path / name).mkdir(exist_ok=True)
         if content is not None:
             (tmp_path / "model_index.json").write_text(content)
-        OutputFolder(tmp_path).open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
-        OutputFolder(tmp_path).open(config_of(tmp_path, "--overwrite_output_dir"), FACTS)
+        OutputFolder(tmp_path).open(config_of(tmp_path, "--overwrite_output_dir"), FACTS, overwrite=True)
+        OutputFolder(tmp_path).open(config_of(tmp_path, "--overwrite_output_dir"), FACTS, overwrite=True)
         assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == kept
 
 
@@ -85,7 +88,8 @@ def test_a_folder_of_trackers_outside_of_the_run_is_left_alone(tmp_path):
     folder = OutputFolder(tmp_path / "out")
     for seed in "12":
         flags = ["--logging_dir", "../shared", "--overwrite_output_dir", "--seed", seed]
-        folder.open(config_of(folder.path, *flags), FACTS)
+        config = config_of(folder.path, *flags)
+        folder.open(config, FACTS, config.run.overwrite_output_dir)
     assert (tmp_path / "shared" / "ddpm_hf").is_dir()
 
 

@@ -146,7 +146,7 @@ def test_the_best_pipeline_of_a_run_with_ema_is_the_average(train):
     flags = "--eval_steps 6 --save_best_by bits_per_dim --ema_decay 0.5"
     trainer = train(*NLL, *flags.split(), ending=False)
     kept = DDPMPipeline.from_pretrained(trainer.output / "best").unet.state_dict()
-    for name, value in trainer.ema.model.state_dict().items():
+    for name, value in trainer.ema.model.unet.state_dict().items():
         assert torch.equal(kept[name], value)
     assert any(not torch.equal(kept[name], value) for name, value in weights_of(trainer).items())
 

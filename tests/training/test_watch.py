@@ -35,7 +35,7 @@ def test_weights_of_the_loss_weight_the_untrained_losses_too(start, tmp_path):
     flags = ["--prediction_type", "epsilon"]
     plain = start(*flags).plan
     weighted = start(*flags, "--loss_weighting", "min_snr", output_dir=tmp_path / "weighted").plan
-    alpha_bar = (1 - plain.scheduler.betas.double()).cumprod(0)
+    alpha_bar = (1 - plain.system.scheduler.betas.double()).cumprod(0)
     snr = alpha_bar / (1 - alpha_bar)
     expected = snr.clamp(max=5) / snr  # arXiv 2303.09556, on eps
     for one, other in zip(untrained_losses(plain), untrained_losses(weighted), strict=True):
@@ -107,7 +107,7 @@ def test_a_run_that_learns_with_an_average_that_stands_still(train, impatient):
     still = train(*LONG, *"--learning_rate 1e-2 --ema_decay 1 --ema_warmup false".split(), ending=False)
     kept = json.loads((still.output / "training_summary.json").read_text())["doctor"]
     assert [entry["name"] for entry in kept] == ["slow-average", "still-average"]
-    assert torch.equal(still.ema.model.conv_out.weight, start_weights(still))
+    assert torch.equal(still.ema.model.unet.conv_out.weight, start_weights(still))
     assert not torch.equal(still.plan.system.network.unet.conv_out.weight, start_weights(still))
 
 
