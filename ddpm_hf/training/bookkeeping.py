@@ -15,7 +15,7 @@ from ..hub.folder import CURVE_FILE, LOSS_FILE, SUMMARY_FILE
 from ..systems.plan import Plan
 from .device import describe_hardware, peak_memory
 from .doctor import report
-from .output import LossTable, OutputFolder
+from .output import LOSS_COLUMNS, OutputFolder, StepTable
 from .watch import Watch
 
 
@@ -46,7 +46,8 @@ class Bookkeeper:
     def start(self, step: int, watch: Watch) -> None:
         """Begin a session after `step` optimizer steps."""
         self.watch = watch
-        self.table = LossTable(self.output / LOSS_FILE, step) if self.accelerator.is_main_process else None
+        is_main = self.accelerator.is_main_process
+        self.table = StepTable(self.output / LOSS_FILE, step, LOSS_COLUMNS) if is_main else None
         hardware, earlier = describe_hardware(self.accelerator), self.summary.get("hardware", [])
         if earlier and earlier[-1] != hardware:
             self.accelerator.print(
@@ -144,10 +145,10 @@ class Bookkeeper:
         return row
 
     def write_curves(self) -> None:
-        """Draw the loss curve."""
+        """Draw the loss curve on logarithmic axes, where a power law is a straight line."""
         if self.table is not None and self.table.rows:
             with self.output.sparing_the_run(CURVE_FILE):
-                self.table.plot(self.output / CURVE_FILE)
+                self.table.plot(self.output / CURVE_FILE, ["loss"], width=7, xscale="log", yscale="log")
 
     def summary_at(self, step: int) -> dict:
         """The summary with cost and results up to `step`."""
