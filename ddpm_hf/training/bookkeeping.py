@@ -14,7 +14,7 @@ from ..files import write_json
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SUMMARY_FILE
 from ..systems.plan import Plan
 from .device import describe_hardware, peak_memory
-from .doctor import report
+from .doctor import merged
 from .output import LOSS_COLUMNS, OutputFolder, StepTable
 from .watch import Watch
 
@@ -117,7 +117,7 @@ class Bookkeeper:
             "of the last one, and the checkpoints are from before. Try a lower --learning_rate or --mixed_precision no"
         )
 
-    def report(self, step: int, grad_norm: torch.Tensor) -> dict[str, float]:
+    def write_row(self, step: int, grad_norm: torch.Tensor) -> dict[str, float]:
         """Write the mean loss over all processes and steps since the last report to the table and the trackers."""
         micro_steps = self.good_steps * self.plan.config.optimization.gradient_accumulation_steps
         loss = self.accelerator.reduce(self.loss_sum, "mean") / micro_steps
@@ -136,8 +136,8 @@ class Bookkeeper:
             with self.output.sparing_the_run(LOSS_FILE):
                 self.table.append(**row)
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step)
-        if findings := self.watch.report(step):
-            self.summary["doctor"] = report(findings, self.summary["doctor"])
+        if findings := self.watch.findings(step):
+            self.summary["doctor"] = merged(findings, self.summary["doctor"])
             if self.accelerator.is_main_process:
                 tqdm.write("\n".join(map(str, findings)))
             self._write_summary()
