@@ -89,3 +89,11 @@ def test_the_trainer_has_all_its_attributes_from_the_start():
     }
     assert {"step", "model"} <= set_in["__init__"]
     assert not set().union(*set_in.values()) - set_in["__init__"] - {"found_inf"}, "found_inf is the optimizer's"
+
+
+def test_rooms_and_files_stay_small():
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in PACKAGE.rglob("*.py")}
+    assert not {file: length for file, length in lengths.items() if length > 350}
+    rooms = {file.parent for file in lengths}
+    totals = {room: sum(length for file, length in lengths.items() if file.parent == room) for room in rooms}
+    assert not {room: total for room, total in totals.items() if total > 2500}

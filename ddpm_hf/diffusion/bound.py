@@ -14,7 +14,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from .gaussian import discretized_gaussian_log_likelihood, normal_kl, share_off_the_8_bit_grid
-from .scheduler import FORWARD_VARIANCES, LinearDDPMScheduler
+from .process import FORWARD_VARIANCES
+from .scheduler import LinearDDPMScheduler
 
 # (x_t, timesteps, **conditions) -> output: (pairs, C, H, W) and (pairs,) to (pairs, C or 2C, H, W)
 Network = Callable[..., torch.Tensor]
@@ -44,26 +45,28 @@ class Bound:
     chain: tuple[int, ...]
     """The n timesteps of the chain, decreasing."""
 
+    weights: torch.Tensor
+    """What makes the weighted sum of the terms unbiased, float64, shape (batch, K); 1 if all are there."""
+
+    @property
+    def sent(self) -> torch.Tensor:
+        """The weighted terms, float64, on the CPU, shape (batch, K)."""
+        return self.weights * self.terms.cpu().double()
+
     @property
     def total(self) -> torch.Tensor:
-        """L in bits/dim, shape (batch,): exact for all terms, an unbiased estimate for uniformly drawn ones."""
-        return self.prior + self.terms.mean(1) * len(self.chain)
+        """L in bits/dim, float64, on the CPU, shape (batch,): exact for all terms, an unbiased estimate for some."""
+        return self.prior.cpu().double() + self.sent.sum(1)
 
     @property
     def distortion(self) -> torch.Tensor:
-        """L_0 in bits/dim, shape (batch,). Needs all terms."""
-        self._check_complete()
-        return self.terms[:, -1]
+        """L_0, as `total`."""
+        return torch.where(self.timesteps == self.chain[-1], self.sent, 0).sum(1)
 
     @property
     def rate(self) -> torch.Tensor:
-        """L_1 + … + L_T in bits/dim, shape (batch,). Needs all terms."""
-        self._check_complete()
-        return self.prior + self.terms[:, :-1].sum(1)
-
-    def _check_complete(self) -> None:
-        if self.terms.shape[1] != len(self.chain):
-            raise ValueError(f"Rate and distortion need all {len(self.chain)} terms, not {self.terms.shape[1]}.")
+        """L_1 + … + L_T, as `total`."""
+        return self.total - self.distortion
 
 
 class VariationalBound:
@@ -147,6 +150,7 @@ class VariationalBound:
         generators: Sequence[torch.Generator],
         *,
         timesteps: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
         pairs_per_call: int = 256,
         **conditions: torch.Tensor,
     ) -> Bound:
@@ -160,6 +164,7 @@ class VariationalBound:
             x_0: images in [-1, 1] on the 8-bit grid, (batch, C, H, W); pixels off the grid cause a warning.
             generators: one per image, on the CPU.
             timesteps: (batch, K), entries of the chain; by default all n of it for each image.
+            weights: of these terms in the sum, (batch, K), float64; by default n / K, for uniformly drawn ones.
             pairs_per_call: the network's batch size.
             **conditions: tensors whose first dimension is the batch.
 
@@ -176,6 +181,8 @@ class VariationalBound:
 
         if timesteps is None:
             timesteps = torch.tensor(self.chain).expand(len(x_0), -1)
+        if weights is None:
+            weights = torch.full(timesteps.shape, len(self.chain) / timesteps.shape[1], dtype=torch.float64)
         # Timestep by timestep, so that each generator is used in the order of its image's terms.
         pairs = torch.arange(timesteps.numel())
         terms = x_0.new_empty(timesteps.shape)
@@ -188,7 +195,7 @@ class VariationalBound:
             output = network(x_t, t, **{name: value[images.to(value.device)] for name, value in conditions.items()})
             term = self.step_term(output, clean, x_t, t)
             terms[images, ks], x_0_mse[images, ks] = term.bits, term.x_0_mse
-        return Bound(self.prior_term(x_0), timesteps, terms, x_0_mse, self.chain)
+        return Bound(self.prior_term(x_0), timesteps, terms, x_0_mse, self.chain, weights)
 
 
 def bits_per_dim(nats: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The coefficients of the formulas in scheduler.py, as tables by timestep.
+"""The coefficients of the formulas in process.py, as tables by timestep.
 
 They are computed in float64 on the CPU (some devices have no float64) and only then cast: 1 - alpha_bar_1 = 1e-4 would
 be lost if alpha_bar were rounded to bfloat16 first. They are at least float32, since log-variances in half precision
@@ -12,38 +12,36 @@ from functools import cached_property
 import torch
 
 
-def transition(
-    alpha_bar: torch.Tensor, t: torch.Tensor, previous: torch.Tensor, above: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Coefficients of the posterior q(x_previous | x_t, x_0), Eq. 6 and 7, and of p's variance.
+def transitions(alpha_bar: torch.Tensor, previous: torch.Tensor, above: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Coefficients of the posterior q(x_previous | x_t, x_0), Eq. 6 and 7, and of p's variance, for t = 0 … T-1.
 
     In a strided chain alpha_t is alpha_bar_t / alpha_bar_previous (Nichol & Dhariwal 2021, arXiv 2102.09672, §4).
 
     Args:
         alpha_bar: float64, shape (T,).
-        t: timesteps in [0, T), int64.
-        previous: where each step goes, in [-1, t); -1 is the data.
+        previous: where each step goes, in [-1, t), int64; -1 is the data.
         above: the timestep before t in the chain, T if there is none. Used where `previous` is -1.
 
     Returns:
-        Tensors of the timesteps' shape: `posterior_x_0` and `posterior_x_t` (of the mean), `posterior_log_variance`,
+        Tensors of shape (T,): `posterior_x_0` and `posterior_x_t` (of the mean), `posterior_log_variance`,
         `log_beta`, `noise_switch` (0 for a step to the data, else 1), and the standard deviations `posterior_sigma`
         and `forward_sigma`, times that switch.
     """
     with_data = torch.cat([alpha_bar, torch.ones(1, dtype=torch.float64)])  # index -1 is the data
-    alpha_bar_t, alpha_bar_previous = alpha_bar[t], with_data[previous]
-    alpha = alpha_bar_t / alpha_bar_previous
+    alpha_bar_previous = with_data[previous]
+    alpha = alpha_bar / alpha_bar_previous
     beta = 1 - alpha
     # The variance of the step to the data is 0. Its log is clipped to that of the preceding step, as in the published
     # code, or to log beta in a chain of one step.
     last = previous < 0
     alone = last & (above == len(alpha_bar))
-    upper, lower = alpha_bar[torch.where(last & ~alone, above, t)], with_data[torch.where(last & ~alone, t, previous)]
+    t, clipped = torch.arange(len(alpha_bar)), last & ~alone
+    upper, lower = alpha_bar[torch.where(clipped, above, t)], with_data[torch.where(clipped, t, previous)]
     variance = torch.where(alone, beta, (1 - lower) / (1 - upper) * (1 - upper / lower))
     noise_switch = (~last).double()
     return {
-        "posterior_x_0": alpha_bar_previous.sqrt() * beta / (1 - alpha_bar_t),
-        "posterior_x_t": alpha.sqrt() * (1 - alpha_bar_previous) / (1 - alpha_bar_t),
+        "posterior_x_0": alpha_bar_previous.sqrt() * beta / (1 - alpha_bar),
+        "posterior_x_t": alpha.sqrt() * (1 - alpha_bar_previous) / (1 - alpha_bar),
         "posterior_log_variance": variance.log(),
         "log_beta": beta.log(),
         "noise_switch": noise_switch,
@@ -91,7 +89,7 @@ class Coefficients:
             "root_noise": (1 - self.alpha_bar).sqrt(),
             "snr": self.alpha_bar / (1 - self.alpha_bar),
             "previous": previous,
-            **transition(self.alpha_bar, every, previous, above),
+            **transitions(self.alpha_bar, previous, above),
         }
 
     def table(self, name: str, device: torch.device | str, dtype: torch.dtype, ndim: int = 1) -> torch.Tensor:
@@ -135,28 +133,6 @@ class Coefficients:
         if entries is None:
             entries = self._entries[name, dtype] = self.table(name, "cpu", dtype).unbind()
         return entries[i]
-
-    def between(
-        self,
-        name: str,
-        timesteps: int | torch.Tensor,
-        prev_timesteps: int | torch.Tensor | None,
-        like: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Coefficient `name` of the step from `timesteps` to `prev_timesteps`, or, if None, to the chain's next.
-
-        Raises:
-            ValueError: unless -1 ≤ prev_timesteps < timesteps < T.
-        """
-        if prev_timesteps is None:
-            return self.at(name, timesteps, like)
-        t, previous = torch.broadcast_tensors(torch.as_tensor(timesteps).cpu(), torch.as_tensor(prev_timesteps).cpu())
-        if not bool(((previous >= -1) & (previous < t) & (t < self.num_train_timesteps)).all()):
-            raise ValueError("`prev_timesteps` must be at least -1 and below `timesteps`, and those below T.")
-        values = transition(self.alpha_bar, t, previous, above=t + 1)[name]
-        if like is None:
-            return values.to(device=getattr(timesteps, "device", "cpu"), dtype=_table_dtype(like))
-        return values.to(device=like.device, dtype=_table_dtype(like)).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _table_dtype(like: torch.Tensor | None) -> torch.dtype:

@@ -10,7 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from .bound import VariationalBound
-from .scheduler import EPSILON_WITHOUT_SIGNAL, LEARNED_VARIANCES, LinearDDPMScheduler
+from .process import EPSILON_WITHOUT_SIGNAL, LEARNED_VARIANCES
+from .scheduler import LinearDDPMScheduler
 from .tensors import at_least_float32
 
 LOSSES = ("simple", "vlb", "hybrid")

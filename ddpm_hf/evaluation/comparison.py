@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .plots import panels
 from .record import aligned
 
 _COLUMNS = ("contender", "sampler", "steps", "network_calls", "name", "value", "standard_error", "floor", "n", "seed")
@@ -45,18 +46,11 @@ def _cell(value: float | None) -> str:
 
 def _plot(rows: Sequence[dict[str, Any]], names: Sequence[str], file: Path) -> None:
     """One panel per metric: value against network calls, with the floor as a line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    for panel, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), panel + 1, xlabel="network calls per image", ylabel=name)
-        axes.set_xscale("log")
-        for row in (row for row in rows if row["name"] == name):
-            error = row["standard_error"]
-            axes.errorbar(row["network_calls"], row["value"], yerr=error, fmt="o", label=row["contender"], capsize=3)
-        floors = {row["floor"] for row in rows if row["name"] == name} - {None}
-        for floor in floors:
-            axes.axhline(floor, color="grey", linewidth=0.8, linestyle="--")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
+    with panels(file, names, xlabel="network calls per image", xscale="log") as drawn:
+        for axes, name in zip(drawn, names, strict=True):
+            for row in (row for row in rows if row["name"] == name):
+                calls, value, error = row["network_calls"], row["value"], row["standard_error"]
+                axes.errorbar(calls, value, yerr=error, fmt="o", label=row["contender"], capsize=3)
+            for floor in {row["floor"] for row in rows if row["name"] == name} - {None}:
+                axes.axhline(floor, color="grey", linewidth=0.8, linestyle="--")
+            axes.legend(fontsize="small")

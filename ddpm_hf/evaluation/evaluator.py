@@ -11,12 +11,11 @@ from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
-from .features import Extractor, load_extractor
 from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
 from .prompt_exam import PromptExam
-from .quality import QUALITY_METRICS, check_quality, few_images
+from .quality import QUALITY_METRICS, check_quality, extractor_for, few_images
 from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
 from .request import Request
 from .samples import Samples, draw_samples, prepared, read_samples, words_for
@@ -73,7 +72,8 @@ class Evaluator:
                 f"are unknown for the split {self.reference.split!r}"
             )
         self.quality_metrics = [name for name in request.metrics if name in QUALITY_METRICS]
-        self.extractor = self._load_extractor()
+        choice = (request.extractor, self.reference.name, self.accelerator.device, request.cache_dir)
+        self.extractor = extractor_for(request.metrics, *choice)
         self._common = {"seed": request.seed, "batch_size": request.batch_size}
         self.count, self.exam = self._count_samples(), None
         if "prompt" in request.metrics:
@@ -177,20 +177,6 @@ class Evaluator:
         options = {"num_inference_steps": steps, "guidance_scale": self.request.guidance_scale, **self._common}
         asked = words_for(pipeline.conditions, self.reference, self.count)
         return draw_samples(pipeline, self.count, asked=asked, sampler=sampler, **options)
-
-    def _load_extractor(self) -> Extractor | None:
-        request = self.request
-        name = request.extractor
-        if name is None and self.reference.name == "digits":
-            name = "digits"
-        if name is not None and set(request.metrics) != {"nll"}:
-            return load_extractor(name, self.accelerator.device, request.cache_dir)
-        if self.quality_metrics:
-            raise ValueError(
-                f"--extractor must be given with --metrics {' '.join(request.metrics)}: inception for FID (pip "
-                "install torch-fidelity), or another one listed by --help"
-            )
-        return None
 
     def _count_samples(self) -> int | None:
         """The number of samples, checked to be enough for the metrics; None if no metric needs samples."""

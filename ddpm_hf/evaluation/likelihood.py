@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import Condition, tell
-from ..diffusion.bound import Network, VariationalBound
+from ..diffusion.bound import Bound, Network, VariationalBound
 from ..diffusion.gaussian import CDFS
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
@@ -163,16 +163,15 @@ def measure_likelihood(
         share = {name: value.to(device) if torch.is_tensor(value) else value for name, value in share.items()}
         x_0, told = codec.encode(share), tell(conditions, share)
         generators = [generator_for(seed, "likelihood", row) for row in share["rows"].tolist()]
-        timesteps, weights = None, 1.0
+        timesteps = weights = None
         if terms_of_one < length:
             places, weights = draw_terms(term_chances(bound, codec.variance), terms_of_one, generators)
             timesteps = torch.tensor(bound.chain)[places]
-        found = bound.evaluate(watched, x_0, generators, timesteps=timesteps, pairs_per_call=batch_size, **told)
-        prior, bits, error = (part.double().cpu().numpy() for part in (found.prior, found.terms, found.x_0_mse))
-        sent, timesteps = weights * bits, found.timesteps.numpy()
-        sums.add(timesteps, bits, error, sent)
-        decoder = np.where(timesteps == bound.chain[-1], sent, 0).sum(1)
-        results.append(np.stack([share["rows"].cpu().numpy(), prior + sent.sum(1), decoder, prior]))
+        options = {"timesteps": timesteps, "weights": weights, "pairs_per_call": batch_size}
+        found = bound.evaluate(watched, x_0, generators, **options, **told)
+        sums.add(found)
+        columns = (share["rows"], found.total, found.distortion, found.prior)
+        results.append(np.stack([column.double().cpu().numpy() for column in columns]))
     bar.close()
     return _together(gather_object([(results, sums.values)]), bound, terms_of_one)
 
@@ -195,8 +194,8 @@ def term_chances(bound: VariationalBound, variance: float) -> np.ndarray:
 
 def draw_terms(
     chances: np.ndarray, count: int, generators: Sequence[torch.Generator]
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Indices into the chain, int64 (B, count), and weights (B, count) that make the weighted sum of terms unbiased.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices into the chain, int64 (B, count), and float64 weights (B, count) that make their sum unbiased.
 
     Systematic sampling: one random offset per image, then equal steps along the cumulative probabilities. Its
     variance is lower than with independent draws.
@@ -204,7 +203,7 @@ def draw_terms(
     starts = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     points = (starts.numpy() + np.arange(count)) / count
     places = np.searchsorted(np.cumsum(chances), points, side="right").clip(max=len(chances) - 1)
-    return torch.from_numpy(places), 1 / (count * chances[places])
+    return torch.from_numpy(places), torch.from_numpy(1 / (count * chances[places]))
 
 
 class _TermSums:
@@ -215,11 +214,14 @@ class _TermSums:
         self.place[list(chain)] = np.arange(len(chain))
         self.values = np.zeros((5, len(chain)))
 
-    def add(self, timesteps: np.ndarray, bits: np.ndarray, error: np.ndarray, sent: np.ndarray) -> None:
-        """All arguments have shape (B, K)."""
-        places = self.place[timesteps.ravel()]
-        for row, weights in zip(self.values, (np.ones_like(bits), bits, bits**2, error, sent), strict=True):
-            row += np.bincount(places, weights.ravel(), minlength=len(row))
+    def add(self, found: Bound) -> None:
+        """Add the terms of a batch."""
+        bits, error = (part.double().cpu().numpy() for part in (found.terms, found.x_0_mse))
+        places = self.place[found.timesteps.numpy().ravel()]
+        for row, values in zip(
+            self.values, (np.ones_like(bits), bits, bits**2, error, found.sent.numpy()), strict=True
+        ):
+            row += np.bincount(places, values.ravel(), minlength=len(row))
 
 
 def _together(parts: list[tuple[list[np.ndarray], np.ndarray]], bound: VariationalBound, num_terms: int) -> Likelihood:

@@ -12,21 +12,24 @@ from .memorization import Neighbours
 
 
 @contextmanager
-def _axes(file: Path, width: float, **labels: str) -> Iterator:
-    """Axes to draw on, saved to a file at the end."""
+def panels(file: Path, names: Sequence[str], width: float = 5, **options: str) -> Iterator[list]:
+    """Axes, four side by side, `width` inches each, with a name at each y axis and shared options; saved at the end."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 4), layout="constrained")
-    axes = figure.add_subplot(**labels)
-    axes.grid(alpha=0.3, which="both")
-    yield axes
+    columns = min(len(names), 4)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(width * columns, 4 * rows), layout="constrained")
+    drawn = [figure.add_subplot(rows, columns, k, ylabel=name, **options) for k, name in enumerate(names, start=1)]
+    for axes in drawn:
+        axes.grid(alpha=0.3, which="both")
+    yield drawn
     figure.savefig(file, dpi=120)
 
 
 def plot_terms(likelihood: Likelihood, file: Path) -> None:
     """Plot the bits/dim of each term against the timestep, log-log; L_0 is the leftmost point."""
     known = likelihood.counts > 0
-    with _axes(file, 7, xlabel="timestep (1 … T)", ylabel="bits/dim", xscale="log", yscale="log") as axes:
+    with panels(file, ["bits/dim"], 7, xlabel="timestep (1 … T)", xscale="log", yscale="log") as (axes,):
         # Near t = T a float32 KL can be exactly 0, which a log axis cannot show.
         axes.plot(likelihood.chain[known] + 1, np.maximum(likelihood.terms[known], 1e-9), ".", markersize=3)
         axes.set_title(f"{likelihood.value:.3f} bits/dim, {len(likelihood.bits):,} images", fontsize="medium")
@@ -35,7 +38,7 @@ def plot_terms(likelihood: Likelihood, file: Path) -> None:
 def plot_rate_distortion(likelihood: Likelihood, file: Path) -> None:
     """Plot rate-distortion as in Fig. 5 of Ho et al. 2020: RMSE of the predicted x_0 against the bits sent."""
     rows = [row for row in likelihood.table() if row["n"]]
-    with _axes(file, 5, xlabel="rate (bits/dim)", ylabel="distortion (RMSE on the scale 0 … 255)") as axes:
+    with panels(file, ["distortion (RMSE on the scale 0 … 255)"], xlabel="rate (bits/dim)") as (axes,):
         axes.plot([row["rate"] for row in rows], [row["distortion_rmse"] for row in rows], linewidth=1.5)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -50,7 +53,7 @@ def save_grid(rows: Sequence[np.ndarray], file: Path, row_names: Sequence[str] |
 
 def plot_distances(samples: Neighbours, unseen: Neighbours, space: str, file: Path) -> None:
     """Plot the cumulative distances of samples and of held-out images to their nearest training images."""
-    with _axes(file, 6, xlabel=f"distance to the nearest training image ({space})", ylabel="share of images") as axes:
+    with panels(file, ["share of images"], 6, xlabel=f"distance to the nearest training image ({space})") as (axes,):
         for found, name in ((samples, "samples"), (unseen, "held-out images")):
             distances = np.sort(found.distances)
             axes.step(distances, np.arange(1, len(distances) + 1) / len(distances), where="post", label=name)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from .extraction import on_all_processes, shared_statistics
-from .features import Extractor
+from .features import Extractor, load_extractor
 from .metrics import (
     GaussianStatistics,
     class_score,
@@ -35,6 +36,29 @@ class FeatureSets(NamedTuple):
     samples: np.ndarray
     reference: np.ndarray
     floor: np.ndarray | None
+
+
+def extractor_for(
+    metrics: Sequence[str],
+    name: str | None,
+    dataset: str,
+    device: torch.device,
+    cache_dir: str | None,
+    prefix: str = "",
+) -> Extractor | None:
+    """The extractor asked for, or the one made for the data; None where the metrics can do without.
+
+    `prefix` is that of the flags in the error: ValueError if it has to be chosen.
+    """
+    name = name or ("digits" if dataset == "digits" else None)
+    if name is not None and set(metrics) - {"nll"}:
+        return load_extractor(name, device, cache_dir)
+    if set(metrics) & set(QUALITY_METRICS):
+        raise ValueError(
+            f"--{prefix}extractor must be given with --{prefix}metrics {' '.join(metrics)}: inception for FID (pip "
+            "install torch-fidelity), or another listed by evaluate.py --help"
+        )
+    return None
 
 
 def score(

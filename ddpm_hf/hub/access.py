@@ -55,7 +55,7 @@ def find_token(token_file: str | None) -> str:
 
 
 def open_page(
-    repo_id: str, *, private: bool, license: str | None, token_file: str | None, report: Callable[[str], None] = print
+    repo_id: str, *, private: bool, license: str | None, token_file: str | None, say: Callable[[str], None] = print
 ) -> Page:
     """Check write access to a page, creating the repository if it does not exist.
 
@@ -64,7 +64,7 @@ def open_page(
         private: whether the repository must be private.
         license: one of the Hub's license identifiers.
         token_file: as for `find_token`.
-        report: as for `persistently`.
+        say: as for `persistently`.
 
     Raises:
         ValueError: the token is missing or refused, the name or license is invalid, there is no write access, the
@@ -75,13 +75,13 @@ def open_page(
     except HFValidationError as problem:
         raise ValueError(f"--hub_model_id must be a valid repository name, got {repo_id!r}: {problem}") from None
     api = HfApi(token=find_token(token_file))
-    user = _answer(api.whoami, f"the Hub does not accept the token; {TOKEN_ADVICE}", report)["name"]
+    user = _answer(api.whoami, f"the Hub does not accept the token; {TOKEN_ADVICE}", say)["name"]
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     refusal = f"--hub_model_id {repo_id}: the token of {user} has no write access"
-    url = _answer(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), refusal, report)
+    url = _answer(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), refusal, say)
     # create_repo succeeds for an existing repository even without write access.
-    _answer(lambda: api.auth_check(repo_id, write=True), refusal, report)
-    found = _answer(lambda: api.repo_info(repo_id, timeout=PATIENCE), refusal, report)
+    _answer(lambda: api.auth_check(repo_id, write=True), refusal, say)
+    found = _answer(lambda: api.repo_info(repo_id, timeout=PATIENCE), refusal, say)
     if private and not found.private:
         raise ValueError(
             f"--hub_private_repo: {repo_id} is public; make it private on its settings page, or choose another "
@@ -90,16 +90,16 @@ def open_page(
     if license is not None:
         card = ModelCard(f"---\n{ModelCardData(license=license)}\n---\n")
         try:
-            _answer(card.validate, "the Hub cannot validate the card", report)
+            _answer(card.validate, "the Hub cannot validate the card", say)
         except ValueError as problem:
             raise ValueError(f"--hub_license {license!r}: {one_line(problem)}") from None
     return Page(repo_id=repo_id, url=str(url), license=license, token=api.token)
 
 
-def _answer(request: Callable[[], Result], refusal: str, report: Callable[[str], None]) -> Result:
+def _answer(request: Callable[[], Result], refusal: str, say: Callable[[str], None]) -> Result:
     """The Hub's answer. ValueError with `refusal` if it refuses, or with advice if it cannot be reached."""
     try:
-        return persistently(request, report)
+        return persistently(request, say)
     except (HTTPError, ConnectionError) as error:
         if is_transient(error) or isinstance(error, OfflineModeIsEnabled):
             raise ValueError(

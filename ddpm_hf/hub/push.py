@@ -38,14 +38,14 @@ class PushFailed(Exception):
     """The push failed or arrived incomplete; the local folder is unchanged."""
 
 
-def push(folder: str | Path, page: Page, message: str, report: Callable[[str], None] = print) -> str:
+def push(folder: str | Path, page: Page, message: str, say: Callable[[str], None] = print) -> str:
     """Push a model folder to its page in one commit and verify it.
 
     Args:
         folder: a pipeline with its card, see `write_card`.
         page: from `open_page`.
         message: of the commit.
-        report: as for `persistently`.
+        say: as for `persistently`.
 
     Returns:
         The address of the page.
@@ -57,8 +57,8 @@ def push(folder: str | Path, page: Page, message: str, report: Callable[[str], N
     files = page_files(ModelFolder.read(folder))
     api = HfApi(token=page.token)
     try:
-        commit = persistently(lambda: _commit(api, page.repo_id, files, message), report)
-        persistently(lambda: _check(api, page.repo_id, commit.oid, files), report)
+        commit = persistently(lambda: _commit(api, page.repo_id, files, message), say)
+        persistently(lambda: _check(api, page.repo_id, commit.oid, files), say)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise PushFailed(one_line(error)) from error
     return page.url

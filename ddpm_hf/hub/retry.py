@@ -18,14 +18,14 @@ PATIENCE = 60.0
 _TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
-def persistently(action: Callable[[], Result], report: Callable[[str], None]) -> Result:
+def persistently(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
     """Call `action`, retrying with growing pauses while the Hub is unreachable or overloaded.
 
     Needed because huggingface_hub does not retry commits, repository creation and `whoami`.
 
     Args:
         action: makes requests through huggingface_hub; must be safe to repeat.
-        report: called with a line for each failed attempt.
+        say: called with a line for each failed attempt.
 
     Raises:
         Exception: what `action` raised, if it is permanent or the last attempt failed.
@@ -38,7 +38,7 @@ def persistently(action: Callable[[], Result], report: Callable[[str], None]) ->
             if wait is None or not is_transient(error):
                 raise
             wait = max(wait, _asked_pause(error))
-            report(f"the Hub: {one_line(error)}; next attempt in {wait:g} s")
+            say(f"the Hub: {one_line(error)}; next attempt in {wait:g} s")
             sys.stdout.flush()  # so that it shows in a pipe or log file during the pause
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from ..conditions.class_labels import ClassLabels
-from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..diffusion.process import LEARNED_VARIANCES
 from ..sampling.samplers import SHARED_SCHEDULES
 
 

@@ -9,7 +9,7 @@ from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 
 from ..conditions.class_labels import ClassLabels
 from ..conditions.condition import Condition
-from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..diffusion.process import LEARNED_VARIANCES
 from .denoising import Denoising
 
 

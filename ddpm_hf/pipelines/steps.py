@@ -2,7 +2,7 @@
 
 from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
 
-from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..diffusion.process import LEARNED_VARIANCES
 
 
 def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:

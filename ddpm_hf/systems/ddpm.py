@@ -10,7 +10,8 @@ from ..codecs.pixels import PixelCodec
 from ..conditions.class_labels import ClassLabels
 from ..data.examples import TrainingImages
 from ..diffusion.losses import DiffusionLoss
-from ..diffusion.scheduler import LEARNED_VARIANCES, LinearDDPMScheduler
+from ..diffusion.process import LEARNED_VARIANCES
+from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.unet import DDPMUNet2D, paper_config
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.denoiser import Denoiser

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..data.transforms import parse_resolution
 from ..diffusion.noise_schedules import scaled_ends
-from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..diffusion.process import LEARNED_VARIANCES
 from ..models.presets import Preset, get_preset
 from ..models.unet import DDPMUNet2D, default_depth
 from ..pipelines.ddpm import DDPMPipeline

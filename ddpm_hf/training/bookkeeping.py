@@ -14,8 +14,8 @@ from ..files import write_json
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SUMMARY_FILE
 from ..systems.plan import Plan
 from .device import describe_hardware, peak_memory
-from .doctor import report
-from .output import LossTable, OutputFolder
+from .doctor import merged
+from .output import LOSS_COLUMNS, OutputFolder, StepTable
 from .watch import Watch
 
 
@@ -46,7 +46,8 @@ class Bookkeeper:
     def start(self, step: int, watch: Watch) -> None:
         """Begin a session after `step` optimizer steps."""
         self.watch = watch
-        self.table = LossTable(self.output / LOSS_FILE, step) if self.accelerator.is_main_process else None
+        is_main = self.accelerator.is_main_process
+        self.table = StepTable(self.output / LOSS_FILE, step, LOSS_COLUMNS) if is_main else None
         hardware, earlier = describe_hardware(self.accelerator), self.summary.get("hardware", [])
         if earlier and earlier[-1] != hardware:
             self.accelerator.print(
@@ -116,7 +117,7 @@ class Bookkeeper:
             "of the last one, and the checkpoints are from before. Try a lower --learning_rate or --mixed_precision no"
         )
 
-    def report(self, step: int, grad_norm: torch.Tensor) -> dict[str, float]:
+    def write_row(self, step: int, grad_norm: torch.Tensor) -> dict[str, float]:
         """Write the mean loss over all processes and steps since the last report to the table and the trackers."""
         micro_steps = self.good_steps * self.plan.config.optimization.gradient_accumulation_steps
         loss = self.accelerator.reduce(self.loss_sum, "mean") / micro_steps
@@ -135,8 +136,8 @@ class Bookkeeper:
             with self.output.sparing_the_run(LOSS_FILE):
                 self.table.append(**row)
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step)
-        if findings := self.watch.report(step):
-            self.summary["doctor"] = report(findings, self.summary["doctor"])
+        if findings := self.watch.findings(step):
+            self.summary["doctor"] = merged(findings, self.summary["doctor"])
             if self.accelerator.is_main_process:
                 tqdm.write("\n".join(map(str, findings)))
             self._write_summary()
@@ -144,10 +145,10 @@ class Bookkeeper:
         return row
 
     def write_curves(self) -> None:
-        """Draw the loss curve."""
+        """Draw the loss curve on logarithmic axes, where a power law is a straight line."""
         if self.table is not None and self.table.rows:
             with self.output.sparing_the_run(CURVE_FILE):
-                self.table.plot(self.output / CURVE_FILE)
+                self.table.plot(self.output / CURVE_FILE, ["loss"], width=7, xscale="log", yscale="log")
 
     def summary_at(self, step: int) -> dict:
         """The summary with cost and results up to `step`."""

@@ -63,7 +63,7 @@ def examine(plan: Plan, accelerator: Accelerator, forecast: Forecast) -> list[Fi
     return sorted(findings, key=lambda finding: finding.severity)
 
 
-def report(findings: list[Finding], earlier: list[dict[str, str]]) -> list[dict[str, str]]:
+def merged(findings: list[Finding], earlier: list[dict[str, str]]) -> list[dict[str, str]]:
     """Findings as stored in `training_summary.json`, after those of earlier sessions; the newest of each name."""
     by_name = {entry["name"]: entry for entry in earlier} | {
         entry.name: dataclasses.asdict(entry) for entry in findings

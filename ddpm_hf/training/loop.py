@@ -289,7 +289,7 @@ class Trainer:
                 self.publisher.checkpoint(self.pipeline(), self._summary_so_far(), self.picture)
 
     def _report(self) -> None:
-        row = self.bookkeeper.report(self.step, self.grad_norm)
+        row = self.bookkeeper.write_row(self.step, self.grad_norm)
         shown = {"loss": f"{row['loss']:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
         self.bar.set_postfix(shown, refresh=False)
 

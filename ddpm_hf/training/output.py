@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from ..evaluation.plots import panels
 from ..files import remove, write_json, write_text
 from ..hub.card import is_generated
 from ..hub.folder import CARD_FILE, CONFIG_FILE, RECORDED, RUN_FILES, SUMMARY_FILE, written_components
@@ -211,23 +212,16 @@ class StepTable:
             write_text(self.file, ",".join(self.columns) + "\n" + "".join(map(self._line, self.rows)))
         self._is_whole = True
 
+    def plot(self, file: Path, *panel_columns: Sequence[str], **options: Any) -> None:
+        """Plot columns over the steps: a panel named after the first of each group, the others dashed and dotted."""
+        with panels(file, [first for first, *_ in panel_columns], xlabel="optimizer step", **options) as drawn:
+            for axes, columns in zip(drawn, panel_columns, strict=True):
+                for column, style in zip(columns, ("-", "k--", "k:"), strict=False):
+                    if points := [(row["step"], row[column]) for row in self.rows if column in row]:
+                        marker = "o" if len(points) < 50 else None  # one point has no line
+                        axes.plot(*zip(*points, strict=True), style, marker=marker, ms=3, linewidth=1, label=column)
+                axes.legend(fontsize="small")
+
     def _line(self, row: dict[str, float]) -> str:
         cells = ("" if name not in row else f"{row[name]:.6g}" for name in self.columns[1:])
         return ",".join([f"{row['step']:.0f}", *cells]) + "\n"
-
-
-class LossTable(StepTable):
-    """`loss.csv`, one line per report."""
-
-    def __init__(self, file: Path, resumed_step: int):
-        super().__init__(file, resumed_step, LOSS_COLUMNS)
-
-    def plot(self, file: Path) -> None:
-        """Plot the loss over the steps on logarithmic axes, where a power law is a straight line."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss", xscale="log", yscale="log")
-        axes.plot([row["step"] for row in self.rows], [row["loss"] for row in self.rows], linewidth=1)
-        axes.grid(alpha=0.3, which="both")
-        figure.savefig(file, dpi=120)

@@ -22,14 +22,14 @@ from ..systems.config import Config, PageArguments
 from .output import OutputFolder
 
 
-def page_for(hub: PageArguments, folder: Path, report: Callable[[str], None] = print) -> Page:
+def page_for(hub: PageArguments, folder: Path, say: Callable[[str], None] = print) -> Page:
     """The page given by the flags, by default named after the folder; ValueError if it cannot be written to."""
     return open_page(
         hub.hub_model_id or folder.resolve().name,
         private=hub.hub_private_repo,
         license=hub.hub_license,
         token_file=hub.hub_token_file,
-        report=report,
+        say=say,
     )
 
 
@@ -48,11 +48,11 @@ class Publisher:
 
     Args:
         page: where to push, if anywhere.
-        report: prints a line without disturbing a progress bar.
+        say: prints a line without disturbing a progress bar.
     """
 
-    def __init__(self, config: Config, output: OutputFolder, page: Page | None, report: Callable[[str], None]):
-        self.hub, self.output, self.page, self.report = config.hub, output, page, report
+    def __init__(self, config: Config, output: OutputFolder, page: Page | None, say: Callable[[str], None]):
+        self.hub, self.output, self.page, self.say = config.hub, output, page, say
         self.staging = output / STAGING_FOLDER
         self.upload: threading.Thread | None = None
         if page is not None:
@@ -71,7 +71,7 @@ class Publisher:
         if self.page is None or self.hub.hub_strategy != "checkpoint":
             return
         if self.upload is not None and self.upload.is_alive():
-            self.report(f"the previous upload is still running; step {summary['step']} is not pushed")
+            self.say(f"the previous upload is still running; step {summary['step']} is not pushed")
             return
         with self._sparing_the_run(f"step {summary['step']} was not pushed"):
             self._stage(pipeline, summary, picture)
@@ -92,7 +92,7 @@ class Publisher:
 
     def _push_staged(self, step: int) -> None:
         with self._sparing_the_run(f"step {step} was not pushed"):
-            push(self.staging, self.page, f"Training, step {step}", self.report)
+            push(self.staging, self.page, f"Training, step {step}", self.say)
 
     @contextmanager
     def _sparing_the_run(self, failure: str, advice: str = "the run continues") -> Iterator[None]:
@@ -100,7 +100,7 @@ class Publisher:
         try:
             yield
         except Exception as error:
-            self.report(f"{failure}: {one_line(error)}; {advice}")
+            self.say(f"{failure}: {one_line(error)}; {advice}")
 
     def finish(self) -> None:
         """Write the card and push the folder; after a failed push, print the command to push it later."""
@@ -115,4 +115,4 @@ class Publisher:
         command = push_command(self.hub, folder, page.repo_id)
         advice = f"all results are in {folder}. To push them later:\n    {command}"
         with self._sparing_the_run("the model was not pushed", advice):
-            self.report(f"model page: {push(folder, page, 'End of training', self.report)}")
+            self.say(f"model page: {push(folder, page, 'End of training', self.say)}")

@@ -4,17 +4,15 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..evaluation.features import Extractor, load_extractor
 from ..evaluation.image_sets import ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.prompt_exam import PromptExam
-from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, figure_names
+from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, extractor_for, figure_names
 from ..evaluation.record import MARKS, update_report
 from ..evaluation.samples import draw_samples, words_for
 from ..files import partial_path, remove, replacing, write_json
@@ -28,7 +26,6 @@ BEST_RECORD = "best.json"
 # Figures can be compared if they agree in these.
 _CONDITIONS = "name dataset split n reference_n seed sampler steps guidance_scale terms_per_image".split()
 _CONDITIONS += ["extractor", "judge"]
-_STYLES = {"floor": "k--", "ceiling": "k--", "chance": "k:"}
 
 
 class Scorer:
@@ -44,7 +41,8 @@ class Scorer:
         run, self.plan, self.accelerator = plan.config.run, plan, accelerator
         self.images = _held_out(plan, run.eval_num_images)
         self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and run.eval_steps is not None]
-        self.extractor = self._load_extractor() if self.metrics else None
+        choice = (run.eval_extractor, self.images.name, accelerator.device, plan.config.data.cache_dir)
+        self.extractor = extractor_for(self.metrics, *choice, prefix="eval_")
         names = ["bits_per_dim"] * ("nll" in run.eval_metrics)
         if self.metrics:
             fewest = min(run.eval_num_images, self.images.count or run.eval_num_images)
@@ -65,16 +63,6 @@ class Scorer:
         self.table: StepTable | None = None
         self.best: dict[str, Any] | None = None
         self.newest: tuple[int, list[dict[str, Any]]] | None = None  # (step, figures)
-
-    def _load_extractor(self) -> Extractor:
-        run, dataset = self.plan.config.run, self.images.name
-        name = run.eval_extractor or ("digits" if dataset == "digits" else None)
-        if name is None:
-            raise ValueError(
-                f"--eval_extractor must be given with --eval_metrics {' '.join(run.eval_metrics)}: inception for FID "
-                "(pip install torch-fidelity), or another from evaluate.py --help; nll needs none"
-            )
-        return load_extractor(name, self.accelerator.device, self.plan.config.data.cache_dir)
 
     def resume(self, output: OutputFolder, step: int) -> None:
         """Continue after this step, with the best so far."""
@@ -117,7 +105,7 @@ class Scorer:
             return
         with self.output.sparing_the_run(SCORES_FILE):
             self.table.append(step=step, **row)
-            self._plot(self.output / SCORES_CURVE)
+            self.table.plot(self.output / SCORES_CURVE, *((name, *_marks_of(name).values()) for name in self.names))
         if step == self.plan.clock.steps:  # the scores of the model that is saved
             with self.output.sparing_the_run(EVALUATION_FILE):
                 update_report(self.output / EVALUATION_FILE, weights_fingerprint(pipeline), figures)
@@ -187,22 +175,6 @@ class Scorer:
             pipeline.save_pretrained(beside)
             shutil.copy(self.output / CONFIG_FILE, beside)  # so that evaluate.py finds the data
             write_json(beside / BEST_RECORD, record)
-
-    def _plot(self, file: Path) -> None:
-        """A panel for each figure, with dashed lines for what real images get and dotted ones for chance."""
-        from matplotlib.figure import Figure
-
-        columns = min(len(self.names), 4)
-        rows = -(-len(self.names) // columns)
-        figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
-        for panel, name in enumerate(self.names):
-            axes = figure.add_subplot(rows, columns, panel + 1, xlabel="optimizer step", ylabel=name)
-            for column, style in {name: "o-", **{c: _STYLES[m] for m, c in _marks_of(name).items()}}.items():
-                if points := [(row["step"], row[column]) for row in self.table.rows if column in row]:
-                    axes.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1, label=column)
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize="small")
-        figure.savefig(file, dpi=120)
 
 
 def _marks_of(name: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from ..systems.forecast import Forecast, forecast
 from ..systems.plan import Plan, make_plan, stages_of
 from ..systems.system import Stage
 from .device import describe_processes, has_fused_optimizer, make_accelerator
-from .doctor import examine, report
+from .doctor import examine, merged
 from .loop import Trainer
 from .output import OutputFolder
 from .publish import Publisher, page_for
@@ -72,7 +72,7 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
             output.lock()
         overwrite = config.run.overwrite_output_dir and accelerator.is_main_process
         summary = output.open(plan.config, dataclasses.asdict(plan.facts), overwrite)
-        summary["doctor"] = report(findings, summary.get("doctor", []))
+        summary["doctor"] = merged(findings, summary.get("doctor", []))
     if summary["status"] == "finished":
         accelerator.print(f"this run has finished its {summary['steps']} steps; the results are in {output.path}")
         if page is not None or not (output / CARD_FILE).is_file():  # if the run was killed at the very end

@@ -58,7 +58,7 @@ class Watch:
         values = torch.stack([torch.ones_like(losses), losses, zero[timesteps], limit[timesteps]])
         self.sums.index_add_(1, groups, values.masked_fill(~losses.isfinite(), 0))
 
-    def report(self, step: int) -> list[Finding]:
+    def findings(self, step: int) -> list[Finding]:
         """New findings after `step` optimizer steps; all processes call this at the same steps."""
         if self.first_step is None:
             self.first_step = step

@@ -183,9 +183,11 @@ def test_a_weighting_means_the_same_for_every_prediction(weighting):
     losses = []
     for prediction_type in ("epsilon", "sample", "v_prediction"):
         scheduler = LinearDDPMScheduler(prediction_type=prediction_type)
-        as_x_0 = LinearDDPMScheduler(prediction_type="sample")
+        alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[
+            timesteps, None, None, None
+        ]
         x_t = scheduler.add_noise(x_0, eps, timesteps)
-        eps_guess = as_x_0.predict_epsilon(guess, x_t, timesteps)
+        eps_guess = ((x_t - alpha_bar.sqrt() * guess) / (1 - alpha_bar).sqrt()).float()  # Eq. 4
         output = training_target(scheduler, guess, eps_guess, timesteps)
         loss = DiffusionLoss(scheduler, weighting=weighting)
         losses.append(loss(lambda x_t, t, output=output: output, x_0, eps, timesteps))

@@ -8,7 +8,8 @@ import torch
 from gaussian_data import MEAN, STD, optimal_gain, optimal_network, optimal_variance
 from scipy import stats
 
-from ddpm_hf.diffusion.scheduler import PREDICTION_TYPES, VARIANCE_TYPES, LinearDDPMScheduler
+from ddpm_hf.diffusion.process import PREDICTION_TYPES, VARIANCE_TYPES
+from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(0.0001, 0.02, 1000))
 CHAINS = {"full": tuple(range(999, -1, -1)), "strided": (999, 700, 400, 150, 40, 5, 0), "odd": (999, 350, 60)}
@@ -114,7 +115,8 @@ def test_posterior_is_bayes_rule_on_a_grid(chain):
     mean = (grid * density).sum()
     variance = ((grid - mean) ** 2 * density).sum()
     scheduler, images = LinearDDPMScheduler(), torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    found = scheduler.posterior_mean(x_0 * images, x_t * images, torch.tensor([t]), torch.tensor([previous]))
+    scheduler.set_timesteps(timesteps=chain)
+    found = scheduler.posterior_mean(x_0 * images, x_t * images, t)
     assert found.item() == pytest.approx(mean, abs=1e-10)
-    log_variance = scheduler.posterior_log_variance(torch.tensor([t]), torch.tensor([previous]), like=images)
+    log_variance = scheduler.posterior_log_variance(t, like=images)
     assert log_variance.item() == pytest.approx(np.log(variance), abs=1e-8)

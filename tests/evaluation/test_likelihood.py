@@ -133,7 +133,7 @@ def test_draws_follow_their_chances():
     places, weights = draw_terms(chances, 3, generators)
     share = np.bincount(places.numpy().ravel(), minlength=4) / places.numel()
     np.testing.assert_allclose(share, chances, atol=4 * np.sqrt(0.25 / places.numel()))
-    np.testing.assert_allclose(weights * 3 * chances[places.numpy()], 1)
+    np.testing.assert_allclose(weights.numpy() * 3 * chances[places.numpy()], 1)
     # The first fills half of the scale: one or two of three evenly spaced points fall on it, never none.
     assert set((places == 0).sum(1).tolist()) == {1, 2}
 

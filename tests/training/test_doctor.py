@@ -21,7 +21,7 @@ from ddpm_hf.systems.forecast import forecast
 from ddpm_hf.systems.plan import make_plan
 from ddpm_hf.training import doctor
 from ddpm_hf.training.device import make_accelerator
-from ddpm_hf.training.doctor import Finding, examine, report, sample_stretches
+from ddpm_hf.training.doctor import Finding, examine, merged, sample_stretches
 
 ROOMY = (10**12, 10**12)
 SMALL = [*TINY, "--max_train_steps", "60"]
@@ -233,7 +233,7 @@ def test_warnings_are_printed_and_kept(train, capsys):
 def test_a_report_keeps_what_earlier_sessions_found_and_the_newest_of_each():
     old = [{"name": "a", "what": "old"}, {"name": "b", "what": "old"}]
     new = Finding(name="b", severity="warning", what="new", why="", change="")
-    assert [(entry["name"], entry["what"]) for entry in report([new], old)] == [("a", "old"), ("b", "new")]
+    assert [(entry["name"], entry["what"]) for entry in merged([new], old)] == [("a", "old"), ("b", "new")]
 
 
 def test_learning_rate_course_of_a_plan_is_that_of_the_closed_form(examined, image_folder):

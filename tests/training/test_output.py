@@ -6,7 +6,7 @@ import pytest
 from test_loop import stop_after
 
 from ddpm_hf.cli.parser import parse_training_arguments
-from ddpm_hf.training.output import LOSS_COLUMNS, LossTable, OutputFolder
+from ddpm_hf.training.output import LOSS_COLUMNS, OutputFolder, StepTable
 
 FACTS = {"steps": 10, "image_shape": (1, 8, 8)}
 
@@ -106,22 +106,22 @@ def test_other_peoples_folders_and_files_are_refused(tmp_path):
 def test_going_on_drops_the_lines_after_the_checkpoint(tmp_path):
     file = tmp_path / "loss.csv"
     row = dict.fromkeys(("epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds"), 0.5)
-    table = LossTable(file, 0)
+    table = StepTable(file, 0, LOSS_COLUMNS)
     for step in (1, 2, 3):
         table.append(step=step, **row)
-    again = LossTable(file, 2)
+    again = StepTable(file, 2, LOSS_COLUMNS)
     again.append(step=3, **row | {"loss": 0.25})
     lines = file.read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3"]
     assert lines[-1].split(",")[2] == "0.25"
-    again.plot(tmp_path / "loss.png")
+    again.plot(tmp_path / "loss.png", ["loss"])
     assert (tmp_path / "loss.png").stat().st_size > 5000
 
 
 def test_a_line_that_could_not_be_written_comes_with_the_next(tmp_path):
     file = tmp_path / "loss.csv"
     row = dict.fromkeys(LOSS_COLUMNS, 0.5)
-    table = LossTable(file, 0)
+    table = StepTable(file, 0, LOSS_COLUMNS)
     table.append(**row | {"step": 1})
     file.rename(tmp_path / "aside")
     file.mkdir()
@@ -137,9 +137,9 @@ def test_a_line_that_could_not_be_written_comes_with_the_next(tmp_path):
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     file = tmp_path / "loss.csv"
-    LossTable(file, 0).append(**dict.fromkeys(LOSS_COLUMNS, 0.5) | {"step": 1})
+    StepTable(file, 0, LOSS_COLUMNS).append(**dict.fromkeys(LOSS_COLUMNS, 0.5) | {"step": 1})
     file.write_text(file.read_text() + "2,0.5,0.1")
-    assert [row["step"] for row in LossTable(file, 5).rows] == [1]
+    assert [row["step"] for row in StepTable(file, 5, LOSS_COLUMNS).rows] == [1]
 
 
 def test_what_cannot_be_written_is_told_once_until_it_works_again(tmp_path, capsys):

@@ -60,29 +60,29 @@ def watched(start):
 def test_a_group_of_timesteps_that_is_not_learnt_is_named_once(watched):
     watch, feed = watched
     feed([0.5] * 7 + [1.1] + [0.5] * 2)
-    (finding,) = watch.report(2000)
+    (finding,) = watch.findings(2000)
     assert finding.name == "poor-timesteps" and "700 to 799" in finding.what and "600" not in finding.what
     feed([0.5] * 9 + [1.1])
-    assert watch.report(2100) == []
+    assert watch.findings(2100) == []
 
 
 @pytest.mark.parametrize(("step", "factor", "names"), [(199, 1.0, []), (200, 1.0, ["learns-nothing"]), (200, 0.9, [])])
 def test_the_level_of_the_zero_predictor_counts_after_the_start(watched, step, factor, names):
     watch, feed = watched
     feed([factor] * 10, of="zero")
-    assert [finding.name for finding in watch.report(step)] == names
+    assert [finding.name for finding in watch.findings(step)] == names
 
 
 def test_groups_are_judged_late_and_on_enough_images(watched):
     watch, feed = watched
     feed([0.5] * 9 + [1.1])
-    assert watch.report(999) == []
+    assert watch.findings(999) == []
     timesteps = torch.arange(1000)
     losses = torch.where(timesteps < 900, 0.5, 1.1) * watch.tables[1]
     watch.see(timesteps, losses)
-    assert watch.report(2000) == [], "1,000 images are too few"
+    assert watch.findings(2000) == [], "1,000 images are too few"
     watch.see(timesteps, losses)
-    assert [finding.name for finding in watch.report(2000)] == ["poor-timesteps"]
+    assert [finding.name for finding in watch.findings(2000)] == ["poor-timesteps"]
 
 
 @pytest.fixture
@@ -119,4 +119,4 @@ def test_a_run_on_the_bound_has_its_average_watched_alone(start):
     trainer = start("--loss", "vlb", "--variance_type", "learned_range")
     watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.system.network.unet)
     watch.see(torch.tensor([1]), torch.tensor([100.0]))
-    assert watch.report(5000) == []
+    assert watch.findings(5000) == []
