@@ -13,7 +13,7 @@ from .memorization import Neighbours
 
 @contextmanager
 def panels(file: Path, names: Sequence[str], width: float = 5, **options: str) -> Iterator[list]:
-    """Axes, four side by side, `width` inches each, with a name at each y axis and shared options; saved at the end."""
+    """Axes, four in a row, `width` inches each, with a name at each y axis and shared options; saved at the end."""
     from matplotlib.figure import Figure
 
     columns = min(len(names), 4)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..codecs.pixels import PixelCodec
 from ..conditions.prompt import Prompt
 from ..data.examples import TrainingImages
-from ..diffusion.scheduler import LEARNED_VARIANCES
+from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
 from ..models.text_unet import new_text_unet
 from ..pipelines.text_to_image import TextDenoiser, TextToImagePipeline
