@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= demo
+GLIDE_DIR ?= demo-glide
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test style quality bench bench-quick bench-full gpu
+.PHONY: install demo demo-glide test style quality bench bench-quick bench-full gpu
 
 install: $(INSTALLED)
 
@@ -24,6 +25,14 @@ demo: install
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
 		scripts/train.py --output_dir $(DEMO_DIR)
 	@$(BIN)/python scripts/demo.py $(DEMO_DIR)
+
+# Text to image: captioned digits, and how many of 1,000 pictures follow their captions.
+demo-glide: install
+	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
+		scripts/train.py --system glide --output_dir $(GLIDE_DIR)
+	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 2000 --scheduler dpm-sde \
+		--num_inference_steps 20 --guidance_scale 3
+	@$(BIN)/python scripts/sample.py $(GLIDE_DIR) --prompts docs/prompts.txt --fast --output_dir $(GLIDE_DIR)/pictures
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \

@@ -59,6 +59,10 @@ class Condition:
         """Words for a picture of at least so many images, and the names of its rows, if it has any."""
         return cycled(self.usual(), range(count)), None
 
+    def cut(self, words: Iterable[Any]) -> list[Any]:
+        """Those of the words that are told only in part."""
+        return []
+
     def of_data(self, data: Any) -> "Condition":
         """This condition as the rows of a data set tell it, which may number its classes otherwise."""
         return self

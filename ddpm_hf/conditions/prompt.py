@@ -61,6 +61,12 @@ class Prompt(Condition):
         """The captions of the rows."""
         return (str(caption) for batch in batches for caption in batch["captions"])
 
+    def cut(self, words: Iterable[str]) -> list[str]:
+        """The captions of more tokens than are told."""
+        words = list(dict.fromkeys(words))
+        tokens = self.tokenizer([word.lower().strip() for word in words]).input_ids if words else []
+        return [word for word, ids in zip(words, tokens, strict=True) if len(ids) > self.length]
+
     def choices(self) -> str:
         """Text."""
         return "a caption, or one per image"

@@ -56,6 +56,7 @@ def examine(plan: Plan, accelerator: Accelerator, forecast: Forecast) -> list[Fi
         *_process(plan),
         *_pixels(plan.images.some_pixels()),
         *_sizes(sample_stretches(plan.images), plan.images.shape[1:]),
+        *_captions(plan),
         *_clock(plan),
         *_sharding(plan, accelerator),
         *_memory(forecast, accelerator, *available_memory(accelerator.device)),
@@ -95,6 +96,27 @@ def _height_width(source: ImageData, row: RawRow) -> tuple[int, int] | None:
 
 
 # The process
+
+
+def _captions(plan: Plan) -> Iterator[Finding]:
+    if plan.facts.caption_column is None:
+        return
+    count, names = plan.images.uncaptioned()
+    if count:
+        yield Finding(
+            name="no-caption",
+            what=f"{count} training images have no caption, such as {', '.join(names)}",
+            why="They are trained on as if their captions were hidden",
+            change="Add captions, or leave the images out",
+        )
+    cut = [word for condition in plan.system.conditions for word in condition.cut(plan.images.captions())]
+    if cut:
+        yield Finding(
+            name="long-caption",
+            what=f"{len(cut)} different captions are too long and lose their end, such as {cut[0][:60]!r}…",
+            why="Stock pipelines tell the network no more than 77 tokens of a caption",
+            change="Shorten them, the most important words first",
+        )
 
 
 def _process(plan: Plan) -> Iterator[Finding]:

@@ -262,3 +262,17 @@ def test_dry_run_tells_the_cost_and_names_the_files_that_the_run_then_writes(sta
     )
     cost = forecast(trainer.plan, trainer.accelerator)
     assert f"{cost.flops / 1e9:,.4g} GFLOP a step" in told["work"] and f"{cost.total / 1e6:.1f} MB" in told["memory"]
+
+
+def test_captions_that_are_missing_or_too_long_are_named(examined, tmp_path):
+    pictures = tmp_path / "captioned"
+    pictures.mkdir()
+    for number in range(6):
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(noise).save(pictures / f"{number}.png")
+        words = " ".join(f"{number}word{place}" for place in range(90)) if number == 5 else "a picture"
+        (pictures / f"{number}.txt").write_text(words if number else "", encoding="utf-8")
+    flags = "--system glide --text_width 64 --text_layers 1 --train_batch_size 2".split()
+    found = examined("--train_data_dir", pictures, *flags)
+    assert "1 training images have no caption, such as row 0" in found["no-caption"].what
+    assert found["long-caption"].what.startswith("1 different captions are too long")
