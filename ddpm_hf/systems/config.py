@@ -91,6 +91,7 @@ class ModelArguments:
     )
     text_width: int | None = flag(help="Channels of the text encoder, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
+    text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     gradient_checkpointing: bool = flag(False, help="Save memory for about 20 %% more time.")
     compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
@@ -261,7 +262,7 @@ _RANGES = (
     (2, True, None, "eval_num_images"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
-    (0, False, None, "learning_rate adam_epsilon max_grad_norm ema_inv_gamma"),
+    (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma"),
     (1, True, 100, "blocks_per_level text_layers"),
     (64, True, None, "text_width"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),

@@ -45,6 +45,7 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
         pipeline=lambda network: TextToImagePipeline(
             tokenizer, network.text_encoder, network.unet, scheduler, None, None, None
         ),
+        rates={"text_encoder": config.model.text_rate},
     )
 
 

@@ -1,7 +1,7 @@
 """A system: all that training, sampling and evaluation need to know of what is trained."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -26,6 +26,7 @@ class System:
         scheduler: the process.
         loss: (network, x_0, noise, t, **told) -> one loss per image.
         pipeline: makes the pipeline of such a network.
+        rates: the learning rate of a part, as a multiple of that of the others.
     """
 
     codec: PixelCodec
@@ -34,6 +35,7 @@ class System:
     scheduler: LinearDDPMScheduler
     loss: DiffusionLoss
     pipeline: Callable[[nn.Module], DDPMPipeline]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

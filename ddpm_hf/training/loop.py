@@ -230,7 +230,7 @@ class Trainer:
         """Algorithm 1, lines 2 to 5, for this process's share of the images."""
         # Before the backward pass, in which DeepSpeed takes its step.
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.clock.learning_rate_at(self.step)
+            group["lr"] = group["rate"] * self.plan.clock.learning_rate_at(self.step)
         with self.accelerator.accumulate(self.model):
             # 1. x_0, t and eps, in float32 whatever the precision of the network
             x_0 = self.plan.system.codec.encode(batch)

@@ -17,8 +17,15 @@ def prepared(plan: Plan, accelerator: Accelerator) -> tuple[torch.nn.Module, Acc
             part.enable_gradient_checkpointing()
         if plan.config.model.compile:
             part.compile_repeated_blocks()
+    groups = [
+        {
+            "params": [weight for weight in part.parameters() if weight.requires_grad],
+            "rate": plan.system.rates.get(name, 1.0),
+        }
+        for name, part in network.named_children()
+    ]
     optimizer = torch.optim.AdamW(
-        [weight for weight in network.parameters() if weight.requires_grad],
+        [group for group in groups if group["params"]],
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.adam_weight_decay,
