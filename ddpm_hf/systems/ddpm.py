@@ -38,6 +38,7 @@ def build(config: Config, images: TrainingImages, start: DDPMPipeline | None) ->
     unet = _build_unet(config, unet_config, shape, id2label, start)
     scheduler = build_scheduler(config, start)
     _check_outputs(unet, scheduler)
+    _check_embeddings(unet, id2label, config.model.condition_dropout)
     return System(
         codec=PixelCodec(shape),
         conditions=ClassLabels.of_model(unet.config, id2label, config.model.condition_dropout),
@@ -154,6 +155,18 @@ def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:
         raise ValueError(
             f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for "
             f"images with {channels}, got {outputs}"
+        )
+
+
+def _check_embeddings(unet: DDPMUNet2D, id2label: dict[int, str] | None, condition_dropout: float) -> None:
+    """Raises ValueError for a network that was made for other classes, or cannot be told that they are hidden."""
+    embeddings, classes = unet.config.num_class_embeds or 0, len(id2label or ())
+    if embeddings not in (classes, classes + bool(classes)):
+        given = "" if id2label is not None else " (--class_conditional is not given)"
+        raise ValueError(f"the network must have embeddings of {classes} classes{given}, got {embeddings}")
+    if classes and embeddings == classes and condition_dropout > 0:
+        raise ValueError(
+            f"--condition_dropout must be 0 for a network that has no embedding of no class, got {condition_dropout}"
         )
 
 
