@@ -17,7 +17,7 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.denoiser import Denoiser
 from ..seeds import generator_for
 from .config import Config
-from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, given_unet_config, resolve
+from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
 from .system import Stage, System
 
 
@@ -32,6 +32,7 @@ def build(config: Config, images: TrainingImages, start: DDPMPipeline | None) ->
     Raises:
         ValueError: if images, network, process and settings do not fit together, naming the argument.
     """
+    check_start(start, DDPMPipeline, "ddpm")
     shape = images.shape
     id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
     unet_config = given_unet_config(config, start) or _new_unet_config(config, shape, id2label)

@@ -271,6 +271,15 @@ def test_a_network_for_other_classes_is_refused(start, tiny_pipeline, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("system", "other"), [("ddpm", "TextToImagePipeline"), ("glide", "DDPMPipeline")])
+def test_a_model_of_another_system_is_refused(start, tiny_pipeline, tiny_text_pipeline, tmp_path, system, other):
+    model = tiny_pipeline() if system == "glide" else tiny_text_pipeline()
+    model.save_pretrained(tmp_path / "model")
+    flags = ["--system", system, "--init_caption_from_labels", "a {}", "--train_batch_size", "4"]
+    with pytest.raises(ValueError, match=f"--init_from must be a model of --system {system}, got a {other}"):
+        start("--init_from", str(tmp_path / "model"), *flags, tiny=False)
+
+
 def test_training_learns_and_fine_tuning_starts_at_the_loss_that_was_reached(train, tmp_path):
     learn = "--prediction_type epsilon --train_batch_size 16 --dropout 0 --ema_decay 0.9".split()
     first = train(*learn, *"--max_train_steps 60 --learning_rate 5e-3".split(), output_dir=tmp_path / "a")
