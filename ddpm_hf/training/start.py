@@ -33,6 +33,7 @@ def train(config: Config, stages: Sequence[Stage] | None = None) -> None:
         trainer = prepare(config.with_values({"output_dir": folder}), stage, stages)
         if trainer is not None:
             trainer.train()
+            config = config.with_values({"resume_from_checkpoint": None})  # it named one of this stage
 
 
 def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] = ()) -> Trainer | None:
