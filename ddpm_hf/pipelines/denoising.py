@@ -179,7 +179,7 @@ class Denoising:
                 words = cycled(condition.usual(), range(batch_size))
             words = words if isinstance(words, list) else [words] * batch_size
             said = condition.of_words(words, self._execution_device)
-            told, null = told | said, null | condition.null(said)
+            told, null = told | said, null | (condition.null(said) if condition.has_null else said)
         return told, null, batch_size
 
     def _skip(self, skip_steps: int | None, scheduler: SchedulerMixin, latents: torch.Tensor | None) -> int:

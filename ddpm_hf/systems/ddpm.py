@@ -17,7 +17,7 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.denoiser import Denoiser
 from ..seeds import generator_for
 from .config import Config
-from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, given_unet_config, resolve
+from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
 from .system import Stage, System
 
 
@@ -32,12 +32,14 @@ def build(config: Config, images: TrainingImages, start: DDPMPipeline | None) ->
     Raises:
         ValueError: if images, network, process and settings do not fit together, naming the argument.
     """
+    check_start(start, DDPMPipeline, "ddpm")
     shape = images.shape
     id2label = dict(enumerate(images.source.class_names)) if config.model.class_conditional else None
     unet_config = given_unet_config(config, start) or _new_unet_config(config, shape, id2label)
     unet = _build_unet(config, unet_config, shape, id2label, start)
     scheduler = build_scheduler(config, start)
     _check_outputs(unet, scheduler)
+    _check_embeddings(unet, id2label, config.model.condition_dropout)
     return System(
         codec=PixelCodec(shape),
         conditions=ClassLabels.of_model(unet.config, id2label, config.model.condition_dropout),
@@ -154,6 +156,18 @@ def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:
         raise ValueError(
             f"--variance_type {scheduler.config.variance_type} needs a network with {wanted} output channels for "
             f"images with {channels}, got {outputs}"
+        )
+
+
+def _check_embeddings(unet: DDPMUNet2D, id2label: dict[int, str] | None, condition_dropout: float) -> None:
+    """Raises ValueError for a network that was made for other classes, or cannot be told that they are hidden."""
+    embeddings, classes = unet.config.num_class_embeds or 0, len(id2label or ())
+    if embeddings not in (classes, classes + bool(classes)):
+        given = "" if id2label is not None else " (--class_conditional is not given)"
+        raise ValueError(f"the network must have embeddings of {classes} classes{given}, got {embeddings}")
+    if classes and embeddings == classes and condition_dropout > 0:
+        raise ValueError(
+            f"--condition_dropout must be 0 for a network that has no embedding of no class, got {condition_dropout}"
         )
 
 

@@ -17,12 +17,13 @@ from ..pipelines.text_to_image import TextDenoiser, TextToImagePipeline
 from ..seeds import derive_seed
 from .config import Config
 from .ddpm import build_loss, build_scheduler
-from .resolve import ARCHITECTURE_FLAGS, resolve
+from .resolve import ARCHITECTURE_FLAGS, check_start, resolve
 from .system import Stage, System
 
 
 def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
     """Tokenizer, text encoder, U-Net, process and objective; arguments and errors as for a DDPM."""
+    check_start(start, TextToImagePipeline, "glide")
     scheduler = build_scheduler(config, start)
     if start is not None:
         tokenizer, text_encoder, unet = start.tokenizer, start.text_encoder, start.unet

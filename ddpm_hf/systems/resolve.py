@@ -39,6 +39,12 @@ def resolve(config: Config, start: DDPMPipeline | None) -> Config:
     return config.filled(training)
 
 
+def check_start(start: DDPMPipeline | None, pipeline_class: type, system: str) -> None:
+    """Raises ValueError for a pipeline of another system."""
+    if start is not None and not isinstance(start, pipeline_class):
+        raise ValueError(f"--init_from must be a model of --system {system}, got a {type(start).__name__}")
+
+
 def given_unet_config(config: Config, start: DDPMPipeline | None) -> dict[str, Any] | None:
     """The network's configuration, if `--init_from` or `--model_config_name_or_path` gives it."""
     if start is not None:

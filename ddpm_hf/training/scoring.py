@@ -90,11 +90,12 @@ class Scorer:
 
     def score(self, pipeline: DDPMPipeline, step: int) -> None:
         """Measure the pipeline, report the figures, and keep it if it is the best; called by every process."""
-        was_training = pipeline.unet.training
+        modes = [(part, part.training) for part in pipeline.network.children()]
         try:
             figures = self._measure(pipeline)
         finally:
-            pipeline.unet.train(was_training)
+            for part, was_training in modes:
+                part.train(was_training)
         self.newest = step, figures
         row = {figure["name"]: figure["value"] for figure in figures}
         for figure in figures:

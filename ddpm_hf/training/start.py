@@ -8,8 +8,6 @@ from accelerate import Accelerator
 
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
-from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.loading import component_names
 from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
 from ..systems.plan import Plan, make_plan, stages_of
@@ -35,6 +33,7 @@ def train(config: Config, stages: Sequence[Stage] | None = None) -> None:
         trainer = prepare(config.with_values({"output_dir": folder}), stage, stages)
         if trainer is not None:
             trainer.train()
+            config = config.with_values({"resume_from_checkpoint": None})  # it named one of this stage
 
 
 def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] = ()) -> Trainer | None:
@@ -145,7 +144,8 @@ def _files(plan: Plan) -> list[str]:
         CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
     }
     names = [file.name + notes.get(file.name, "") for file in RUN_FILES if writers.get(file.writer)]
-    return component_names(DDPMPipeline) + names + [run.logging_dir] * (run.report_to != "none")
+    parts = plan.system.pipeline(plan.system.network).components.items()
+    return [name for name, part in parts if part is not None] + names + [run.logging_dir] * (run.report_to != "none")
 
 
 def _held_out(images: TrainingImages) -> str:

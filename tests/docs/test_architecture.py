@@ -9,6 +9,7 @@ import torch
 from running import TINY, forget_accelerator, write_pictures
 
 from ddpm_hf.cli.parser import parse_training_arguments
+from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import prepare, train
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -33,18 +34,26 @@ def settings(folder, out, *flags):
     return parse_training_arguments(arguments)
 
 
-def test_a_system_of_two_stages_with_a_condition_of_its_own(toy, pictures, tmp_path, capsys):
+def stop():
+    raise KeyboardInterrupt
+
+
+def test_a_system_of_two_stages_with_a_condition_of_its_own(toy, pictures, tmp_path, capsys, monkeypatch):
     first, second = (
         toy["Stage"](folder=folder, resolve=toy["resolve"], build=toy["build"]) for folder in ("first", ".")
     )
     out, flags = tmp_path / "out", "--holdout 4 --eval_steps 3 --eval_num_images 4 --eval_inference_steps 3"
-    out = tmp_path / "out"
-    config = settings(pictures, out, *flags.split())
-    train(config, [first, second])
+    config = settings(pictures, out, *flags.split(), "--checkpointing_steps", "2")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        report = Trainer._report
+        patch.setattr(Trainer, "_report", lambda trainer: stop() if trainer.step == 3 else report(trainer))
+        train(config, [first, second])
+    forget_accelerator()
+    train(config.with_values({"resume_from_checkpoint": "latest"}), [first, second])  # of the first, not of both
+    assert capsys.readouterr().out.count("resuming from") == 1
     for folder in (out / "first", out):
         assert (folder / "samples.png").is_file() and (folder / "scores.csv").is_file()
     forget_accelerator()
-    capsys.readouterr()
     train(config, [first, second])  # both are finished
     assert capsys.readouterr().out.count("has finished") == 2
 
@@ -61,7 +70,13 @@ def test_a_system_of_two_stages_with_a_condition_of_its_own(toy, pictures, tmp_p
 def test_the_condition_is_what_is_told_in_training(toy, pictures, tmp_path):
     trainer = prepare(settings(pictures, tmp_path / "out"), toy["bright"])
     _, positions, batch = next(trainer._micro_steps())
-    told = trainer.draws.told(0, positions, batch)["class_labels"]
     means = batch["images"].numpy().mean((1, 2, 3)) / 255
+    told = np.stack(
+        [
+            trainer.draws.told(step, range(first, first + len(positions)), batch)["class_labels"].numpy()
+            for step, first in enumerate(range(0, 100 * len(positions), len(positions)))
+        ]
+    )
     hidden = told == -1
-    np.testing.assert_allclose(told[~hidden], means[~hidden.numpy()], rtol=1e-6)
+    assert 0.05 < hidden.mean() < 0.15  # of 400 images, a tenth is hidden
+    np.testing.assert_allclose(told[~hidden], np.broadcast_to(means, told.shape)[~hidden], rtol=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddpm_hf import DDPMPipeline
+from ddpm_hf.conditions.class_labels import ClassLabels
 from ddpm_hf.sampling.samplers import SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ddpm_hf.seeds import image_generators
 
@@ -118,6 +119,24 @@ def test_bad_requests_are_named(tiny_pipeline, model, call, words):
     with pytest.raises(ValueError) as problem:
         tiny_pipeline(**model)(**call)
     assert all(word in str(problem.value) for word in words), problem.value
+
+
+def test_what_has_no_null_is_told_in_both_passes_of_guidance(tiny_pipeline):
+    class Bright(ClassLabels):
+        name = "brightness"
+
+        def of_words(self, words, device):
+            return {"brightness": torch.tensor(words)}
+
+        def null(self, told):
+            raise NotImplementedError
+
+    class Two(DDPMPipeline):
+        conditions = (ClassLabels(count=3), Bright(count=3, has_null=False))
+
+    told, null, _ = Two(**tiny_pipeline(num_classes=3).components).ask({"class_labels": [1], "brightness": [2]}, 3.0)
+    assert {name: value.item() for name, value in told.items()} == {"class_labels": 1, "brightness": 2}
+    assert {name: value.item() for name, value in null.items()} == {"class_labels": 3, "brightness": 2}
 
 
 def test_guidance_needs_a_null_class(tiny_pipeline):

@@ -245,6 +245,12 @@ def test_learning_rate_course_of_a_plan_is_that_of_the_closed_form(examined, ima
     torch.testing.assert_close(rates, torch.tensor(expected))
 
 
+def test_dry_run_names_all_parts_of_a_model_with_a_text_encoder(start, capsys):
+    flags = "--system glide --text_width 64 --text_layers 1 --resolution 16 --attention_resolutions 8 --dry_run"
+    start(*flags.split(), data=False)
+    assert re.search(r"files: tokenizer, text_encoder, unet, scheduler, model_index.json, ", capsys.readouterr().out)
+
+
 def test_dry_run_tells_the_cost_and_names_the_files_that_the_run_then_writes(start, train, capsys):
     flags = ["--max_train_steps", "20", "--preview_steps", "8", "--report_to", "tensorboard"]
     assert start(*flags, "--dry_run") is None

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from contextlib import contextmanager, nullcontext
 
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_hf import DDPMPipeline, DDPMUNet2D
+from ddpm_hf import DDPMPipeline, DDPMUNet2D, LinearDDPMScheduler
 from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.output import OutputFolder
 
@@ -249,6 +250,34 @@ def test_fine_tuning_starts_from_the_weights_architecture_and_process(train, sta
         assert torch.equal(value, first.ema.model.unet.state_dict()[name])
     assert tuned.plan.system.scheduler.config.prediction_type == "v_prediction"
     assert tuned.plan.system.scheduler.config.num_train_timesteps == 100
+
+
+@pytest.mark.parametrize(
+    ("flag", "embeddings", "flags", "words"),
+    [
+        ("--init_from", 3, [], "embeddings of 0 classes (--class_conditional is not given), got 3"),
+        ("--init_from", 2, ["--class_conditional"], "--condition_dropout must be 0 for a network that has no"),
+        ("--model_config_name_or_path", 3, [], "embeddings of 0 classes (--class_conditional is not given), got 3"),
+        ("--model_config_name_or_path", 4, ["--class_conditional"], "embeddings of 2 classes, got 4"),
+    ],
+)
+def test_a_network_for_other_classes_is_refused(start, tiny_pipeline, tmp_path, flag, embeddings, flags, words):
+    unet = tiny_pipeline(num_classes=embeddings - 1).unet
+    names = {0: "cat", 1: "dog"} if flags else None
+    DDPMPipeline(unet, LinearDDPMScheduler(), id2label=names).save_pretrained(tmp_path / "model")
+    place = tmp_path / "model" / ("." if flag == "--init_from" else "unet")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        start(flag, str(place), "--resolution", "8", "--train_batch_size", "4", *flags, tiny=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("system", "other"), [("ddpm", "TextToImagePipeline"), ("glide", "DDPMPipeline")])
+def test_a_model_of_another_system_is_refused(start, tiny_pipeline, tiny_text_pipeline, tmp_path, system, other):
+    model = tiny_pipeline() if system == "glide" else tiny_text_pipeline()
+    model.save_pretrained(tmp_path / "model")
+    flags = ["--system", system, "--init_caption_from_labels", "a {}", "--train_batch_size", "4"]
+    with pytest.raises(ValueError, match=f"--init_from must be a model of --system {system}, got a {other}"):
+        start("--init_from", str(tmp_path / "model"), *flags, tiny=False)
 
 
 def test_training_learns_and_fine_tuning_starts_at_the_loss_that_was_reached(train, tmp_path):

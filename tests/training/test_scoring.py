@@ -110,6 +110,15 @@ def test_following_captions_is_scored_and_more_is_better(tmp_path, capsys):
     assert {entry["name"]: pytest.approx(entry["value"], rel=1e-5) for entry in report}.items() <= rows[2].items()
 
 
+def test_scoring_leaves_a_text_encoder_in_training(tmp_path):
+    flags = "--no_use_ema --eval_steps 1 --eval_num_images 2 --eval_inference_steps 1"
+    plan, output = begin_text_run(tmp_path, *flags.split())
+    scorer, network = Scorer(plan, Accelerator()), plan.system.network.train()
+    scorer.resume(output, 0)
+    scorer.score(plan.system.pipeline(network), 1)
+    assert network.text_encoder.training and network.unet.training
+
+
 def test_a_killed_run_knows_its_best(train, start, tmp_path):
     flags = [*NLL, "--save_best_by", "bits_per_dim", "--checkpointing_steps", "2", "--checkpoints_total_limit", "1"]
     unbroken = train(*flags, output_dir=tmp_path / "unbroken", ending=False)

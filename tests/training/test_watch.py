@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from texts import begin_text_run
 
 from ddpm_hf.training import watch
+from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.watch import GROUPS, Watch, untrained_losses
 
 
@@ -46,7 +49,7 @@ def test_weights_of_the_loss_weight_the_untrained_losses_too(start, tmp_path):
 def watched(start):
     """A Watch, and a function that feeds it losses of every timestep: given factors of the limit for each group."""
     trainer = start("--max_train_steps", "5000")
-    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.system.network.unet)
+    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.system.network)
 
     def feed(factors, of: str = "limit") -> None:
         zero, limit = watch.tables
@@ -117,6 +120,13 @@ def start_weights(trainer) -> torch.Tensor:
 
 def test_a_run_on_the_bound_has_its_average_watched_alone(start):
     trainer = start("--loss", "vlb", "--variance_type", "learned_range")
-    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.system.network.unet)
+    watch = Watch(trainer.plan, trainer.accelerator, trainer.ema, trainer.plan.system.network)
     watch.see(torch.tensor([1]), torch.tensor([100.0]))
     assert watch.findings(5000) == []
+
+
+def test_of_a_model_with_a_text_encoder_the_last_layer_of_the_unet_is_watched(tmp_path):
+    plan, _ = begin_text_run(tmp_path)
+    network = plan.system.network
+    watch = Watch(plan, Accelerator(), EMA(network, 0.99, None, 0.75), network)
+    assert all(torch.equal(part, network.unet.conv_out.weight) for part in watch.beginning)
