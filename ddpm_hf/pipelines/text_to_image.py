@@ -11,10 +11,10 @@ from transformers.utils import logging
 
 from ..conditions.condition import Condition, Told
 from ..conditions.prompt import Prompt
+from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH
 from .denoiser import Denoiser
 from .denoising import Denoising
-from .steps import takes_variance
 
 logging.disable_progress_bar()  # of a file or two
 _verbosity = logging.get_verbosity()
@@ -91,7 +91,8 @@ class TextToImagePipeline(Denoising, IFPipeline):
     @property
     def network(self) -> TextDenoiser:
         """The network as training, the bound and sampling call it."""
-        return TextDenoiser(self.unet, self.text_encoder, takes_variance(self.scheduler))
+        learns_variance = self.scheduler.config.get("variance_type") in LEARNED_VARIANCES
+        return TextDenoiser(self.unet, self.text_encoder, learns_variance)
 
     def check_parts(self) -> None:
         """Raises ValueError, naming the component, if encoder and U-Net do not fit each other or stock's call."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..conditions.condition import cycled
 from ..data.examples import TrainingImages
 from ..data.training import open_training_images
 from ..pipelines.loading import load_pipeline
@@ -67,10 +68,12 @@ class Plan:
 
     def preview_layout(self) -> tuple[int, dict[str, list[Any]], list[str] | None, int | None]:
         """Number of images in a preview, what is asked for in each, row names, and images per row."""
-        count, asked, names = self.config.run.preview_images, {}, None
-        for condition in self.system.conditions:
-            asked[condition.name], names = condition.rows(count)
-            count = len(asked[condition.name])
+        count, names = self.config.run.preview_images, None
+        rows = {condition.name: condition.rows(count) for condition in self.system.conditions}
+        for words, named in rows.values():
+            if names is None and named is not None:
+                count, names = len(words), named
+        asked = {name: cycled(words, range(count)) for name, (words, _) in rows.items()}
         return count, asked, names, None if names is None else count // len(names)
 
 

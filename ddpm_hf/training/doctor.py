@@ -1,7 +1,7 @@
 """Problems that can be found before the first step of a run, each with what to change.
 
 A finding is a fact about the data and settings, not a matter of taste: presets used with the data they are made for
-have none. Errors raised by `plan.py` are not repeated here.
+have none. What building the system refuses is not repeated here.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from scipy.stats import norm
 
 from ddpm_hf.codecs.pixels import PixelCodec
@@ -192,6 +193,21 @@ def test_a_learned_variance_needs_twice_the_channels(tiny_pipeline):
         bound_of(plain)
     with pytest.raises(ValueError, match="`cdf` must be one of erf, tanh, got 'probit'"):
         bound_of(pipeline, cdf="probit")
+
+
+def test_the_bound_of_a_learned_variance_is_that_of_any_sampler_with_it(tiny_text_pipeline):
+    pipeline = tiny_text_pipeline(variance_type="learned_range", num_train_timesteps=10)
+    images = torch.arange(384, dtype=torch.uint8).view(2, 3, 8, 8)
+    batch = {"rows": torch.arange(2), "images": images, "captions": ["a red apple", ""]}
+
+    def bits():
+        return measure_likelihood(
+            bound_of(pipeline), pipeline.network, [batch], pipeline.codec, pipeline.conditions
+        ).bits
+
+    expected = bits()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    np.testing.assert_array_equal(bits(), expected)
 
 
 def test_what_has_no_bound_is_refused(bound):
