@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from ..hub.folder import RECORDED
 from ..models.presets import PRESETS
+from ..systems.checks import check
 from ..systems.config import ARGUMENT_GROUPS, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
@@ -127,7 +128,7 @@ def parse_training_arguments(arguments: list[str], parser: OneLineParser | None 
     groups = parser.parse(arguments)[: len(ARGUMENT_GROUPS)]
     config = Config(**dict(zip(("data", "model", "process", "optimization", "run", "hub"), groups, strict=True)))
     with one_line_errors(parser):
-        config.check()
+        check(config.flags())
     return config
 
 

@@ -1,7 +1,7 @@
 """Captioned pictures composed from the bundled digits, to try text-to-image models on without a download.
 
 Every picture shows real handwriting, and its caption is true by construction, so a program can check whether a
-generated picture follows its caption (`evaluation.prompt_judge`). All arithmetic is on integers: the same pixels on
+generated picture follows its caption (`judges.prompt_judge`). All arithmetic is on integers: the same pixels on
 every machine.
 """
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..judges.digits_classifier import digits_classifier
 from ..pipelines.fingerprint import weights_fingerprint
-from .digits_classifier import digits_classifier
 
 EXTRACTORS = ("digits", "inception", "inception:FILE", "transformers:NAME", "efficientnet-lite0")
 

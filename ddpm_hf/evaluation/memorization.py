@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..judges.intervals import wilson_interval
 from .metrics import squared_distances
 
 # A sample counts as a copy if it is closer to a training image than all but this share of the held-out images.
@@ -74,13 +75,3 @@ def share_nearer(name: str, samples: Neighbours, real: Neighbours) -> dict[str, 
         "median_distance": float(np.median(samples.distances)),
         "floor_median_distance": float(np.median(real.distances)),
     }
-
-
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % confidence interval of a share observed among `count` (Wilson 1927).
-
-    Unlike value ± error, it has a positive width for a share of 0.
-    """
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..data.captioned_digits import understand
+from ..judges.prompt_judge import PromptJudge, figure_names
 from .image_sets import ImageSet
-from .prompt_judge import PromptJudge, figure_names
 from .samples import Samples
 
 

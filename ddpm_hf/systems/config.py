@@ -5,12 +5,9 @@ Names follow diffusers' `train_unconditional.py` where it has the setting.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..data.transforms import parse_resolution
-from ..evaluation.quality import QUALITY_METRICS
 from ..flags import flag, switch
 from ..models.presets import PRESETS
 
@@ -92,7 +89,7 @@ class ModelArguments:
     text_width: int | None = flag(help="Channels of the text encoder, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
-    gradient_checkpointing: bool = flag(False, help="Save memory for about 20 %% more time.")
+    gradient_checkpointing: bool = flag(False, help="Save memory in the U-Net for about 20 %% more time.")
     compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
 
@@ -250,32 +247,6 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "num_cpu_threads".split()
 ).union(HUB_FLAGS)
 
-MAX_SIDE = 8192  # anything larger is a typing error
-
-# (lowest value, whether that value itself is allowed, highest value, flags)
-_RANGES = (
-    (0, True, None, "dataloader_num_workers holdout lr_warmup_steps adam_weight_decay seed preview_steps"),
-    (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
-    (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
-    (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
-    (1, True, None, "eval_inference_steps"),
-    (2, True, None, "eval_num_images"),
-    (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
-    (0, False, 1, "beta_start beta_end ema_power"),
-    (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma"),
-    (1, True, 100, "blocks_per_level text_layers"),
-    (64, True, None, "text_width"),
-    (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
-)
-_EXCLUSIVE = (
-    ("dataset_name", "train_data_dir"),
-    ("max_train_steps", "num_epochs"),
-    ("preview_steps", "save_images_epochs"),
-    ("preset", "init_from"),
-    ("preset", "model_config_name_or_path"),
-    ("init_from", "model_config_name_or_path"),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -306,50 +277,5 @@ class Config:
         flags = self.flags()
         return self.with_values({name: value for name, value in values.items() if flags.get(name) is None})
 
-    def check(self) -> None:
-        """Raises ValueError for a value out of range or flags that exclude each other."""
-        flags = self.flags()
-        for low, low_allowed, high, names in _RANGES:
-            for name in names.split():
-                _check_range(name, flags[name], low, low_allowed, high)
-        for first, second in _EXCLUSIVE:
-            if flags[first] is not None and flags[second] is not None:
-                raise ValueError(f"--{first} {flags[first]} excludes --{second} {flags[second]}: give one of them")
-        if flags["max_train_time"] is not None:
-            parse_duration(flags["max_train_time"])
-        for name in ("hub_model_id", "hub_private_repo", "hub_token_file"):
-            if flags[name] and not flags["push_to_hub"]:
-                raise ValueError(f"--{name} needs --push_to_hub: add it, or leave out --{name}")
-        if flags["save_best_by"] is not None and flags["eval_steps"] is None:
-            raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
-        choices = ("nll", *QUALITY_METRICS, "prompt")
-        unknown = sorted(set(flags["eval_metrics"]) - set(choices))
-        if unknown or not flags["eval_metrics"]:
-            raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")
-        if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
-            raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}")
-        if flags["channels"] not in (None, 1, 3, 4):
-            raise ValueError(f"--channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {flags['channels']}")
-
     def _groups(self) -> tuple[Any, ...]:
         return (self.data, self.model, self.process, self.optimization, self.run, self.hub)
-
-
-def _check_range(name: str, value: float | None, low: float, low_allowed: bool, high: float | None) -> None:
-    if value is None or (value == math.inf and name == "max_grad_norm"):  # an infinite norm: no clipping
-        return
-    if not (low <= value if low_allowed else low < value) or value == math.inf or (high is not None and value > high):
-        bounds = f"{'at least' if low_allowed else 'above'} {low}" + (f" and at most {high}" if high else "")
-        raise ValueError(f"--{name} must be {bounds}, got {value}")
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of "90", "45:00" or "12:00:00" (hours, minutes, seconds).
-
-    Raises:
-        ValueError: for anything else.
-    """
-    parts = text.split(":")
-    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
-        raise ValueError(f"--max_train_time must be seconds, M:SS or H:MM:SS, got {text!r}")
-    return float(sum(60**place * int(part) for place, part in enumerate(reversed(parts))))

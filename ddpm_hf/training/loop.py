@@ -17,7 +17,7 @@ from ..hub.access import Page
 from ..hub.folder import CHAIN_FILE, PREVIEWS_FOLDER, SAMPLES_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
-from ..systems.config import parse_duration
+from ..systems.checks import parse_duration
 from ..systems.plan import Plan
 from .bookkeeping import Bookkeeper
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint

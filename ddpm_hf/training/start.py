@@ -1,13 +1,15 @@
 """Preparing a run: every error that can be found in advance is found here, before anything is written."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..systems.checks import parse_duration
 from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
 from ..systems.plan import Plan, make_plan, stages_of
@@ -27,13 +29,17 @@ def train(config: Config, stages: Sequence[Stage] | None = None) -> None:
         ValueError: as in `prepare`.
         Stopped: before the last step, after saving, by a signal or the end of `--max_train_time`.
     """
-    stages = stages or stages_of(config)
+    stages, limit, started = stages or stages_of(config), config.optimization.max_train_time, time.monotonic()
     for stage in stages:
-        folder = str(Path(config.run.output_dir, stage.folder))
-        trainer = prepare(config.with_values({"output_dir": folder}), stage, stages)
+        changes = {"output_dir": str(Path(config.run.output_dir, stage.folder))}
+        if limit is not None:  # for all stages together
+            left = parse_duration(limit) - (time.monotonic() - started)
+            changes["max_train_time"] = str(max(1, round(left)))
+        trainer = prepare(config.with_values(changes), stage, stages)
         if trainer is not None:
             trainer.train()
             config = config.with_values({"resume_from_checkpoint": None})  # it named one of this stage
+    PartialState().destroy_process_group()  # if the last stage was finished before
 
 
 def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] = ()) -> Trainer | None:

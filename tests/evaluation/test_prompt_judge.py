@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from ddpm_hf.data.captioned_digits import ATTRIBUTES, PALETTE, attributes_of, compose, coverage, plans
-from ddpm_hf.evaluation.prompt_judge import PromptJudge, separate
+from ddpm_hf.judges.prompt_judge import PromptJudge, separate
 
 
 def pictures_of(plan):

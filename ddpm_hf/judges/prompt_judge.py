@@ -26,7 +26,7 @@ from ..data.captioned_digits import (
 from ..data.transforms import RESAMPLING
 from ..seeds import generator_for
 from .digits_classifier import DigitsClassifier, cached_classifier, train_classifier
-from .memorization import wilson_interval
+from .intervals import wilson_interval
 
 _AT_ONCE = 256
 # The longer side of a digit of each size, and the side of the window that the classifier sees, as shares of a picture.
