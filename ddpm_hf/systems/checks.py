@@ -31,6 +31,11 @@ _EXCLUSIVE = (
     ("preset", "model_config_name_or_path"),
     ("init_from", "model_config_name_or_path"),
 )
+# Flags that only one system has.
+_OF_SYSTEM = {
+    "ddpm": ("class_conditional", "model_config_name_or_path"),
+    "glide": ("caption_column", "init_caption_from_labels", "text_width", "text_layers", "text_rate"),
+}
 
 
 def check(flags: dict[str, Any]) -> None:
@@ -41,6 +46,12 @@ def check(flags: dict[str, Any]) -> None:
     for first, second in _EXCLUSIVE:
         if flags[first] is not None and flags[second] is not None:
             raise ValueError(f"--{first} {flags[first]} excludes --{second} {flags[second]}: give one of them")
+    for system, names in _OF_SYSTEM.items():
+        for name in names:
+            if flags[name] and flags["system"] != system:
+                raise ValueError(f"--{name} is for --system {system}, got --system {flags['system']}; leave it out")
+    if (flags["text_width"] or 0) % 32:
+        raise ValueError(f"--text_width must be a multiple of 32, got {flags['text_width']}")
     if flags["max_train_time"] is not None:
         parse_duration(flags["max_train_time"])
     for name in ("hub_model_id", "hub_private_repo", "hub_token_file"):

@@ -35,6 +35,9 @@ def one_line_of(capsys, *arguments: str) -> str:
         (["--learning_rat", "1"], ["--learning_rat", "--learning_rate"]),
         (["photos"], ["photos", "--help"]),
         (["--learning_rate", "-1"], ["--learning_rate", "-1", "above 0"]),
+        (["--caption_column", "text"], ["--caption_column", "--system glide"]),
+        (["--system", "glide", "--class_conditional"], ["--class_conditional", "--system ddpm"]),
+        (["--system", "glide", "--text_width", "100"], ["--text_width", "100", "multiple of 32"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
         (["--learning_rate", "fast"], ["--learning_rate", "fast"]),
         (["--max_train_steps", "0"], ["--max_train_steps", "0", "at least 1"]),
@@ -128,9 +131,10 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
     monkeypatch.setattr(DDPMUNet2D, "init_paper_weights", lambda unet, generator: None)  # 150 million, not looked at
     for number in range(128):  # as many as the largest batch
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a grey square")
     data = ["--train_data_dir", str(tmp_path), "--holdout", "0"]
-    for name in PRESETS:
-        config = parse_training_arguments([*data, "--preset", name])
+    for name, preset in PRESETS.items():
+        config = parse_training_arguments([*data, "--system", preset.system, "--preset", name])
         empty = [flag for flag, value in config.flags().items() if value is None]
         config = make_plan(config, make_accelerator(config)).config
         filled = {flag for flag in empty if config.flags()[flag] is not None}

@@ -4,10 +4,12 @@ import inspect
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.optimization import SchedulerType
 
 from ddpm_hf.models.presets import PRESETS, Preset, get_preset
+from ddpm_hf.models.text import small_text_encoder
+from ddpm_hf.models.text_unet import text_unet_config
 from ddpm_hf.models.unet import paper_config
 
 # Ho et al. 2020 (arXiv 2006.11239), section 4 and appendix B; what the paper leaves out is from the authors' code
@@ -67,7 +69,7 @@ def parameters(preset: Preset) -> int:
         return UNet2DModel(**paper_config(**preset.model)).num_parameters()
 
 
-@pytest.fixture(params=PRESETS, name="preset")
+@pytest.fixture(params=[name for name, preset in PRESETS.items() if preset.system == "ddpm"], name="preset")
 def preset_fixture(request) -> Preset:
     return PRESETS[request.param]
 
@@ -104,7 +106,23 @@ def test_paper_presets_are_the_paper(name):
         loss_weighting="none",
         timestep_sampling="uniform",
         random_flip=True,
+        # Ours: the paper has neither classes nor captions.
+        condition_dropout=0.1,
+        preview_guidance_scale=1.0,
     )
+
+
+@pytest.mark.parametrize(("name", "tokens", "millions"), [("glide-digits", 102, 2.1), ("glide-64", 8192, 115)])
+def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper_does(name, tokens, millions):
+    preset = get_preset(name)
+    model = {**preset.model}
+    width, layers = model.pop("text_width"), model.pop("text_layers")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**text_unet_config(**model, text_width=width))
+        encoder = small_text_encoder(tokens, width, layers)
+    assert f"{millions} M parameters" in preset.description
+    assert (unet.num_parameters() + encoder.num_parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
+    assert preset.training["condition_dropout"] == 0.2  # arXiv 2112.10741, section 4
 
 
 @pytest.mark.parametrize(
