@@ -52,7 +52,6 @@ setup(
         # How a saved index is read back differs between minor versions; these are the ones tested.
         "diffusers>=0.42,<0.43",
         "transformers>=5,<6",
-        "tokenizers>=0.22",  # of transformers; to learn one from a run's own captions
         "accelerate>=1.10,<2",
         "datasets>=4,<6",
         "huggingface_hub>=1,<3",

@@ -1,47 +1,47 @@
 """Small text encoders and their tokenizers, learned from the captions of a run."""
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import Unigram
-from tokenizers.pre_tokenizers import Metaspace, Sequence, WhitespaceSplit
-from tokenizers.trainers import UnigramTrainer
 from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 # The tokens of a caption in stock diffusers' IFPipeline, padding included.
 CAPTION_LENGTH = 77
+_SPECIAL = ("<pad>", "</s>", "<unk>")
 # Where T5 keeps its bias for the token before and the one after, of 32 buckets of offsets.
 _BEFORE, _AFTER = 1, 17
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int = 8192) -> T5Tokenizer:
-    """A tokenizer for these captions, lower-cased, that stock pipelines load.
+    """A tokenizer for these captions, lower-cased, that stock pipelines load; always the same for the same captions.
 
-    The commonest words are tokens of their own, because a small encoder learns whole words far sooner; pieces of words
-    learned by the unigram model (Kudo 2018, arXiv 1804.10959) and single characters spell the others.
+    The commonest words are tokens of their own, because a small encoder learns whole words far sooner. Other words are
+    spelled with the commonest groups of two to four characters, and with single ones. (The trainers of `tokenizers`
+    sum in the order in which their threads end: two processes would not agree, nor a run with its resumption.)
 
     Args:
-        captions: in any script.
-        vocabulary: at most so many tokens.
+        captions: in any script. Every character that they hold becomes a token.
+        vocabulary: at most so many tokens, if there are not more characters.
     """
-    captions = [caption.lower() for caption in captions]
-    scratch = Tokenizer(Unigram())
-    words = Metaspace(replacement="▁", prepend_scheme="always", split=True)  # as T5's own
-    scratch.pre_tokenizer = Sequence([WhitespaceSplit(), words])
-    special = {"special_tokens": ["<pad>", "</s>", "<unk>"], "unk_token": "<unk>"}
-    trainer = UnigramTrainer(vocab_size=vocabulary // 2, show_progress=False, **special)
-    scratch.train_from_iterator(captions, trainer)
-    pieces = dict(json.loads(scratch.to_str())["model"]["vocab"])
     # "a seven," has the words "▁a", "▁seven" and ",".
-    counts = Counter(part for caption in captions for part in re.findall(r"▁\w+|\w+|[^\w▁]", _with_marks(caption)))
-    for word, count in counts.most_common(vocabulary - len(pieces)):
-        pieces[word] = math.log(count / counts.total())
+    words = Counter(
+        part for caption in captions for part in re.findall(r"▁\w+|\w+|[^\w▁]", _with_marks(caption.lower()))
+    )
+    characters = sorted({character for word in words for character in word} | {"▁"})
+    common = [word for word, _ in words.most_common(max(0, vocabulary - len(characters)) * 3 // 4)]
+    groups = Counter()
+    for word in words.keys() - set(common):
+        groups.update(word[k : k + n] for n in (2, 3, 4) for k in range(len(word) - n + 1))
+    room = max(0, vocabulary - len(characters) - len(common) - len(_SPECIAL))
+    by_count = sorted(groups, key=lambda group: (-groups[group], group))
+    spelling = [*characters, *by_count[:room]]
+    # The likeliest reading wins: a word before any spelling, and of spellings the one of fewest pieces.
+    pieces = dict.fromkeys(_SPECIAL, 0.0) | dict.fromkeys(spelling, -50.0)
+    pieces |= {word: math.log(words[word] / words.total()) for word in common}
     return T5Tokenizer(vocab=list(pieces.items()), extra_ids=0, model_max_length=CAPTION_LENGTH)
 
 

@@ -139,7 +139,7 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
         config = make_plan(config, make_accelerator(config)).config
         filled = {flag for flag in empty if config.flags()[flag] is not None}
         assert len(filled) > 20 and filled - shown.keys() == {"channels", "loss"}  # these follow from other things
-        typed = []
+        typed = ["--system", preset.system]
         for flag in filled & shown.keys():
             in_preset = re.search(rf"(?:^|; )([^;]*) in [^;]*(?<![\w-]){name}(?![\w-])", shown[flag])
             typed += [f"--{flag}", *(in_preset[1] if in_preset else shown[flag]).split()]
