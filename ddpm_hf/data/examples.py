@@ -98,9 +98,9 @@ class TrainingImages(ABC):
             yield from captions_of(cell)
 
     def some_captions(self, most: int) -> list[str]:
-        """The first caption of each of `some_rows` that has one."""
+        """The first caption of each of `some_rows` that has one; if none has, the first of `captions`."""
         cells = [row.extra[CAPTIONS] for row in self.some_rows(most)]
-        return [captions_of(cell)[0] for cell in cells if cell]
+        return [captions_of(cell)[0] for cell in cells if cell] or list(islice(self.captions(), most))
 
     def uncaptioned(self, most: int = 3) -> tuple[int, list[str]]:
         """How many images of `caption_cells` have no caption, and the first of them as "row 17 (path)"."""

@@ -145,6 +145,11 @@ class TestClassNames:
         assert captions_of(data) == ["a photo of a cat, cat", "a photo of a schöner Hund, schöner Hund"]
         assert list(data.columns) == ["captions"]
 
+    def test_a_template_of_two_lines_is_one_caption(self, tmp_path):
+        pictures(tmp_path, ["cat/0.png"])
+        data = load_images(train_data_dir=tmp_path, captioned=True, init_caption_from_labels="a photo\nof a {} ")
+        assert captions_of(data) == ["a photo of a cat"]
+
     def test_a_column_with_classes_missing(self, tmp_path):
         table(tmp_path / "0.parquet", WORDS[:3], kind=["x", None, "y"])
         arguments = {"init_caption_from_labels": self.TEMPLATE, "label_column": "kind"}
@@ -284,6 +289,11 @@ class TestAll:
         assert images.some_captions(6) == ["one", "three", "four"]
         assert images.some_captions(1) == ["one"]
         assert "" in next(images.batches([range(6)]))["captions"].tolist()
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_examples_come_from_other_images_if_those_looked_at_have_no_caption(self, tmp_path, streaming):
+        table(tmp_path / "0.parquet", [None, "two", None, "four"])
+        assert training_images(tmp_path, streaming=streaming).some_captions(1) == ["two"]
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_none_of_the_held_out(self, tmp_path, streaming):
