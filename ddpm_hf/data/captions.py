@@ -52,8 +52,9 @@ class LabelCaptions:
         return self.labels.name
 
     def read(self, cell: object) -> str:
-        """The caption of a class; "" if the cell is no class."""
-        return self.template.replace("{}", self.labels.classes[cell]) if cell in self.labels.classes else ""
+        """The caption of a class, its white space collapsed; "" if the cell is no class."""
+        caption = self.template.replace("{}", self.labels.classes[cell]) if cell in self.labels.classes else ""
+        return " ".join(caption.split())
 
 
 def find_caption_column(features: "datasets.Features", image_column: str, wanted: str | None) -> CaptionColumn:
