@@ -7,6 +7,8 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from .unet import attention_levels
+
 
 def text_unet_config(
     resolution: int,
@@ -25,16 +27,22 @@ def text_unet_config(
     pooled by attention and added to the time embedding: GLIDE adds the last one, which no stock pipeline can tell.
 
     Args:
-        resolution: side of the images.
+        resolution: side of the images; each level halves it, without a remainder.
         channels: of the images; the network has twice as many outputs, because stock pipelines expect a variance.
         base_channels, channel_multipliers, blocks_per_level: as for `paper_config`.
-        attention_resolutions: sides of the feature maps with attention.
+        attention_resolutions: as for `paper_config`; this attention is to the caption too.
         text_width: channels of the caption's states.
+
+    Raises:
+        ValueError: the resolution cannot be halved so often.
     """
     widths = [base_channels * multiplier for multiplier in channel_multipliers]
-    attends = [resolution // 2**level in attention_resolutions for level in range(len(widths))]
-    kinds = [("SimpleCrossAttn" if attention else "") for attention in attends]
-    down = [f"{kind}DownBlock2D" if kind else "DownBlock2D" for kind in kinds]
+    if resolution % 2 ** (len(widths) - 1):
+        raise ValueError(
+            f"`resolution` must be a multiple of {2 ** (len(widths) - 1)} for {len(widths)} levels, got {resolution}."
+        )
+    attends = attention_levels(resolution, len(widths), attention_resolutions)
+    down = ["SimpleCrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in attends]
     return {
         "sample_size": resolution,
         "in_channels": channels,

@@ -281,7 +281,7 @@ def paper_config(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"`dropout` must be at least 0 and less than 1, got {dropout}.")
     depth = len(channel_multipliers)
-    attends = _attention_levels(min(height, width), depth, attention_resolutions)
+    attends = attention_levels(min(height, width), depth, attention_resolutions)
     return {
         "sample_size": height if height == width else [height, width],
         "in_channels": channels,
@@ -317,7 +317,7 @@ def default_depth(height: int, width: int) -> int:
     return next((depth for depth in (4, 3) if math.ceil(min(height, width) / 2 ** (depth - 1)) >= 4), 2)
 
 
-def _attention_levels(side: int, depth: int, attention_resolutions: Sequence[int]) -> list[bool]:
+def attention_levels(side: int, depth: int, attention_resolutions: Sequence[int]) -> list[bool]:
     """Whether each level has attention, for images whose shorter side is `side`."""
     multiple = 2 ** (depth - 1)
     lowest = math.ceil(side / multiple)

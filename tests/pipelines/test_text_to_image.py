@@ -13,6 +13,7 @@ from ddpm_hf.conditions.condition import tell
 from ddpm_hf.conditions.prompt import Prompt
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
+from ddpm_hf.models.text_unet import text_unet_config
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.sampling.generation import generate
 
@@ -133,6 +134,16 @@ def test_a_training_step_is_the_one_of_stock_text_to_image(tiny_text_pipeline):
     for mine, theirs in zip(ours.unet.parameters(), unet.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=5e-6)
     assert ours.text_encoder.shared.weight.grad.abs().sum() > 0, "the encoder learns too"
+
+
+def test_attention_is_at_the_levels_closest_to_the_sides_asked_for():
+    settings = {"channels": 3, "base_channels": 8, "channel_multipliers": (1, 1, 1), "blocks_per_level": 1}
+    settings |= {"attention_resolutions": (32, 16), "dropout": 0, "text_width": 64}
+    plain, attending = "DownBlock2D", "SimpleCrossAttnDownBlock2D"
+    # 48, 24 and 12 pixels: 32/24 < 48/32, and 16/12 < 24/16.
+    assert text_unet_config(48, **settings)["down_block_types"] == (plain, attending, attending)
+    with pytest.raises(ValueError, match="`resolution` must be a multiple of 4 for 3 levels, got 50"):
+        text_unet_config(50, **settings)
 
 
 def test_parts_that_do_not_fit_are_named(tiny_text_pipeline):
