@@ -5,6 +5,7 @@ time embedding, where the paper takes the state of the last token.
 """
 
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..codecs.pixels import PixelCodec
@@ -27,6 +28,9 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
     scheduler = build_scheduler(config, start)
     if start is not None:
         tokenizer, text_encoder, unet = start.tokenizer, start.text_encoder, start.unet
+        if config.model.dropout is not None:
+            unet = UNet2DConditionModel.from_config({**unet.config, "dropout": config.model.dropout})
+            unet.load_state_dict(start.unet.state_dict())
     else:
         tokenizer, text_encoder = _text_encoder(config, images)
         unet = _unet(config, images.shape, text_encoder.config.hidden_size)

@@ -95,7 +95,7 @@ def _with_network(
             fixed["channels"] = unet_config["in_channels"]
             fixed |= {name: start.scheduler.config[name] for name in PROCESS_FLAGS if name in start.scheduler.config}
         flags = config.flags()
-        for name in ARCHITECTURE_FLAGS:
+        for name in (*ARCHITECTURE_FLAGS, "text_width", "text_layers"):
             if flags[name] is not None:
                 raise ValueError(f"--{name} contradicts {source}, which fixes the architecture; leave it out")
         for name, value in fixed.items():

@@ -344,6 +344,23 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(start, t
     assert not (tmp_path / "out").exists()
 
 
+def test_a_text_model_is_tuned_with_its_own_tokens_and_another_dropout(start, tmp_path):
+    captioned = ["--system", "glide", "--init_caption_from_labels"]
+    first = start(*captioned, "a {}", "--text_width", "64", "--text_layers", "1", output_dir=tmp_path / "a")
+    first.save_pipeline()
+    flags = [*captioned, "one {}, never seen", "--init_from", str(tmp_path / "a")]
+    flags += "--max_train_steps 1 --train_batch_size 4 --holdout 0".split()
+    tuned = start(*flags, "--dropout", "0.3", output_dir=tmp_path / "b", tiny=False)
+    one, other = (trainer.plan.system for trainer in (first, tuned))
+    vocabularies = [system.conditions[0].tokenizer.get_vocab() for system in (one, other)]
+    assert vocabularies[0] == vocabularies[1] and other.network.unet.config.dropout == 0.3
+    weights = [system.network.state_dict() for system in (one, other)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    for flag in ("--text_width", "--text_layers"):
+        with pytest.raises(ValueError, match=f"{flag} contradicts --init_from, which fixes the architecture"):
+            start(*flags, flag, "128" if flag == "--text_width" else "2", output_dir=tmp_path / "c", tiny=False)
+
+
 @pytest.mark.parametrize("flags", [["--beta_start", "0.01"], []], ids=["both given", "the first by default"])
 def test_few_timesteps_take_the_ends_that_are_given(start, flags):
     """At T = 10 the default ends are 0.01 and, which is refused, 2."""
