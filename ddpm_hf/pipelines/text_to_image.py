@@ -96,6 +96,9 @@ class TextToImagePipeline(Denoising, IFPipeline):
 
     def check_parts(self) -> None:
         """Raises ValueError, naming the component, if encoder and U-Net do not fit each other or stock's call."""
+        for name in ("tokenizer", "text_encoder"):  # optional in `IFPipeline`, which also takes states of captions
+            if getattr(self, name) is None:
+                raise ValueError(f"there is no {name}")
         unet, encoder = self.unet.config, self.text_encoder.config
         width, positions = encoder.hidden_size, getattr(encoder, "max_position_embeddings", CAPTION_LENGTH)
         if unet.sample_size is None:

@@ -157,6 +157,8 @@ def test_parts_that_do_not_fit_are_named(tiny_text_pipeline):
     for part, value, words in (
         ("text_encoder", small_text_encoder(len(tokenizer), 96, 1), "text_encoder must have states of 64 channels"),
         ("text_encoder", short, "text_encoder must have at least 77 positions, got 16"),
+        ("text_encoder", None, "there is no text_encoder"),
+        ("tokenizer", None, "there is no tokenizer"),
         ("unet", one_output, "unet must have 6 output channels, got 3"),
         ("tokenizer", larger, f"tokenizer must have at most the {len(tokenizer)} tokens"),
     ):
