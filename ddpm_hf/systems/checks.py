@@ -33,7 +33,8 @@ _EXCLUSIVE = (
 )
 # Flags that only one system has.
 _OF_SYSTEM = {
-    "ddpm": ("class_conditional", "model_config_name_or_path"),
+    # Compiling is by block, and diffusers names none in GLIDE's U-Net.
+    "ddpm": ("class_conditional", "model_config_name_or_path", "compile"),
     "glide": ("caption_column", "init_caption_from_labels", "text_width", "text_layers", "text_rate"),
 }
 

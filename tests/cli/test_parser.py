@@ -37,6 +37,7 @@ def one_line_of(capsys, *arguments: str) -> str:
         (["--learning_rate", "-1"], ["--learning_rate", "-1", "above 0"]),
         (["--caption_column", "text"], ["--caption_column", "--system glide"]),
         (["--system", "glide", "--class_conditional"], ["--class_conditional", "--system ddpm"]),
+        (["--system", "glide", "--compile"], ["--compile", "--system ddpm"]),
         (["--system", "glide", "--text_width", "100"], ["--text_width", "100", "multiple of 32"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
         (["--learning_rate", "fast"], ["--learning_rate", "fast"]),
