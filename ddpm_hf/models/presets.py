@@ -101,6 +101,9 @@ _SMALL_TRAINING = {
     "random_flip": False,
 }
 
+# For runs of minutes: adam_beta2 averages 20 squared gradients, because 1,000 are the whole run.
+_MINUTES_TRAINING = {**_SMALL_TRAINING, "lr_warmup_steps": 100, "adam_beta2": 0.95, "ema_decay": 0.995}
+
 PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
         description="Ho et al. 2020 on CIFAR-10: 32x32, 35.7 M parameters, 800,000 steps of batch 128",
@@ -117,8 +120,7 @@ PRESETS: dict[str, Preset] = {
     ),
     # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free, and more
     # width only at 4x4: at 8x8 it costs more than it gives. Batches of 64, because smaller ones leave a core waiting.
-    # The small presets' process gives better digits than the paper's in such a short run. adam_beta2 averages 20
-    # squared gradients, because 1,000 are the whole run.
+    # The small presets' process gives better digits than the paper's in such a short run.
     "digits": Preset(
         description="the demo: handwritten digits, 16x16 grey, 0.8 M parameters, minutes on two CPU cores",
         model={
@@ -132,13 +134,10 @@ PRESETS: dict[str, Preset] = {
         },
         process=_SMALL_PROCESS,
         training={
-            **_SMALL_TRAINING,
+            **_MINUTES_TRAINING,
             "learning_rate": 4e-3,
-            "lr_warmup_steps": 100,
-            "adam_beta2": 0.95,
             "train_batch_size": 64,
             "max_train_steps": 1000,
-            "ema_decay": 0.995,
         },
     ),
     # Half the paper's width and one level less, down to 8x8: a fifth of its parameters, for data sets of thousands of
@@ -185,14 +184,11 @@ PRESETS: dict[str, Preset] = {
         },
         process=_SMALL_PROCESS,
         training={
-            **_SMALL_TRAINING,
+            **_MINUTES_TRAINING,
             **_TEXT_TRAINING,
             "learning_rate": 2e-3,
-            "lr_warmup_steps": 100,
-            "adam_beta2": 0.95,
             "train_batch_size": 32,
             "max_train_steps": 2500,
-            "ema_decay": 0.995,
         },
     ),
     "glide-64": Preset(
