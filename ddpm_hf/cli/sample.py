@@ -210,7 +210,8 @@ def prepare_interpolation(
     total = pipeline.scheduler.config.num_train_timesteps
     depths = pictures.interpolation_depths or [total * quarter // 4 for quarter in range(5)]
     try:
-        first, second = (read_image(file, pipeline.unet.config.in_channels) for file in pictures.interpolate)
+        codec, channels = pipeline.codec, pipeline.image_shape[0]
+        first, second = (read_image(file, codec, channels) for file in pictures.interpolate)
         check_interpolation(pipeline, first, second, depths)
     except ValueError as problem:
         raise ValueError(f"--interpolate: {problem}") from None

@@ -20,7 +20,12 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
 
 def denormalize(samples: torch.Tensor) -> torch.Tensor:
     """Samples in [-1, 1], any float dtype and shape -> uint8, clipped. The inverse of `normalize`."""
-    return to_levels((samples.float() / 2 + 0.5).clamp(0, 1))
+    return to_levels(to_images(samples))
+
+
+def to_images(samples: torch.Tensor) -> torch.Tensor:
+    """Samples in [-1, 1], any float dtype and shape -> images in [0, 1], as pipelines return them, clipped."""
+    return (samples.float() / 2 + 0.5).clamp(0, 1)
 
 
 def to_levels(images: torch.Tensor) -> torch.Tensor:
@@ -54,6 +59,10 @@ class PixelCodec:
         """x_0, float32 (B, C, H, W), of a batch with uint8 "images", on their device."""
         return normalize(batch["images"])
 
-    def decode(self, x_0: torch.Tensor) -> np.ndarray:
+    def decode(self, x_0: torch.Tensor) -> torch.Tensor:
+        """x_0, or any x_t -> images in [0, 1], float32 (B, C, H, W)."""
+        return to_images(x_0)
+
+    def pictures(self, x_0: torch.Tensor) -> np.ndarray:
         """x_0, or any x_t -> pictures, uint8 (B, H, W, C)."""
-        return channels_last(denormalize(x_0))
+        return channels_last(to_levels(self.decode(x_0)))

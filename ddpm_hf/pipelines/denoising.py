@@ -114,7 +114,7 @@ class Denoising:
                 part.train(was_training)
             self.maybe_free_model_hooks()
 
-        # 5. [-1, 1] -> the output asked for
+        # 5. x_0 -> the output asked for
         images = self._to_output(x_0, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -198,7 +198,7 @@ class Denoising:
 
     def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
         """x_T of shape (B, C, H, W); in float32 even with half-precision weights."""
-        shape = (batch_size, *self.image_shape)
+        shape = (batch_size, *self.codec.shape)
         device = self._execution_device
         if latents is None:
             # Random numbers from mps cannot be reproduced elsewhere.
@@ -213,7 +213,7 @@ class Denoising:
         return progress_bar(iterable, total=total, **getattr(self, "_progress_bar_config", {}))
 
     def _to_output(self, x_0: torch.Tensor, output_type: str):
-        images = (x_0 / 2 + 0.5).clamp(0, 1)
+        images = self.codec.decode(x_0)
         if output_type == "pt":
             return images
         array = channels_last(images)

@@ -10,7 +10,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..codecs.pixels import normalize
+from ..codecs.pixels import PixelCodec
 from ..conditions.condition import cycled
 from ..data.transforms import UnreadableImage, native_channels, open_image
 from ..pipelines.ddpm import DDPMPipeline
@@ -158,14 +158,14 @@ class Drawing:
             guidance_scale=self.guidance_scale,
             **{name: words[0] for name, words in self.asked.items()},
         )
-        sides = self.pipeline.codec.decode(torch.stack(pair))
+        sides = self.pipeline.codec.pictures(torch.stack(pair))
         rows = [np.concatenate([sides[:1], row, sides[1:]]) for row in images]
         picture.parent.mkdir(parents=True, exist_ok=True)
         image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)
 
 
-def read_image(file: str | Path, channels: int) -> torch.Tensor:
-    """An image file as (C, H, W) in [-1, 1]; ValueError if it cannot be read or has another number of channels."""
+def read_image(file: str | Path, codec: PixelCodec, channels: int) -> torch.Tensor:
+    """x_0 of an image file; ValueError if it cannot be read or has another number of channels."""
     try:
         image = open_image(Path(file).read_bytes())
     except (UnreadableImage, OSError) as problem:
@@ -174,4 +174,4 @@ def read_image(file: str | Path, channels: int) -> torch.Tensor:
     if found != channels:
         raise ValueError(f"{file} must have the model's {channels} channels, got {found}")
     pixels = np.array(image).reshape(image.height, image.width, -1)
-    return normalize(torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1))
+    return codec.encode({"images": torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1)[None]})[0]

@@ -31,7 +31,7 @@ def interpolate(
 
     Args:
         pipeline: with any sampler except PNDM, which cannot start in the middle of its chain.
-        first, second: images in [-1, 1], (C, H, W), of the model's size.
+        first, second: x_0 of two images, (C, H, W).
         depths: diffusion steps before mixing, from 0 (the mixtures themselves) to T (samples independent of the two
             images). Each is rounded to the nearest one in the sampler's chain.
         mixtures: lambda in (1 - lambda) x_t + lambda x'_t; 0 gives the reconstruction of `first`, 1 of `second`.
@@ -55,7 +55,7 @@ def interpolate(
         call = _nearest_call(scheduler, depth)
         t = scheduler.timesteps[call : call + 1].cpu()
         if depth == 0:
-            rows.append(pipeline.codec.decode(_mixed(first, second, mixtures)))
+            rows.append(pipeline.codec.pictures(_mixed(first, second, mixtures)))
             taken.append(0)
             continue
         x_t = _mixed(*(scheduler.add_noise(image[None], noise[None], t)[0] for image in (first, second)), mixtures)
@@ -80,7 +80,7 @@ def check_interpolation(
     pipeline: DDPMPipeline, first: torch.Tensor, second: torch.Tensor, depths: Sequence[int]
 ) -> None:
     """Raises ValueError if an image's shape is not the model's, a depth is outside 0 to T, or the sampler is PNDM."""
-    shape, total = pipeline.image_shape, pipeline.scheduler.config.num_train_timesteps
+    shape, total = pipeline.codec.shape, pipeline.scheduler.config.num_train_timesteps
     for name, image in (("first", first), ("second", second)):
         if tuple(image.shape) != shape:
             raise ValueError(f"`{name}` must have the model's shape {shape}, got {tuple(image.shape)}.")

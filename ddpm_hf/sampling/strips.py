@@ -50,7 +50,7 @@ def denoising_chain(
     last = len(pipeline.scheduler.timesteps) - 1
     chosen = np.unique(np.linspace(last, 0, min(frames, last + 1)).round().astype(int)).tolist()
     process = rebuild(LinearDDPMScheduler, pipeline.scheduler)
-    show, kept = pipeline.codec.decode, []
+    show, kept = pipeline.codec.pictures, []
 
     def keep(pipeline: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         if not predicted and step - 1 in chosen:

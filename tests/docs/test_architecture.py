@@ -1,7 +1,9 @@
 """The toy of docs/architecture.md trains, is killed and goes on, and draws: a condition that no room knows."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +67,37 @@ def test_a_system_of_two_stages_with_a_condition_of_its_own(toy, pictures, tmp_p
         pipeline(**calls)
     with pytest.raises(ValueError, match="`class_labels` must be left out for a model told brightness, got 3"):
         pipeline(class_labels=3, **calls)
+
+
+def test_a_codec_of_its_own(toy, pictures, tmp_path):
+    """Folding moves pixels and changes none, so that a picture of noise, and bits/dim, are those of pixels."""
+
+    def build(config, images, start):
+        channels, height, width = images.shape
+        codec = toy["Folded"]((4 * channels, height // 2, width // 2))
+        system = toy["build"](config, SimpleNamespace(shape=codec.shape), start)
+        return replace(
+            system,
+            codec=codec,
+            pipeline=lambda network: toy["FoldedPipeline"](network.unet, system.scheduler),
+        )
+
+    flags = "--holdout 4 --eval_steps 3 --eval_num_images 4 --eval_inference_steps 3".split()
+    train(settings(pictures, tmp_path, *flags), [toy["Stage"](resolve=toy["resolve"], build=build)])
+    assert (tmp_path / "samples.png").is_file() and (tmp_path / "scores.csv").is_file()
+    pipeline = toy["FoldedPipeline"].from_pretrained(tmp_path)
+    noise = torch.randn(2, *pipeline.codec.shape)
+
+    def stay(*_):
+        return {"latents": noise}
+
+    call = {"num_inference_steps": 1, "output_type": "pt", "callback_on_step_end": stay}
+    drawn = pipeline(brightness=[0.1, 0.9], latents=noise, **call)
+    height, width = noise.shape[-2:]
+    placed = torch.zeros(2, pipeline.image_shape[0], 2 * height, 2 * width)
+    for k in range(4):  # in the order of torch.nn.PixelShuffle
+        placed[:, :, k // 2 :: 2, k % 2 :: 2] = noise[:, k::4]
+    torch.testing.assert_close(drawn.images, (placed / 2 + 0.5).clamp(0, 1))
 
 
 def test_the_condition_is_what_is_told_in_training(toy, pictures, tmp_path):
