@@ -174,7 +174,8 @@ class Evaluator:
         return word, pipeline, sampler, steps
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
-        options = {"num_inference_steps": steps, "guidance_scale": self.request.guidance_scale, **self._common}
+        guidance = {"guidance_scale": self.request.guidance_scale, **self.request.finer_guidance}
+        options = {"num_inference_steps": steps, **guidance, **self._common}
         asked = words_for(pipeline.conditions, self.reference, self.count)
         return draw_samples(pipeline, self.count, asked=asked, sampler=sampler, **options)
 

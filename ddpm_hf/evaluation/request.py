@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.guidance import GuidanceArguments, check_guidance
 from ..sampling.samplers import SAMPLER_NAMES
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
@@ -38,7 +39,7 @@ class ImageArguments:
 
 
 @dataclass(kw_only=True)
-class SampleArguments:
+class SampleArguments(GuidanceArguments):
     """The samples, for all metrics except nll."""
 
     _argument_group_name = "samples"
@@ -112,6 +113,7 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
                 f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got "
                 f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
             )
+        check_guidance(self.guidance_scale, **self.finer_guidance)
         if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
             raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")
 

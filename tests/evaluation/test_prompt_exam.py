@@ -46,6 +46,7 @@ def settings_of(folder):
 
 def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
     flags = "--metrics prompt --num_images 200 --num_inference_steps 2 --guidance_scale 3".split()
+    flags += "--guidance_interval 0 0.5 --guidance_rescale 0.5".split()
     load_script("evaluate.py").main([str(text_run), *flags, "--output_dir", str(tmp_path)])
     entries = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
     assert [entry["name"] for entry in entries] == NAMES
@@ -53,6 +54,7 @@ def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
         error = (entry["chance"] * (1 - entry["chance"]) / entry["n"]) ** 0.5
         assert abs(entry["value"] - entry["chance"]) <= 4 * error + 1 / entry["n"]
         assert entry["ceiling"] > 0.95 and entry["ceiling_n"] == 1000
+        assert (entry["guidance_interval"], entry["guidance_rescale"], entry["network_calls"]) == ([0, 0.5], 0.5, 3)
         about = {key: entry[key] for key in ("dataset", "split", "steps", "seed", "sampler", "guidance_scale")}
         assert about == {
             **{"dataset": "captioned digits", "split": "test", "steps": 2, "seed": 0, "sampler": "ddpm"},

@@ -152,6 +152,10 @@ def test_contenders_side_by_side(folder, evaluate, capsys, tmp_path):
         (["FOLDER", "--metrics", "kid"], ["--extractor", "inception"]),
         (["FOLDER", "--metrics", "kid", "--num_images", "1"], ["--num_images", "1"]),
         (["FOLDER", "--metrics", "kid", "--resamples", "1"], ["--resamples", "1"]),
+        (
+            ["FOLDER", "--guidance_scale", "2", "--guidance_rescale", "2"],
+            ["--guidance_rescale", "between 0 and 1", "2"],
+        ),
         (["FOLDER", "--scheduler", "dpmm"], ["--scheduler", "dpm-sde", "dpmm"]),
         (["FOLDER", "--metrics", "kid", "--extractor", "vgg"], ["--extractor", "digits", "vgg"]),
         (["FOLDER", "--metrics", "kid", "--extractor", "digits", "--num_inference_steps", "41"], ["41", "40"]),
