@@ -18,7 +18,9 @@ from .metrics import (
 )
 
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
-HIGHER_IS_BETTER = frozenset("precision recall density coverage class_score inception_score".split())
+HIGHER_IS_BETTER = frozenset(
+    "precision recall density coverage class_score inception_score clip_score clip_recall_at_1".split()
+)
 NEIGHBOURS = 5
 # Metric -> the scores it gives.
 _FIGURES = {

@@ -12,7 +12,7 @@ from ..sampling.samplers import SAMPLER_NAMES
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
 
-METRICS = ("nll", *QUALITY_METRICS, "prompt", "memorization")
+METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization")
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 
 
@@ -65,7 +65,11 @@ class MeasureArguments:
         ["nll"],
         help="nll: bits/dim. frechet: Fréchet distance. kid: kernel distance. prdc: precision, recall, density, "
         "coverage. is: Inception or class score. prompt: how many samples follow their captions (captioned digits). "
-        "memorization: copies of training images, and duplicates.",
+        "clip: how well they follow any captions, by --clip_model. memorization: copies of training images, and "
+        "duplicates.",
+    )
+    clip_model: str | None = flag(
+        help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32."
     )
     extractor: str | None = flag(
         help="Feature extractor: digits (the default for the bundled digits), inception (for FID), inception:FILE, "

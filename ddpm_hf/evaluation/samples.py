@@ -45,6 +45,13 @@ def words_for(conditions: Sequence[Condition], images: ImageSet, count: int) -> 
     return {condition.name: list(islice(condition.words_of(images.batches(256)), count)) for condition in conditions}
 
 
+def captions_in(asked: Mapping[str, Sequence[Any]], flag: str) -> Sequence[str]:
+    """The captions in what `words_for` returns; ValueError, with the flag that needs them, if there are none."""
+    if "prompt" not in asked:
+        raise ValueError(f"{flag} needs a text-to-image model, got one that is told {', '.join(asked) or 'nothing'}")
+    return asked["prompt"]
+
+
 def draw_samples(
     pipeline: DDPMPipeline,
     count: int,

@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from running import load_script
-from texts import Copyist, begin_text_run
+from texts import Copyist, settings_of
 
 from ddpm_hf.data.captioned_digits import DIGITS, captioned_digits
 from ddpm_hf.data.sources import load_images
@@ -20,15 +19,6 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory):
-    """What train.py leaves of captioned digits: an untrained model of T = 40."""
-    folder = tmp_path_factory.mktemp("run") / "out"
-    system = begin_text_run(folder)[0].system
-    system.pipeline(system.network).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def photos(tmp_path):
     """Pictures with captions of their own."""
@@ -38,10 +28,6 @@ def photos(tmp_path):
         Image.new("RGB", (16, 16), (k, k, k)).save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text(f"photo number {k}")
     return folder
-
-
-def settings_of(folder):
-    return yaml.safe_load((folder / "training_config.yaml").read_text())
 
 
 def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
@@ -104,7 +90,7 @@ def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_pa
         ("text", "photos", "--metrics prompt needs captions of captioned digits, .*has others: 'photo number .'$"),
         ("text", "digits", "`caption_column` is not given and no column holds text"),
         ("classes", None, "--metrics prompt needs a text-to-image model, got one that is told class_labels"),
-        ("photos", "digits", "--metrics nll or prompt and --compare need a pipeline"),
+        ("photos", "digits", "--metrics nll, prompt or clip and --compare need a pipeline"),
     ],
 )
 def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, words):
