@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..pipelines.fingerprint import weights_fingerprint
 from .extraction import features_of_images, features_of_samples, on_all_processes
 from .features import Extractor, first_line, to_rgb
 from .image_sets import ImageSet
-from .quality import interval
+from .quality import between, interval
 from .samples import Samples, captions_in
 
 # Cosines that differ by less are equal, because features are float32.
@@ -55,38 +56,60 @@ class ClipExam:
         self.captions = list(dict.fromkeys(captions))
         place = {caption: number for number, caption in enumerate(self.captions)}
         self.own = np.array([place[caption] for caption in captions])
-        self._known: tuple[np.ndarray, dict[str, dict[str, Any]]] | None = None
 
     def measure(self, samples: Samples) -> list[dict[str, Any]]:
         """How near samples, drawn for these captions in turn, are to their captions: report entries.
 
-        `clip_score`: 100 max(cos, 0), averaged (Hessel et al. 2021, arXiv 2104.08718, with w = 100).
+        `clip_score`: 100 max(cos, 0), averaged, as is usually reported (Hessel et al. 2021, arXiv 2104.08718, has 2.5
+        for 100, and writes "A photo depicts" before the caption).
         `clip_recall_at_1`: the share of samples to which no other caption is nearer than their own.
         `clip_median_rank`: of the own caption among all, from 1.
 
         Each has a 95 % interval, a `ceiling`: the same for the real pictures of these captions, and a `chance`: what
         is expected of captions chosen at random.
         """
-        if self._known is None:
-            words = self.clip.read(self.captions)
-            count = min(len(self.own), self.images.count or len(self.own))
-            real = features_of_images(self.clip.extractor, replace(self.images, most=count))
-            self._known = words, {entry["name"]: entry for entry in _entries(real, words, self.own)}
-        words, ceilings = self._known
         about = {
             "captions": len(self.captions),
+            **({"captions_cut": self._cut} if self._cut else {}),
             "extractor": self.clip.extractor.name,
             "preprocessing": self.clip.extractor.preprocessing,
             "dataset": self.images.name,
             "split": self.images.split,
             **samples.about,
         }
-        if cut := self.clip.count_cut(self.captions):
-            about["captions_cut"] = cut
-        entries = _entries(features_of_samples(self.clip.extractor, samples.images), words, self.own)
-        for entry in entries:
-            entry["ceiling"], entry["ceiling_n"] = (ceilings[entry["name"]][key] for key in ("value", "n"))
-        return [entry | about for entry in entries]
+        entries = self._entries(features_of_samples(self.clip.extractor, samples.images))
+        for entry, real in zip(entries, self._ceilings, strict=True):
+            entry |= {"ceiling": real["value"], "ceiling_n": real["n"], **about}
+        return entries
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        return self.clip.read(self.captions)
+
+    @cached_property
+    def _cut(self) -> int:
+        return self.clip.count_cut(self.captions)
+
+    @cached_property
+    def _ceilings(self) -> list[dict[str, Any]]:
+        count = min(len(self.own), self.images.count or len(self.own))
+        return self._entries(features_of_images(self.clip.extractor, replace(self.images, most=count)))
+
+    def _entries(self, pictures: np.ndarray) -> list[dict[str, Any]]:
+        """Entries without ceilings, for features of pictures that are for the captions in turn."""
+        found = caption_scores(pictures, self._words, np.resize(self.own, len(pictures)))
+        count, captions = len(pictures), len(self.captions)
+        score, first, median = found["score"].mean(), found["first"].mean(), np.median(found["rank"])
+        error = float(found["score"].std(ddof=1) / count**0.5) if count > 1 else None
+        figures = {
+            "clip_score": (score, interval(float(score), error), found["chance"].mean()),
+            "clip_recall_at_1": (first, between(*wilson_interval(first, count)), 1 / captions),
+            "clip_median_rank": (median, between(*median_interval(found["rank"])), (captions + 1) / 2),
+        }
+        return [
+            {"name": name, "value": float(value), **ends, "chance": float(chance), "n": count}
+            for name, (value, ends, chance) in figures.items()
+        ]
 
 
 class Clip:
@@ -112,7 +135,7 @@ class Clip:
             kind = AutoConfig.from_pretrained(name).model_type
             if kind != "clip":
                 raise ValueError(f"it is a model of type {kind!r}")
-            model, found = CLIPModel.from_pretrained(name, output_loading_info=True)
+            model, found = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
             if found["missing_keys"]:
                 raise ValueError(f"it has no weights {min(found['missing_keys'])}")
             self._tokenizer = AutoTokenizer.from_pretrained(name)
@@ -154,28 +177,7 @@ class Clip:
 
     def count_cut(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than are read."""
-        return sum(len(ids) > self._length for ids in self._tokenizer(list(captions)).input_ids)
-
-
-def _entries(pictures: np.ndarray, words: np.ndarray, asked: np.ndarray) -> list[dict[str, Any]]:
-    """Entries of `ClipExam.measure` without ceilings, for pictures drawn for the captions `asked` in turn."""
-    found = caption_scores(pictures, words, np.resize(asked, len(pictures)))
-    count, mean = len(pictures), {name: float(values.mean()) for name, values in found.items()}
-    error = float(found["score"].std(ddof=1) / count**0.5) if count > 1 else None
-    median = float(np.median(found["rank"]))
-    figures = {
-        "clip_score": (mean["score"], interval(mean["score"], error), mean["chance"]),
-        "clip_recall_at_1": (mean["first"], _ends(wilson_interval(mean["first"], count)), 1 / len(words)),
-        "clip_median_rank": (median, _ends(median_interval(found["rank"])), (len(words) + 1) / 2),
-    }
-    return [
-        {"name": name, "value": value, **ends, "chance": chance, "n": count}
-        for name, (value, ends, chance) in figures.items()
-    ]
-
-
-def _ends(ends: tuple[float, float]) -> dict[str, float | None]:
-    return {"standard_error": None, "interval_low": ends[0], "interval_high": ends[1]}
+        return sum(len(ids) > self._length for ids in self._tokenizer(list(captions), verbose=False).input_ids)
 
 
 def caption_scores(pictures: np.ndarray, captions: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:

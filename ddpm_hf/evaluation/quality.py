@@ -181,5 +181,10 @@ def _measure(
 
 def interval(value: float, error: float | None) -> dict[str, float | None]:
     """The standard error and 95 % interval of a report entry."""
-    ends = (None, None) if error is None else (value - _Z * error, value + _Z * error)
-    return {"standard_error": error, "interval_low": ends[0], "interval_high": ends[1]}
+    low, high = (None, None) if error is None else (value - _Z * error, value + _Z * error)
+    return between(low, high) | {"standard_error": error}
+
+
+def between(low: float | None, high: float | None) -> dict[str, float | None]:
+    """The 95 % interval of a report entry that has no standard error."""
+    return {"standard_error": None, "interval_low": low, "interval_high": high}

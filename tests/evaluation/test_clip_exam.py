@@ -10,7 +10,7 @@ from running import load_script
 from texts import save_clip, settings_of
 from transformers import BertConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ddpm_hf.evaluation.clip_exam import caption_scores
+from ddpm_hf.evaluation.clip_exam import Clip, caption_scores
 from ddpm_hf.evaluation.evaluator import Evaluator
 from ddpm_hf.evaluation.image_sets import ImageSet
 from ddpm_hf.evaluation.request import Request
@@ -88,6 +88,13 @@ def test_ranks_of_a_case_that_is_known():
     assert twice["rank"].tolist() == [1.5] and twice["first"].tolist() == [0.5]
     blind = caption_scores(pictures, np.ones((4, 4)), np.array([0, 1, 2, 3]))
     assert blind["rank"].tolist() == [2.5] * 4 and blind["first"].tolist() == [0.25] * 4
+
+
+def test_captions_that_a_clip_does_not_read_to_their_end_are_counted(clip):
+    found = Clip(clip, "--clip_model", "cpu")
+    captions = ["c" * 46, "c" * 47, "🍎" * 12]  # of 48 tokens, two of them special: bytes
+    assert found.count_cut(captions) == 2
+    assert found.read(captions).shape == (3, 16)
 
 
 def test_shuffled_captions_are_at_chance_and_own_ones_are_first():
