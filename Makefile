@@ -68,7 +68,7 @@ bench: install
 UNLESS_DONE = test -f benchmarks/out/full/$(1).json ||
 bench-full: install
 	@$(foreach name,$(STEPS) data_memory,{ $(call UNLESS_DONE,$(name)) $(call MEASURE,$(name),full); } &&) true
-	@$(foreach name,$(QUALITY),{ $(call UNLESS_DONE,$(name)) $(call RUN,$(name),full); } &&) true
+	@$(foreach name,$(QUALITY) prompt_following,{ $(call UNLESS_DONE,$(name)) $(call RUN,$(name),full); } &&) true
 ifneq ($(MNIST),)
 	@$(call UNLESS_DONE,time_to_quality_mnist) $(call RUN,time_to_quality,full) --data mnist --dataset_name $(MNIST)
 endif

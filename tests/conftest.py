@@ -39,15 +39,17 @@ def pytest_runtest_setup(item):
             pytest.skip("needs a CUDA GPU")
 
 
-@pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path_factory, monkeypatch):
-    """Decoded pixels go to a folder of this test session, the same for all its workers."""
+@pytest.fixture(scope="session", autouse=True)
+def own_datasets_cache(tmp_path_factory):
+    """Decoded pixels, those of the fixtures too, go to a folder of this test session, the same for all its workers."""
     import datasets
 
     session = tmp_path_factory.getbasetemp()
     cache = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "datasets"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setenv("HF_DATASETS_CACHE", str(cache))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

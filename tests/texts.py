@@ -6,8 +6,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate import Accelerator
 from running import TINY, forget_accelerator
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.data.captioned_digits import captions, plans
@@ -30,6 +33,28 @@ def begin_text_run(folder: Path, *flags: str) -> tuple[Plan, OutputFolder]:
     output = OutputFolder(folder)
     output.open(plan.config, asdict(plan.facts), overwrite=False)
     return plan, output
+
+
+def save_clip(folder: Path) -> Path:
+    """A small CLIP with random weights, its tokenizer of single bytes and its image processor."""
+    alphabet = sorted(ByteLevel.alphabet())
+    names = [*alphabet, *(byte + "</w>" for byte in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={name: k for k, name in enumerate(names)}, merges=[], model_max_length=48)
+    torch.manual_seed(0)
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = common | {"vocab_size": len(names), "max_position_embeddings": 48}
+    text |= {"bos_token_id": len(names) - 2, "eos_token_id": len(names) - 1, "pad_token_id": len(names) - 1}
+    vision = common | {"image_size": 16, "patch_size": 4}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    model.visual_projection.weight.data.neg_()  # or captions and pictures would lie on opposite sides
+    for part in (model, tokenizer, CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def settings_of(folder: Path) -> dict:
+    """Of the run that left this folder."""
+    return yaml.safe_load((folder / "training_config.yaml").read_text())
 
 
 class Copyist(TextToImagePipeline):

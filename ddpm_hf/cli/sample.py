@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.guidance import GuidanceArguments
 from ..pipelines.loading import load_pipeline
 from ..sampling.drawing import Drawing, read_image
 from ..sampling.interpolation import check_interpolation
@@ -26,7 +27,7 @@ TEXT_GUIDANCE = 3.0
 
 
 @dataclass(kw_only=True)
-class SampleArguments:
+class SampleArguments(GuidanceArguments):
     """How images are drawn."""
 
     _argument_group_name = "images"
@@ -153,6 +154,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         batch_size=arguments.batch_size,
         asked=asked_for(pipeline, arguments, scale),
         guidance_scale=scale,
+        finer_guidance=arguments.finer_guidance,
     )
 
 

@@ -11,10 +11,10 @@ from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
+from .exams import exams_for
 from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
-from .prompt_exam import PromptExam
 from .quality import QUALITY_METRICS, check_quality, extractor_for, few_images
 from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
 from .request import Request
@@ -38,9 +38,9 @@ class Evaluator:
         self.pipeline: DDPMPipeline | None = None
         if request.of_samples:
             self.samples = read_samples(request.model, request.num_images)
-            if {"nll", "prompt"} & set(request.metrics) or request.compare is not None:
+            if {"nll", "prompt", "clip"} & set(request.metrics) or request.compare is not None:
                 raise ValueError(
-                    f"--metrics nll or prompt and --compare need a pipeline, but {request.model} holds samples"
+                    f"--metrics nll, prompt or clip and --compare need a pipeline, but {request.model} holds samples"
                 )
             shape = self.samples.images.shape[1:]
             recorded = tuple(request.settings.get("recorded", {}).get("image_shape", shape))
@@ -75,10 +75,13 @@ class Evaluator:
         choice = (request.extractor, self.reference.name, self.accelerator.device, request.cache_dir)
         self.extractor = extractor_for(request.metrics, *choice)
         self._common = {"seed": request.seed, "batch_size": request.batch_size}
-        self.count, self.exam = self._count_samples(), None
-        if "prompt" in request.metrics:
-            asked = words_for(self.pipeline.conditions, self.reference, self.count)
-            self.exam = PromptExam("--metrics", asked, self.reference, request.cache_dir)
+        self.count, self._captions, self.exams = self._count_samples(), {}, []
+        if self.pipeline is not None and self.count is not None:
+            prompts = [condition for condition in self.pipeline.conditions if condition.name == "prompt"]
+            self._captions = words_for(prompts, self.reference, self.count)
+            judges = {name: getattr(request, name) for name in ("cache_dir", "clip_model")}
+            asked, device = self._asked(self.pipeline), self.accelerator.device
+            self.exams = exams_for(request.metrics, "--metrics", asked, self.reference, device=device, **judges)
 
     @property
     def details(self) -> Path:
@@ -116,8 +119,8 @@ class Evaluator:
         if self.accelerator.is_main_process:
             save_grid([samples.images[:_GRID]], self.details / "samples.png")
         entries += self._judge(samples)
-        if self.exam is not None:
-            entries += self.exam.measure(samples)
+        for exam in self.exams:
+            entries += exam.measure(samples)
         if "memorization" in request.metrics:
             training = self.reference.training()
             entries += measure_memorization(
@@ -174,9 +177,15 @@ class Evaluator:
         return word, pipeline, sampler, steps
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
-        options = {"num_inference_steps": steps, "guidance_scale": self.request.guidance_scale, **self._common}
-        asked = words_for(pipeline.conditions, self.reference, self.count)
-        return draw_samples(pipeline, self.count, asked=asked, sampler=sampler, **options)
+        guidance = {"guidance_scale": self.request.guidance_scale, **self.request.finer_guidance}
+        options = {"num_inference_steps": steps, **guidance, **self._common}
+        return draw_samples(pipeline, self.count, asked=self._asked(pipeline), sampler=sampler, **options)
+
+    def _asked(self, pipeline: DDPMPipeline) -> dict[str, list[Any]]:
+        """What to ask of a pipeline. The captions of the real images have been read, once for all contenders."""
+        others = [condition for condition in pipeline.conditions if condition.name != "prompt"]
+        captions = self._captions if len(others) < len(pipeline.conditions) else {}
+        return captions | words_for(others, self.reference, self.count)
 
     def _count_samples(self) -> int | None:
         """The number of samples, checked to be enough for the metrics; None if no metric needs samples."""

@@ -10,7 +10,7 @@ import torch
 from ..data.captioned_digits import understand
 from ..judges.prompt_judge import PromptJudge, figure_names
 from .image_sets import ImageSet
-from .samples import Samples
+from .samples import Samples, captions_in
 
 
 class PromptExam:
@@ -34,16 +34,14 @@ class PromptExam:
         images: ImageSet,
         cache_dir: str | os.PathLike | None = None,
     ):
-        if "prompt" not in asked:
-            told = ", ".join(asked) or "nothing"
-            raise ValueError(f"{flag} prompt needs a text-to-image model, got one that is told {told}")
+        captions = captions_in(asked, f"{flag} prompt")
         height, width = images.size
         if images.channels != 3 or height != width:
             raise ValueError(
                 f"{flag} prompt needs square pictures of 3 channels, got {height}x{width} of {images.channels}"
             )
         try:
-            level, self.asked = understand(asked["prompt"])
+            level, self.asked = understand(captions)
         except ValueError as problem:
             raise ValueError(
                 f"{flag} prompt needs captions of captioned digits, which a program can check against the picture; "

@@ -18,7 +18,9 @@ from .metrics import (
 )
 
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
-HIGHER_IS_BETTER = frozenset("precision recall density coverage class_score inception_score".split())
+HIGHER_IS_BETTER = frozenset(
+    "precision recall density coverage class_score inception_score clip_score clip_recall_at_1".split()
+)
 NEIGHBOURS = 5
 # Metric -> the scores it gives.
 _FIGURES = {
@@ -179,5 +181,10 @@ def _measure(
 
 def interval(value: float, error: float | None) -> dict[str, float | None]:
     """The standard error and 95 % interval of a report entry."""
-    ends = (None, None) if error is None else (value - _Z * error, value + _Z * error)
-    return {"standard_error": error, "interval_low": ends[0], "interval_high": ends[1]}
+    low, high = (None, None) if error is None else (value - _Z * error, value + _Z * error)
+    return between(low, high) | {"standard_error": error}
+
+
+def between(low: float | None, high: float | None) -> dict[str, float | None]:
+    """The 95 % interval of a report entry that has no standard error."""
+    return {"standard_error": None, "interval_low": low, "interval_high": high}

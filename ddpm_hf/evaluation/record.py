@@ -14,7 +14,8 @@ MARKS = ("floor", "ceiling", "chance")
 EVALUATION_FILE = "evaluation.json"
 # A measurement replaces an earlier one that agrees in all of these.
 _IDENTITY = (
-    *("name", "dataset", "split", "sampler", "steps", "guidance_scale", "samples"),
+    *("name", "dataset", "split", "sampler", "steps", "guidance_scale", "guidance_interval"),
+    *("guidance_rescale", "samples"),
     *("terms_per_image", "clip", "cdf", "extractor"),
 )
 
@@ -64,7 +65,7 @@ def update_report(file: Path, weights: str | None, metrics: Sequence[dict[str, A
         ValueError: as in `read_report`.
     """
     assert all(math.isfinite(metric["value"]) for metric in metrics)
-    new = {_identity(metric) for metric in metrics}
+    new = [_identity(metric) for metric in metrics]
     kept = [metric for metric in metrics_of(file, weights) if _identity(metric) not in new]
     together = [*kept, *metrics]
     content = {"schema": SCHEMA, "weights": weights, "metrics": together}

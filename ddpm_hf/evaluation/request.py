@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.guidance import GuidanceArguments, check_guidance
 from ..sampling.samplers import SAMPLER_NAMES
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
 
-METRICS = ("nll", *QUALITY_METRICS, "prompt", "memorization")
+METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization")
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 
 
@@ -38,7 +39,7 @@ class ImageArguments:
 
 
 @dataclass(kw_only=True)
-class SampleArguments:
+class SampleArguments(GuidanceArguments):
     """The samples, for all metrics except nll."""
 
     _argument_group_name = "samples"
@@ -64,7 +65,11 @@ class MeasureArguments:
         ["nll"],
         help="nll: bits/dim. frechet: Fréchet distance. kid: kernel distance. prdc: precision, recall, density, "
         "coverage. is: Inception or class score. prompt: how many samples follow their captions (captioned digits). "
-        "memorization: copies of training images, and duplicates.",
+        "clip: how well they follow any captions, by --clip_model. memorization: copies of training images, and "
+        "duplicates.",
+    )
+    clip_model: str | None = flag(
+        help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32."
     )
     extractor: str | None = flag(
         help="Feature extractor: digits (the default for the bundled digits), inception (for FID), inception:FILE, "
@@ -112,6 +117,7 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
                 f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got "
                 f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
             )
+        check_guidance(self.guidance_scale, **self.finer_guidance)
         if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
             raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")
 

@@ -17,6 +17,7 @@ from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.guidance import guides_at
 from ..pipelines.steps import rebuild
 from ..sampling.generation import generate, sampling_bar
 from ..sampling.sample_folder import RECORD_FILE
@@ -44,6 +45,13 @@ def words_for(conditions: Sequence[Condition], images: ImageSet, count: int) -> 
     return {condition.name: list(islice(condition.words_of(images.batches(256)), count)) for condition in conditions}
 
 
+def captions_in(asked: Mapping[str, Sequence[Any]], flag: str) -> Sequence[str]:
+    """The captions in what `words_for` returns; ValueError, with the flag that needs them, if there are none."""
+    if "prompt" not in asked:
+        raise ValueError(f"{flag} needs a text-to-image model, got one that is told {', '.join(asked) or 'nothing'}")
+    return asked["prompt"]
+
+
 def draw_samples(
     pipeline: DDPMPipeline,
     count: int,
@@ -54,6 +62,7 @@ def draw_samples(
     sampler: str | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float = 1.0,
+    **finer_guidance: Any,
 ) -> Samples:
     """Draw samples from a pipeline on all processes; each process gets all of them.
 
@@ -65,10 +74,13 @@ def draw_samples(
         batch_size: images per network call of one process.
         sampler: one of `SAMPLER_NAMES`; by default the one the pipeline was saved with.
         num_inference_steps: all trained timesteps by default.
+        guidance_scale, finer_guidance: of the pipeline call.
 
     Raises:
-        ValueError: the sampler does not support this number of steps, or the model does not support guidance.
+        ValueError: the sampler does not support this number of steps, the model does not support guidance, or as in
+            `check_guidance`.
     """
+    guidance = {"guidance_scale": guidance_scale, **finer_guidance}
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
     calls = len(pipeline.scheduler.timesteps)
     if asked is None:
@@ -83,19 +95,22 @@ def draw_samples(
             batch_size,
             {name: cycled(words, mine) for name, words in asked.items()},
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            **guidance,
             callback_on_step_end=show,
         )
         everything = gather_object(list(batches))
     order = np.argsort(np.concatenate([indices for indices, _ in everything]))
     images = np.concatenate([images for _, images in everything])[order].transpose(0, 3, 1, 2)
-    guided = guidance_scale not in (0.0, 1.0)
+    guided = 0
+    if guidance_scale not in (0.0, 1.0):
+        total, interval = pipeline.scheduler.config.num_train_timesteps, guidance.get("guidance_interval")
+        guided = sum(guides_at(t, total, interval) for t in pipeline.scheduler.timesteps)
     about = {
         "seed": seed,
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
-        "network_calls": calls * (2 if guided else 1),
-        **({"guidance_scale": guidance_scale} if pipeline.conditions else {}),
+        "network_calls": calls + guided,
+        **(guidance if pipeline.conditions else {}),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
 
@@ -156,7 +171,8 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
     sampler = sampler_name(settings["scheduler"]["class"], settings["scheduler"])
     about = {"seed": settings["seed"], "sampler": sampler, "steps": settings["num_inference_steps"]}
     was_told = any(settings.get(name) is not None for name in ("class_labels", "prompt"))
-    return about | ({"guidance_scale": settings["guidance_scale"]} if was_told else {})
+    guidance = {name: value for name, value in settings.items() if name.startswith("guidance_")}
+    return about | (guidance if was_told else {})
 
 
 def _read_array(file: Path) -> np.ndarray:

@@ -72,6 +72,8 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
         *,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
         callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
@@ -89,6 +91,11 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
                 `guidance_scale` is 0.
             guidance_scale: w in eps = eps(none) + w (eps(class) - eps(none)): 1 is plain conditional sampling,
                 0 unconditional, above 1 favours what is typical of the class.
+            guidance_interval: (low, high): guide only at timesteps t with low <= t/T <= high, 0 being clean and 1
+                noise; elsewhere the network is called once, as with a scale of 1 (Kynkäänniemi et al. 2024, arXiv
+                2404.07724). By default always.
+            guidance_rescale: phi, from 0 to 1: how far the guided output of the network, whatever it predicts, gets
+                back the standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891, section 3.4).
             latents: x_T, standard normal, (B, C, H, W), instead of drawing it.
             skip_steps: how many steps to skip at the start of the chain. `latents` must then be x_t at the first
                 remaining timestep, as made by the scheduler's `add_noise`.
@@ -111,4 +118,6 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
             latents,
             skip_steps,
             callback_on_step_end,
+            guidance_interval,
+            guidance_rescale,
         )

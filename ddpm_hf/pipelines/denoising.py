@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ..conditions.condition import Condition, Told, cycled
 from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
 from .denoiser import Denoiser
-from .guidance import guided
+from .guidance import check_guidance, guided, guides_at
 from .steps import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -81,12 +80,15 @@ class Denoising:
         latents: torch.Tensor | None,
         skip_steps: int | None,
         callback: Callable | None,
+        guidance_interval: Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
     ) -> ImagePipelineOutput | tuple:
         """The call of a pipeline, with arguments as in `DDPMPipeline`; `asked` as in `ask`."""
         # 1. Check the arguments and turn words into what the network is told
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         told, null, batch_size = self.ask(asked, guidance_scale, batch_size)
+        check_guidance(guidance_scale, guidance_interval, guidance_rescale)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one per image, got {len(generator)} for {batch_size} images.")
 
@@ -107,7 +109,11 @@ class Denoising:
         network.eval()
         try:
             told, null = network.encode(told), network.encode(null) if guidance_scale != 1 else {}
-            predict = partial(guided, network, told=told, null=null, scale=guidance_scale)
+
+            def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+                scale = guidance_scale if guides_at(t, total, guidance_interval) else 1.0
+                return guided(network, x_t, t, told, null, scale, guidance_rescale)
+
             x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback)
         finally:
             for part, was_training in modes:

@@ -142,6 +142,8 @@ class TextToImagePipeline(Denoising, IFPipeline):
         return_dict: bool = True,
         *,
         batch_size: int = 1,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
         callback_on_step_end: Callable | None = None,
@@ -154,7 +156,7 @@ class TextToImagePipeline(Denoising, IFPipeline):
             guidance_scale: w in eps = eps(none) + w (eps(caption) - eps(none)): 1 is plain conditional sampling.
             negative_prompt: a caption to be guided away from, instead of the empty one.
             batch_size: how often to draw a single prompt.
-            generator, output_type, return_dict, latents, skip_steps, callback_on_step_end: as in `DDPMPipeline`.
+            guidance_interval, guidance_rescale: as in `DDPMPipeline`, as are all other arguments.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
@@ -170,4 +172,6 @@ class TextToImagePipeline(Denoising, IFPipeline):
             latents,
             skip_steps,
             callback_on_step_end,
+            guidance_interval,
+            guidance_rescale,
         )

@@ -15,6 +15,7 @@ from ..conditions.condition import cycled
 from ..data.transforms import UnreadableImage, native_channels, open_image
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.guidance import check_guidance
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
 from .pictures import image_grid
@@ -36,10 +37,11 @@ class Drawing:
         batch_size: images per network call of one process; does not affect the images.
         asked: what the network is told, as arguments of the pipeline call: name -> words to cycle through.
         guidance_scale: of the pipeline call.
+        finer_guidance: `guidance_interval` and `guidance_rescale` of the pipeline call, where they are given.
         calls: network calls per image.
 
     Raises:
-        ValueError: the sampler cannot take this many steps.
+        ValueError: the sampler cannot take this many steps, or as in `check_guidance`.
     """
 
     pipeline: DDPMPipeline
@@ -48,10 +50,17 @@ class Drawing:
     batch_size: int = 64
     asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     guidance_scale: float = 1.0
+    finer_guidance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        check_guidance(self.guidance_scale, **self.finer_guidance)
         self.pipeline.scheduler.set_timesteps(self.steps)
         self.calls = len(self.pipeline.scheduler.timesteps)
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """All arguments of the pipeline call that are about it."""
+        return {"guidance_scale": self.guidance_scale, **self.finer_guidance}
 
     def words(self, indices: Sequence[int]) -> dict[str, list[Any]]:
         """What is asked for each of these images."""
@@ -83,7 +92,7 @@ class Drawing:
         settings = {
             "seed": self.seed,
             "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
+            **self.guidance,
             **{condition.name: None for condition in pipeline.conditions},
             **self.asked,
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
@@ -111,7 +120,7 @@ class Drawing:
                 self.seed,
                 self.batch_size,
                 self.words(mine),
-                guidance_scale=self.guidance_scale,
+                **self.guidance,
                 callback_on_step_end=show,
                 num_inference_steps=self.steps,
             )
@@ -137,7 +146,7 @@ class Drawing:
             _CHAIN_FRAMES,
             self.words(shown),
             predicted=predicted,
-            guidance_scale=self.guidance_scale,
+            **self.guidance,
         )
         strip = folder.path / OVERVIEW / f"{name}.png"
         save_chain(frames, strip, strip.with_suffix(".webp"))
@@ -155,7 +164,7 @@ class Drawing:
             seed=self.seed,
             num_inference_steps=self.steps,
             batch_size=self.batch_size,
-            guidance_scale=self.guidance_scale,
+            **self.guidance,
             **{name: words[0] for name, words in self.asked.items()},
         )
         sides = self.pipeline.codec.pictures(torch.stack(pair))

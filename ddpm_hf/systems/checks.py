@@ -60,7 +60,7 @@ def check(flags: dict[str, Any]) -> None:
             raise ValueError(f"--{name} needs --push_to_hub: add it, or leave out --{name}")
     if flags["save_best_by"] is not None and flags["eval_steps"] is None:
         raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
-    choices = ("nll", *QUALITY_METRICS, "prompt")
+    choices = ("nll", *QUALITY_METRICS, "prompt", "clip")
     unknown = sorted(set(flags["eval_metrics"]) - set(choices))
     if unknown or not flags["eval_metrics"]:
         raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")

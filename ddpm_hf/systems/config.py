@@ -191,14 +191,15 @@ class RunArguments(MachineArguments):
     )
     eval_steps: int | None = flag(help="Steps between scores on held-out images; by default only bits/dim at the end.")
     eval_metrics: list[str] = flag(
-        ["nll"], help="One or more of nll, frechet, kid, prdc, is, prompt (see scripts/evaluate.py)."
+        ["nll"], help="One or more of nll, frechet, kid, prdc, is, prompt, clip (see scripts/evaluate.py)."
     )
     eval_num_images: int = flag(500, help="Number of samples to score, and at most as many held-out images.")
     eval_inference_steps: int = flag(50, help="Denoising steps per scored sample, or terms of the bound per image.")
     eval_extractor: str | None = flag(
-        help="Features for all metrics but nll and prompt: digits, inception, inception:FILE, transformers:NAME or "
+        help="Features for frechet, kid, prdc and is: digits, inception, inception:FILE, transformers:NAME or "
         "efficientnet-lite0. By default digits for the bundled digits."
     )
+    eval_clip_model: str | None = flag(help="CLIP for --eval_metrics clip, a folder or Hub name.")
     save_best_by: str | None = flag(help="Keep the pipeline that is best by this figure in best/, e.g. bits_per_dim.")
     report_to: TRACKERS = flag("none", help="Experiment tracker, through Accelerate.", aliases=("--logger",))
     logging_dir: str = flag("logs", help="Folder for the tracker's files, inside --output_dir.")
@@ -244,7 +245,7 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps preview_guidance_scale "
     "report_to logging_dir "
     "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor save_best_by "
-    "num_cpu_threads".split()
+    "eval_clip_model num_cpu_threads".split()
 ).union(HUB_FLAGS)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..evaluation.exams import exams_for
 from ..evaluation.image_sets import ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
-from ..evaluation.prompt_exam import PromptExam
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, extractor_for, figure_names
 from ..evaluation.record import MARKS, update_report
 from ..evaluation.samples import draw_samples, words_for
@@ -48,12 +48,13 @@ class Scorer:
             fewest = min(run.eval_num_images, self.images.count or run.eval_num_images)
             check_quality(self.extractor, self.metrics, fewest, resamples=0)
             names += figure_names(self.extractor, self.metrics, fewest)
-        self.asked, self.exam = {}, None
+        self.asked, self.exams = {}, []
         if run.eval_steps is not None and set(run.eval_metrics) != {"nll"}:
             self.asked = words_for(plan.system.conditions, self.images, run.eval_num_images)
-        if run.eval_steps is not None and "prompt" in run.eval_metrics:
-            self.exam = PromptExam("--eval_metrics", self.asked, self.images, plan.config.data.cache_dir)
-            names += self.exam.names
+            judges = {"cache_dir": plan.config.data.cache_dir, "clip_model": run.eval_clip_model}
+            arguments = (run.eval_metrics, "--eval_metrics", self.asked, self.images)
+            self.exams = exams_for(*arguments, device=accelerator.device, **judges)
+            names += [name for exam in self.exams for name in exam.names]
         if run.save_best_by not in (None, *names):
             raise ValueError(
                 f"--save_best_by must be one of {', '.join(names)} with --eval_metrics {' '.join(run.eval_metrics)}, "
@@ -118,7 +119,7 @@ class Scorer:
         calls = min(run.eval_inference_steps, self.plan.system.scheduler.config.num_train_timesteps)
         if "nll" in run.eval_metrics:
             figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **self._common))
-        if self.metrics or self.exam is not None:
+        if self.metrics or self.exams:
             with self.accelerator.autocast():
                 samples = draw_samples(
                     pipeline,
@@ -132,8 +133,8 @@ class Scorer:
             training = self.images.training(most=run.eval_num_images)
             arguments = (samples, self.images, training, self.extractor, self.metrics)
             figures += measure_quality(*arguments, resamples=0, **self._common)
-        if self.exam is not None:
-            figures += self.exam.measure(samples)
+        for exam in self.exams:
+            figures += exam.measure(samples)
         return figures
 
     @property
@@ -182,7 +183,7 @@ def _marks_of(name: str) -> dict[str, str]:
     """Which of `MARKS` stand beside a figure -> their columns in the table."""
     if name == "bits_per_dim":
         return {}
-    marks = MARKS[1:] if name.startswith("prompt_") else MARKS[:1]
+    marks = MARKS[1:] if name.startswith(("prompt_", "clip_")) else MARKS[:1]
     return {mark: f"{name}_{mark}" for mark in marks}
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ddpm_hf
+from ddpm_hf.evaluation.record import update_report
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -19,6 +20,7 @@ import gpu  # noqa: E402
 import image_files  # noqa: E402
 import measuring  # noqa: E402
 import overheads  # noqa: E402
+import prompt_following  # noqa: E402
 import sampling  # noqa: E402
 import scaling  # noqa: E402
 import time_to_quality  # noqa: E402
@@ -182,6 +184,48 @@ def test_time_to_quality_compares_each_seed_with_itself():
     assert [line["goal"] for line in distances] == ["met", "met", "missed", "missed"]
     assert [line["time needed"] for line in distances] == ["0.125", "1", "0.5", "1"]
     assert time_to_quality.median_and_range([1.0, 20_000, 3.0]) == "3 [1..20,000]"
+
+
+def test_prompt_following_trains_each_time_anew_and_judges_what_is_not_judged(tmp_path, monkeypatch, capsys):
+    """Without a training: the commands, and what is made of the figures that they leave."""
+    commands = []
+
+    def command(script, *arguments):
+        words = [str(word) for word in arguments]
+        commands.append([script.name, *words])
+        if script.name == "train.py":
+            folder = Path(words[words.index("--output_dir") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "training_summary.json").write_text('{"training_seconds": 20.0}')
+            return
+        scale, count = (float(words[words.index(flag) + 1]) for flag in ("--guidance_scale", "--num_images"))
+        share = {1.0: 0.25, 3.0: 0.96}[scale]
+        ends = {"interval_low": share - 0.02, "interval_high": share + 0.02, "ceiling": 0.99, "chance": 0.004}
+        entries = [
+            {"name": f"prompt_accuracy_{group}", "value": share, "n": 50, **ends} for group in ("seen", "unseen")
+        ]
+        entries.append({"name": "frechet_distance", "value": 20 * scale, "n": count, "floor": 9.0})
+        entries[-1] |= {"standard_error": 1.0, "interval_low": 18 * scale, "interval_high": 22 * scale}
+        update_report(Path(words[0]) / "evaluation.json", "w", [e | {"guidance_scale": scale} for e in entries])
+
+    monkeypatch.setattr(prompt_following, "command", command)
+    asked = ["--size", "quick", "--minutes", "30", "8", "--images", "100", "--output", str(tmp_path / "p.json")]
+    prompt_following.main([*asked, "--base_channels", "16"])
+    trained = [line for line in commands if line[0] == "train.py"]
+    # 100 steps took 20 seconds.
+    assert [line[line.index("--max_train_steps") + 1] for line in trained] == ["100", "2400", "9000"]
+    assert all(line[-2:] == ["--base_channels", "16"] for line in trained)
+    report = json.loads((tmp_path / "p.json").read_text())
+    assert [(row["minutes"], row["guidance"], row["unseen"]["value"]) for row in report["rows"]] == [
+        *((8, 3, 0.96), (30, 1, 0.25), (30, 3, 0.96)),
+    ]
+    printed = capsys.readouterr().out
+    assert "| 96.0 [94.0..98.0], n = 50 | 99.0, 0.40" in printed and "| 60.0 ± 1.0 | 9.0" in printed
+    assert "goal: 95 % of unseen combinations after at most 8 minutes: met, 96.0 % after 8" in printed
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+    commands.clear()
+    prompt_following.main(asked)
+    assert {line[0] for line in commands} == {"train.py"}, "which finds its runs finished"
 
 
 def test_stock_recipe_sees_the_pixels_that_training_sees():

@@ -264,6 +264,14 @@ def test_one_prompt_for_all_images_and_what_guidance_leads_away_from(sample, tex
     with pytest.raises(SystemExit):
         sample(*away[:-4], "--scheduler", "dpm", "--output_dir", tmp_path / "b")
     assert "negative_prompt was ['käse'], is None" in capsys.readouterr().err
+    finer = ("--guidance_interval", 0.5, 1, "--guidance_rescale", 0.7)
+    sample(*common, *finer, "--output_dir", tmp_path / "d", "--progressive")
+    settings = json.loads((tmp_path / "d" / "samples.json").read_text(encoding="utf-8"))["settings"]
+    assert (settings["guidance_interval"], settings["guidance_rescale"]) == ([0.5, 1.0], 0.7)
+    assert np.abs(images_in(tmp_path / "d") - np.stack([np.asarray(image) for image in data["image"]])).max() > 1
+    with pytest.raises(SystemExit):
+        sample(*common, "--output_dir", tmp_path / "d")
+    assert "guidance_interval was [0.5, 1.0], is None; guidance_rescale was 0.7" in capsys.readouterr().err
     sample(text_model, "--guidance_scale", 0, *common[3:], "--output_dir", tmp_path / "c")
     assert images_in(tmp_path / "c").shape == (2, 8, 8, 3), "without a prompt"
 
@@ -331,6 +339,8 @@ def written_in(places: dict[str, Path]) -> dict[Path, int]:
         (["--batch_size", "-1"], ["--batch_size must be at least 1, got -1"]),
         (["--output_format", "tiff"], ["tiff", "npz"]),
         (["--guidance_scale", "2", "--class_labels", "wolf"], ["wolf", "class 2"]),
+        (["--guidance_scale", "2", "--guidance_interval", "0.5"], ["--guidance_interval must be LOW and HIGH", "0.5"]),
+        (["--guidance_rescale", "0.5"], ["--guidance_rescale must be left out with --guidance_scale 1, which does"]),
         (["--scheduler", "dpmm"], ["dpmm", "unipc"]),
         (["--num_inference_steps", "1001"], ["--num_inference_steps must be between 1 and 1000, got 1001"]),
         (["--device", "cuda:77"], ["--device cuda:77"]),

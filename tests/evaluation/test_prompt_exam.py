@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from running import load_script
-from texts import Copyist, begin_text_run
+from texts import Copyist, settings_of
 
 from ddpm_hf.data.captioned_digits import DIGITS, captioned_digits
 from ddpm_hf.data.sources import load_images
@@ -18,15 +17,6 @@ from ddpm_hf.evaluation.samples import words_for
 NAMES = [
     f"prompt_{name}_{group}" for group in ("seen", "unseen") for name in ("accuracy", "digit", "colour", "ground")
 ]
-
-
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory):
-    """What train.py leaves of captioned digits: an untrained model of T = 40."""
-    folder = tmp_path_factory.mktemp("run") / "out"
-    system = begin_text_run(folder)[0].system
-    system.pipeline(system.network).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -40,12 +30,9 @@ def photos(tmp_path):
     return folder
 
 
-def settings_of(folder):
-    return yaml.safe_load((folder / "training_config.yaml").read_text())
-
-
 def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
     flags = "--metrics prompt --num_images 200 --num_inference_steps 2 --guidance_scale 3".split()
+    flags += "--guidance_interval 0 0.5 --guidance_rescale 0.5".split()
     load_script("evaluate.py").main([str(text_run), *flags, "--output_dir", str(tmp_path)])
     entries = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
     assert [entry["name"] for entry in entries] == NAMES
@@ -53,6 +40,7 @@ def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
         error = (entry["chance"] * (1 - entry["chance"]) / entry["n"]) ** 0.5
         assert abs(entry["value"] - entry["chance"]) <= 4 * error + 1 / entry["n"]
         assert entry["ceiling"] > 0.95 and entry["ceiling_n"] == 1000
+        assert (entry["guidance_interval"], entry["guidance_rescale"], entry["network_calls"]) == ([0, 0.5], 0.5, 3)
         about = {key: entry[key] for key in ("dataset", "split", "steps", "seed", "sampler", "guidance_scale")}
         assert about == {
             **{"dataset": "captioned digits", "split": "test", "steps": 2, "seed": 0, "sampler": "ddpm"},
@@ -102,7 +90,7 @@ def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_pa
         ("text", "photos", "--metrics prompt needs captions of captioned digits, .*has others: 'photo number .'$"),
         ("text", "digits", "`caption_column` is not given and no column holds text"),
         ("classes", None, "--metrics prompt needs a text-to-image model, got one that is told class_labels"),
-        ("photos", "digits", "--metrics nll or prompt and --compare need a pipeline"),
+        ("photos", "digits", "--metrics nll, prompt or clip and --compare need a pipeline"),
     ],
 )
 def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, words):

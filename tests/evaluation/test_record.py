@@ -17,10 +17,15 @@ def test_metrics_join_and_replace_their_like(tmp_path):
     file = tmp_path / "evaluation.json"
     update_report(file, "w", [NLL])
     update_report(file, "w", [{**NLL, "split": "train", "value": 3.5}, {**NLL, "name": "kid", "value": 0.1}])
+    for value in (1.1, 1.2):
+        update_report(file, "w", [{**NLL, "name": "fid", "value": value, "guidance_interval": [0.2, value]}])
+    update_report(file, "w", [{**NLL, "name": "fid", "value": 1.0, "guidance_interval": [0.2, 1.1]}])
     found = update_report(file, "w", [{**NLL, "value": 3.6, "n": 20}])
     assert sorted((m["name"], m["split"], m["value"], m["n"]) for m in found) == [
         ("bits_per_dim", "test", 3.6, 20),
         ("bits_per_dim", "train", 3.5, 10),
+        ("fid", "test", 1.0, 10),
+        ("fid", "test", 1.2, 10),
         ("kid", "test", 0.1, 10),
     ]
     saved = json.loads(file.read_text())

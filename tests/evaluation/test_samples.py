@@ -53,6 +53,11 @@ def test_samplers_and_classes(tiny_pipeline):
     saved_with = pipeline.scheduler
     heun = draw_samples(pipeline, 4, sampler="heun", num_inference_steps=5, guidance_scale=2.0)
     assert heun.about == {"seed": 0, "sampler": "heun", "steps": 5, "network_calls": 18, "guidance_scale": 2.0}
+    # At t = 40, 30, 30, 20, 20, 10, 10, 0, 0 of 50: those of 20 and 30 are doubled.
+    finer = {"guidance_interval": [0.3, 0.7], "guidance_rescale": 0.5}
+    some = draw_samples(pipeline, 4, sampler="heun", num_inference_steps=5, guidance_scale=2.0, **finer)
+    assert some.about == heun.about | finer | {"network_calls": 9 + 4}
+    assert np.abs(some.images.astype(int) - heun.images).max() > 1
     assert pipeline.scheduler is saved_with
     # Classes in turn: image 4 is of class 1.
     images = draw_samples(pipeline, 6, num_inference_steps=3).images
@@ -84,11 +89,21 @@ def test_images_are_read_as_they_were_written(tmp_path, channels):
         assert len(read_samples(tmp_path / place, most=3).images) == 3
 
 
-@pytest.mark.parametrize(("classes", "told"), [(None, {}), (3, {"guidance_scale": 1.0})])
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (None, {}),
+        (3, {"guidance_scale": 1.0}),
+        (3, {"guidance_scale": 3.0, "guidance_interval": [0.0, 0.5], "guidance_rescale": 0.7}),
+    ],
+)
 def test_guidance_is_known_of_samples_that_were_told_something(tiny_pipeline, tmp_path, classes, told):
     pipeline = tiny_pipeline(num_classes=classes, num_train_timesteps=10)
     asked = {condition.name: condition.usual() for condition in pipeline.conditions}
-    drawing = Drawing(pipeline=pipeline, steps=2, asked=asked)
+    finer = {name: told[name] for name in told if name != "guidance_scale"}
+    drawing = Drawing(
+        pipeline=pipeline, steps=2, asked=asked, guidance_scale=told.get("guidance_scale", 1.0), finer_guidance=finer
+    )
     drawing.draw_images(*drawing.open_folder(tmp_path / "made", 2))
     about = {"samples": "made", "seed": 0, "sampler": "ddpm", "steps": 2}
     assert read_samples(tmp_path / "made").about == about | told

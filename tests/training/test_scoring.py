@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from running import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loop import assert_equal_weights, stop_after, weights_of
-from texts import Copyist, begin_text_run
+from texts import Copyist, begin_text_run, save_clip
 
 from ddpm_hf import DDPMPipeline
 from ddpm_hf.evaluation.evaluator import Evaluator
@@ -87,6 +87,27 @@ def test_what_is_better_depends_on_the_figure(train, tmp_path):
         folder = train(*DISTANCES, *flags, output_dir=tmp_path / name, ending=False).output.path
         rows = scores_in(folder)
         assert best_of(folder)["step"] == choose(rows, key=lambda row: row[name])["step"]
+
+
+def test_a_clip_scores_too_and_a_lower_rank_is_better(tmp_path, capsys):
+    flags = "--max_train_steps 3 --eval_steps 1 --eval_metrics clip --eval_num_images 60 --eval_inference_steps 1"
+    flags += f" --eval_clip_model {save_clip(tmp_path / 'clip')} --save_best_by clip_median_rank"
+    plan, output = begin_text_run(tmp_path / "out", *flags.split())
+    scorer = Scorer(plan, Accelerator())
+    scorer.resume(output, 0)
+    untrained = plan.system.pipeline(plan.system.network)
+    for step, pipeline in enumerate((untrained, Copyist(**untrained.components), untrained), 1):
+        scorer.score(pipeline, step)
+    rows = scores_in(tmp_path / "out")
+    assert best_of(tmp_path / "out")["step"] == min(rows, key=lambda row: row["clip_median_rank"])["step"]
+    assert rows[0]["clip_score"] == rows[2]["clip_score"] != rows[1]["clip_score"]
+    # What the second one gives are real pictures of the same captions, if not always the same pictures.
+    assert rows[1]["clip_score"] == pytest.approx(rows[1]["clip_score_ceiling"], rel=0.1)
+    assert {(row["clip_score_ceiling"], row["clip_recall_at_1_chance"]) for row in rows} == {
+        (rows[0]["clip_score_ceiling"], rows[0]["clip_recall_at_1_chance"])
+    }
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert all(f"{name} " in lines[0] for name in ("clip_score", "clip_recall_at_1", "clip_median_rank", "ceiling"))
 
 
 def test_following_captions_is_scored_and_more_is_better(tmp_path, capsys):
@@ -227,7 +248,7 @@ def test_what_cannot_be_scored_is_found_before_the_first_step(start, tmp_path, f
     ("flags", "words"),
     [
         ("--save_best_by bits_per_dim", "--save_best_by bits_per_dim needs --eval_steps"),
-        ("--eval_metrics fid", "--eval_metrics must be among nll, frechet, kid, prdc, is, prompt, got fid"),
+        ("--eval_metrics fid", "--eval_metrics must be among nll, frechet, kid, prdc, is, prompt, clip, got fid"),
         ("--eval_num_images 1", "--eval_num_images must be at least 2, got 1"),
     ],
 )

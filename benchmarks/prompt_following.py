@@ -1,0 +1,163 @@
+"""How well captions are followed after so many minutes of training, and what guidance does to that.
+
+    python benchmarks/prompt_following.py --size quick|normal|full [--minutes 5 15 60] [any flags of train.py]
+
+GLIDE on captioned digits, with the settings of its preset. A short pilot measures the speed; then a run of its own is
+trained for each time, because the learning rate falls over the length of a run. A picture is drawn for each held-out
+caption, and a program reads it: evaluate.py says how. The longest run is drawn at several guidance scales. The same
+command goes on where it was interrupted, also in the middle of a training.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import measuring
+
+from ddpm_hf.evaluation.record import read_report
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+PILOT_STEPS, GUIDANCE = 100, 3.0
+GOAL, GOAL_MINUTES = 0.95, 8  # of unseen combinations, after at most this time
+SAMPLER = "--scheduler dpm-sde --num_inference_steps 20".split()
+GROUPS = ("unseen", "seen")  # combinations of digit and colour
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Size of the benchmark: times of training, pictures of each model, guidance scales, runs for each time."""
+
+    minutes: tuple[float, ...]
+    images: int
+    scales: tuple[float, ...]
+    seeds: int = 1
+
+
+SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+EXTENTS = {
+    "quick": Extent((0.5, 1), 200, (1.0, 3.0)),
+    "normal": Extent((5, 15, 60), 2000, SCALES),  # all held-out captions, of which half are of unseen combinations
+    "full": Extent((5, 15, 60), 2000, SCALES, seeds=3),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measuring.make_parser(__doc__, "prompt_following")
+    parser.add_argument("--minutes", type=float, nargs="+", help="Times of training.")
+    parser.add_argument("--images", type=int, help="Pictures to judge of each model and scale.")
+    options, flags = parser.parse_known_args(arguments)
+    facts = measuring.start(options)
+    extent = EXTENTS[options.size]
+    times, images = sorted(options.minutes or extent.minutes), options.images or extent.images
+    work, rows = options.output.parent / options.benchmark, []
+    for seed in range(extent.seeds):
+        pilot = train(work / f"pilot-{seed}", PILOT_STEPS, seed, flags)
+        for minutes in times:
+            folder = work / f"{minutes:g}-minutes-{seed}"
+            steps = max(2, round(60 * minutes * PILOT_STEPS / pilot["training_seconds"]))
+            trained = train(folder, steps, seed, flags)
+            about = {"minutes": minutes, "seed": seed, "seconds": trained["training_seconds"], "steps": steps}
+            for scale in extent.scales if minutes == times[-1] else [GUIDANCE]:
+                rows.append(about | {"guidance": scale} | measure(folder, scale, images))
+    print()
+    measuring.print_table([line(row) for row in rows])
+    print(f"\n{verdict(rows)}")
+    measuring.write_report(options.output, rows, vars(options) | {"train_flags": flags}, facts)
+    plot(rows, options.output.with_suffix(".png"))
+    print(f"\nwritten to {options.output} and {options.output.with_suffix('.png')}")
+
+
+def train(folder: Path, steps: int, seed: int, flags: list[str]) -> dict:
+    """The summary of a run, which train.py begins, goes on with, or finds finished."""
+    fixed = ["--system", "glide", "--seed", seed, "--max_train_steps", steps, "--preview_steps", 0]
+    command(SCRIPTS / "train.py", *fixed, "--output_dir", folder, *flags)
+    return json.loads((folder / "training_summary.json").read_text())
+
+
+def measure(folder: Path, scale: float, images: int) -> dict:
+    """What evaluate.py says of a model at this guidance scale, unless its report has it already.
+
+    Returns:
+        Entries of its report: one for each of `GROUPS`, and "frechet", in the features of the digits, which are grey.
+    """
+    names = {"unseen": "prompt_accuracy_unseen", "seen": "prompt_accuracy_seen", "frechet": "frechet_distance"}
+
+    def found() -> dict[str, dict]:
+        metrics = read_report(folder / "evaluation.json")["metrics"]
+        return {entry["name"]: entry for entry in metrics if entry.get("guidance_scale") == scale}
+
+    if found().get(names["frechet"], {}).get("n") != images:
+        metrics = ["--metrics", "prompt", "frechet", "--extractor", "digits", "--guidance_scale", scale]
+        command(SCRIPTS / "evaluate.py", folder, *metrics, *SAMPLER, "--num_images", images)
+    return {key: found()[name] for key, name in names.items()}
+
+
+def line(row: dict) -> dict[str, str]:
+    """A row as a line of the table."""
+    cells = {"minutes": f"{row['minutes']:g}", "steps": f"{row['steps']:,}", "guidance": f"{row['guidance']:g}"}
+    for group in GROUPS:
+        entry = row[group]
+        ends = f"[{100 * entry['interval_low']:.1f}..{100 * entry['interval_high']:.1f}]"
+        cells[f"{group}, %"] = f"{100 * entry['value']:.1f} {ends}, n = {entry['n']:,}"
+        cells[f"{group}: ceiling, chance"] = f"{100 * entry['ceiling']:.1f}, {100 * entry['chance']:.2f}"
+    frechet = row["frechet"]
+    error = "" if frechet["standard_error"] is None else f" ± {frechet['standard_error']:.1f}"
+    return cells | {"frechet": f"{frechet['value']:.1f}{error}", "floor": f"{frechet['floor']:.1f}"}
+
+
+def verdict(rows: list[dict]) -> str:
+    """Whether the goal was met, by the lower seed of the longest time within it."""
+    within = [row for row in rows if row["minutes"] <= GOAL_MINUTES and row["guidance"] == GUIDANCE]
+    goal = f"goal: {100 * GOAL:g} % of unseen combinations after at most {GOAL_MINUTES} minutes"
+    if not within:
+        return f"{goal}: not measured"
+    longest = max(row["minutes"] for row in within)
+    lowest = min(row["unseen"]["value"] for row in within if row["minutes"] == longest)
+    return f"{goal}: {'met' if lowest >= GOAL else 'missed'}, {100 * lowest:.1f} % after {longest:g}"
+
+
+def plot(rows: list[dict], file: Path) -> None:
+    """Accuracy against minutes and against guidance, and Fréchet distance against guidance, a line for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    by_time, by_scale, distances = figure.subplots(1, 3)
+    longest = max(row["minutes"] for row in rows)
+    curve = [row for row in rows if row["guidance"] == GUIDANCE]
+    sweep = [row for row in rows if row["minutes"] == longest]
+    draw(by_time, curve, "minutes", GROUPS)
+    draw(by_scale, sweep, "guidance", GROUPS)
+    draw(distances, sweep, "guidance", ["frechet"])
+    by_time.set(xlabel="minutes of training", ylabel="pictures as asked for", xscale="log", ylim=(0, 1))
+    by_scale.set(xlabel=f"guidance scale, after {longest:g} minutes", ylim=(0, 1))
+    distances.set(xlabel=f"guidance scale, after {longest:g} minutes", ylabel="Fréchet distance", yscale="log")
+    by_time.legend()
+    figure.savefig(file, dpi=100)
+
+
+def draw(panel, rows: list[dict], along: str, names) -> None:
+    """A line for each figure and seed, with 95 % intervals, and what real pictures and chance get."""
+    panel.grid(alpha=0.3)
+    for number, name in enumerate(names):
+        for seed in sorted({row["seed"] for row in rows}):
+            mine = sorted((row for row in rows if row["seed"] == seed), key=lambda row: row[along])
+            places, values = [row[along] for row in mine], [row[name]["value"] for row in mine]
+            label = f"{name} combinations" if seed == 0 else None
+            panel.plot(places, values, "o-", color=f"C{number}", label=label, markersize=3)
+            if mine[0][name]["interval_low"] is not None:
+                ends = [[row[name][end] for row in mine] for end in ("interval_low", "interval_high")]
+                panel.fill_between(places, *ends, color=f"C{number}", alpha=0.2)
+        for mark, style in (("ceiling", "--"), ("chance", ":"), ("floor", "--")):
+            if rows[0][name].get(mark) is not None:
+                panel.axhline(rows[0][name][mark], color=f"C{number}", linewidth=0.8, linestyle=style)
+
+
+def command(script: Path, *arguments: object) -> None:
+    """Run a script of this repository and show its output."""
+    subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True)
+
+
+if __name__ == "__main__":
+    main()

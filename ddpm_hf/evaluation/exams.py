@@ -1,0 +1,30 @@
+"""Who says whether samples follow their captions, by the metrics asked for."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .clip_exam import ClipExam
+from .image_sets import ImageSet
+from .prompt_exam import PromptExam
+
+
+def exams_for(
+    metrics: Sequence[str],
+    flag: str,
+    asked: Mapping[str, Sequence[Any]],
+    images: ImageSet,
+    *,
+    cache_dir: str | os.PathLike | None,
+    clip_model: str | None,
+    device: torch.device,
+) -> list[PromptExam | ClipExam]:
+    """One for each of "prompt" and "clip" among the metrics; arguments and errors as for these."""
+    exams = []
+    if "prompt" in metrics:
+        exams.append(PromptExam(flag, asked, images, cache_dir))
+    if "clip" in metrics:
+        exams.append(ClipExam(flag, asked, images, clip_model, device))
+    return exams
