@@ -17,6 +17,7 @@ from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.steps import rebuild
 from ..sampling.generation import generate, sampling_bar
 from ..sampling.sample_folder import RECORD_FILE
@@ -71,6 +72,7 @@ def draw_samples(
     """
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
     calls = len(pipeline.scheduler.timesteps)
+    later = sum(len(stage.scheduler.timesteps) for stage in pipeline.stages[1:])
     if asked is None:
         asked = {condition.name: condition.usual() for condition in pipeline.conditions}
     state = PartialState()
@@ -94,8 +96,9 @@ def draw_samples(
         "seed": seed,
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
-        "network_calls": calls * (2 if guided else 1),
+        "network_calls": calls * (2 if guided else 1) + later,
         **({"guidance_scale": guidance_scale} if pipeline.conditions else {}),
+        **{"upsampler": weights_fingerprint(stage) for stage in pipeline.stages[1:]},
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
 
@@ -114,6 +117,8 @@ def prepared(
     pipeline.ask({condition.name: condition.usual()[:1] for condition in pipeline.conditions}, guidance_scale)
     steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     pipeline.scheduler.set_timesteps(steps)
+    if pipeline.stages[1:]:
+        pipeline.upsampler, _ = prepared(pipeline.upsampler, sampler, steps, 1.0)
     return pipeline, steps
 
 
