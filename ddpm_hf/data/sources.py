@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .captioned_digits import CAPTIONS as LEVELS
-from .captioned_digits import DIGITS, SIDE, captioned_digits, level_for
+from .captioned_digits import DATA_SET, DIGITS, SIDE, captioned_digits, level_for
 from .captions import CAPTIONS, CaptionColumn, LabelCaptions, find_caption_column
 from .class_labels import CLASS_LABELS, find_class_column
 from .columns import Column, find_image_column
@@ -168,7 +168,7 @@ def load_images(
             if level not in LEVELS:
                 choices = ", ".join(LEVELS)
                 raise ValueError(f"`dataset_config_name` of captioned digits must be one of {choices}, got {level!r}.")
-            name, path = "captioned digits", captioned_digits(level, cache_dir)
+            name, path = DATA_SET, captioned_digits(level, cache_dir)
         else:
             name, path = "digits", DIGITS
         base_dir = path if path.is_dir() else path.parent

@@ -58,7 +58,7 @@ _TRAINING = {
 _TEXT_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 3.0, "text_rate": 0.1}
 
 # The upsampler is not guided, as in GLIDE's published code, and has the linear schedule (arXiv 2112.10741, §4).
-_UPSAMPLER_TRAINING = {**_TEXT_TRAINING, "preview_guidance_scale": 1.0}
+_UPSAMPLER_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 1.0}
 
 _PAPER_MODEL = {"channels": 3, "base_channels": 128, "attention_resolutions": (16,), "blocks_per_level": 2}
 
@@ -207,8 +207,6 @@ PRESETS: dict[str, Preset] = {
                 "attention_resolutions": (8,),
                 "blocks_per_level": 1,
                 "dropout": 0.0,
-                "text_width": 128,
-                "text_layers": 2,
             },
             process={**_SMALL_PROCESS, "beta_schedule": "linear"},
             training={
@@ -246,8 +244,6 @@ PRESETS: dict[str, Preset] = {
                 "channel_multipliers": (1, 1, 2, 3, 4),
                 "attention_resolutions": (16,),
                 "blocks_per_level": 1,
-                "text_width": 256,
-                "text_layers": 4,
             },
             process={**_SMALL_PROCESS, "beta_schedule": "linear"},
             training={**_SMALL_TRAINING, **_UPSAMPLER_TRAINING, "train_batch_size": 32, "max_train_steps": 50_000},

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..codecs.pixels import PixelCodec
 from ..conditions.low_resolution import LowResolution
 from ..conditions.prompt import Prompt
-from ..data.captioned_digits import level_for
+from ..data.captioned_digits import DATA_SET, level_for
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
@@ -99,16 +99,22 @@ def finished_base(config: Config) -> TextToImagePipeline | None:
         ValueError: there is none that has been trained to its end.
     """
     folder = Path(config.run.output_dir).parent
-    if (folder / INDEX_FILE).is_file() and ModelFolder.read(folder).summary.get("status") != "running":
-        base = load_pipeline(str(folder))
-        if not isinstance(base, TextToImagePipeline):
-            raise ValueError(
-                f"--stage upsampler needs a base of --system glide in --output_dir {folder}, got another model"
-            )
-        return base.alone()
-    if config.run.dry_run:
-        return None
-    raise ValueError(f"--stage upsampler needs a finished base in --output_dir {folder}; train it with --stage base")
+    needed = f"--stage upsampler needs a finished base in --output_dir {folder}"
+    summary = ModelFolder.read(folder).summary if (folder / INDEX_FILE).is_file() else {"status": "missing"}
+    if summary.get("status") in ("missing", "running"):
+        if config.run.dry_run:
+            return None
+        raise ValueError(f"{needed}; train it with --stage base")
+    if _is_bundled(config) and summary.get("dataset", DATA_SET) != DATA_SET:
+        raise ValueError(f"--train_data_dir or --dataset_name must be given: the base learned {summary['dataset']}")
+    base = load_pipeline(str(folder))
+    if not isinstance(base, TextToImagePipeline):
+        raise ValueError(f"{needed}, got a {type(base).__name__}")
+    return base.alone()
+
+
+def _is_bundled(config: Config) -> bool:
+    return config.data.dataset_name is None and config.data.train_data_dir is None
 
 
 def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Config:
@@ -122,8 +128,11 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
                 f"--resolution and --channels must be those of the base in --output_dir, {side} and {channels}, got "
                 f"{config.data.resolution} and {config.data.channels}; leave them out"
             )
-    config = filled(config, choose_preset(config).upsampler)
-    if config.data.dataset_name is None and config.data.train_data_dir is None:
+    preset = choose_preset(config)
+    config = filled(config, preset.upsampler)
+    if base is None:  # the text encoder that it will have
+        config = config.filled(preset.model)
+    if _is_bundled(config):
         level = level_for(parse_resolution(config.data.resolution))  # what the base can draw
         config = config.filled({"dataset_config_name": level})
     multiple, (side, _) = 2 ** (len(config.model.channel_multipliers) - 1), parse_resolution(upsampled(config))

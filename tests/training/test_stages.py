@@ -122,7 +122,10 @@ def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_fold
     (unfinished / "training_summary.json").write_text('{"status": "running"}')
     with pytest.raises(ValueError, match="needs a finished base"):
         run(image_folder, unfinished, "--stage", "upsampler")
-    (unfinished / "training_summary.json").unlink()
+    (unfinished / "training_summary.json").write_text('{"status": "finished", "dataset": "photos"}')
+    with pytest.raises(ValueError, match="--train_data_dir or --dataset_name must be given: the base learned photos"):
+        forget_accelerator()
+        train(parse_training_arguments(["--system", "glide", "--stage", "upsampler", "--output_dir", str(unfinished)]))
     with pytest.raises(ValueError, match="must be those of the base in --output_dir, 8 and 3, got 16 and 3; leave them"):
         run(image_folder, unfinished, "--stage", "upsampler", "--resolution", "16")
     assert not (unfinished / "upsampler").exists() and not (tmp_path / "new").exists()
