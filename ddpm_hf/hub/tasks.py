@@ -73,7 +73,6 @@ def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
-
 # For each of `pipelines.loading.PIPELINES` its task on the Hub, and what gives a model's tags and the card's values.
 TASKS = {
     "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),

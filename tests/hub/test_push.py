@@ -360,7 +360,7 @@ for block in blocks:
     results["blocks"].append([names["image"].size, names["image"].mode])
 results["sample"] = open("sample.png", "rb").read(4)[1:].decode()
 exec(words, names := {"torch": torch})
-results["words"] = torch.tensor(list(names["large"][0].getdata())).tolist()
+results["words"] = list(names["large"][0].tobytes())
 
 # The Hub goes away; the cache stays.
 import urllib.request
@@ -397,7 +397,7 @@ for block in blocks:
 words = TextToImagePipeline.from_pretrained("alice/words")
 torch.manual_seed(5)
 drawn = words("a red apple", num_inference_steps=5, guidance_scale=3.0).images[0]
-results["words"] = torch.tensor(list(drawn.getdata())).tolist()
+results["words"] = list(drawn.tobytes())
 
 from pathlib import Path
 from ddpm_hf.pipelines.loading import load_pipeline
@@ -462,7 +462,7 @@ def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, use
 
 
 def test_a_model_with_an_upsampler_draws_large_pictures_from_its_page(stranger, user):
-    assert np.shape(user["words"]) == (16 * 16, 3) and same(user["words"], stranger["words"], tolerance=2)
+    assert len(user["words"]) == 16 * 16 * 3 and same(user["words"], stranger["words"], tolerance=2)
 
 
 def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):

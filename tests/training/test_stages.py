@@ -115,7 +115,9 @@ def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path):
 
 
 def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_folder, tmp_path):
-    with pytest.raises(ValueError, match="--stage upsampler needs a finished base in --output_dir .*new; train it with"):
+    with pytest.raises(
+        ValueError, match="--stage upsampler needs a finished base in --output_dir .*new; train it with"
+    ):
         run(image_folder, tmp_path / "new", "--stage", "upsampler")
     unfinished = tmp_path / "unfinished"
     load_pipeline(str(cascade)).alone().save_pretrained(unfinished)
@@ -126,7 +128,9 @@ def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_fold
     with pytest.raises(ValueError, match="--train_data_dir or --dataset_name must be given: the base learned photos"):
         forget_accelerator()
         train(parse_training_arguments(["--system", "glide", "--stage", "upsampler", "--output_dir", str(unfinished)]))
-    with pytest.raises(ValueError, match="must be those of the base in --output_dir, 8 and 3, got 16 and 3; leave them"):
+    with pytest.raises(
+        ValueError, match="must be those of the base in --output_dir, 8 and 3, got 16 and 3; leave them"
+    ):
         run(image_folder, unfinished, "--stage", "upsampler", "--resolution", "16")
     assert not (unfinished / "upsampler").exists() and not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="--init_from must be a model of --system glide, got a UpsamplingPipeline"):
