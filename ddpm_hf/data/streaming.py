@@ -9,7 +9,7 @@ import torch
 
 from .captions import CAPTIONS
 from .decoding import DecodedRow, decode_row, make_decoder, stack_batch
-from .examples import SAMPLE_SIZE, TrainingImages, caption_bits_at, crop_bits_at, flip_some
+from .examples import TrainingImages, caption_bits_at, crop_bits_at, flip_some
 from .holdout import Holdout, rows_of_side
 from .order import epoch_permutation, stream_key
 from .sources import ImageData, RawRow

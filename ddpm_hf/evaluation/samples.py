@@ -17,7 +17,7 @@ from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.fingerprint import upsampler_fingerprint
 from ..pipelines.steps import rebuild
 from ..sampling.generation import generate, sampling_bar
 from ..sampling.sample_folder import RECORD_FILE
@@ -98,7 +98,7 @@ def draw_samples(
         "steps": steps,
         "network_calls": calls * (2 if guided else 1) + later,
         **({"guidance_scale": guidance_scale} if pipeline.conditions else {}),
-        **{"upsampler": weights_fingerprint(stage) for stage in pipeline.stages[1:]},
+        **upsampler_fingerprint(pipeline),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
 

@@ -14,7 +14,7 @@ from ..codecs.pixels import normalize
 from ..conditions.condition import cycled
 from ..data.transforms import UnreadableImage, native_channels, open_image
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
 from .pictures import image_grid
@@ -89,7 +89,7 @@ class Drawing:
             **self.asked,
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
             "weights": weights_fingerprint(pipeline),
-            **{"upsampler": weights_fingerprint(stage) for stage in pipeline.stages[1:]},
+            **upsampler_fingerprint(pipeline),
         }
         # Only the main process lists the files: another could miss some, or see new ones of this run.
         missing = folder.open(settings, **about) if PartialState().is_main_process else None

@@ -267,8 +267,8 @@ def clean(info):
 
 @pytest.fixture(scope="module")
 def pages_of_others(published, hub, tiny_cascade, tmp_path_factory):
-    """Pages with content that was put there in other ways: in parts, in half precision, naming our package, tagged; and
-    a model with an upsampler."""
+    """Pages with content that was put there in other ways: in parts, in half precision, naming our package, tagged;
+    and a model with an upsampler."""
     import diffusers
     import torch
 
