@@ -132,6 +132,39 @@ def tiny_text_pipeline():
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_cascade(tiny_text_pipeline):
+    """Makes a `tiny_text_pipeline` with an untrained upsampler to 16x16."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    from ddpm_hf import LinearDDPMScheduler
+    from ddpm_hf.models.text_unet import new_text_unet
+    from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
+
+    def make(**process):
+        base = tiny_text_pipeline(**process)
+        unet = new_text_unet(
+            8,
+            resolution=16,
+            channels=3,
+            base_channels=16,
+            channel_multipliers=(1, 2),
+            attention_resolutions=(8,),
+            blocks_per_level=1,
+            dropout=0.1,
+            text_width=64,
+        )
+        torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+        scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
+        noiseless = DDPMScheduler(beta_start=0.0, beta_end=0.0)
+        parts = (base.tokenizer, base.text_encoder, unet.eval(), scheduler, noiseless)
+        base.upsampler = UpsamplingPipeline(*parts, None, None, None)
+        return base
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
     """Accelerate keeps the first configuration of a process; every test has its own."""

@@ -22,8 +22,11 @@ def main(argv: list[str]) -> None:
         known = (Path(name) / INDEX_FILE).is_file()
         if images.run is not None and not known:
             raise ValueError(f"--run must be an output folder of train.py, but {name} has no {INDEX_FILE}")
-        settings = ModelFolder.read(name).settings if known else {}
-        request = Request(model=names.model, settings=settings, **(vars(images) | vars(samples) | vars(measure)))
+        request = Request(model=names.model, **(vars(images) | vars(samples) | vars(measure)))
+        if known:
+            folder = ModelFolder.read(name)
+            # The data that samples are compared with are those of the run that trained what draws them.
+            request.settings = (folder if request.is_of_base else folder.upsampler or folder).settings
         evaluator = Evaluator(request)
         use_cores(evaluator.accelerator.device, machine.num_cpu_threads)
         evaluator.evaluate()

@@ -49,6 +49,7 @@ class SampleArguments(GuidanceArguments):
     prompt: str | None = flag(help="What the images show, for a model that is told captions.")
     prompts: str | None = flag(help="A text file in UTF-8 with a prompt on each line, which the images cycle through.")
     negative_prompt: str | None = flag(help="What the images do not show: guidance leads away from it.")
+    stage: Literal["base"] | None = flag(help="base: do not enlarge the pictures, though the model has an upsampler.")
     guidance_scale: float | None = flag(
         help="1 is plain conditional sampling; larger values give more typical images of a class or a prompt. "
         "By default 3 with a prompt and 1 otherwise."
@@ -128,14 +129,17 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         ValueError: the pipeline cannot be loaded, or the sampler, the device or a class cannot be used.
     """
     pipeline = load_pipeline(name)
+    if arguments.stage == "base":
+        pipeline = pipeline.alone()
     scale = arguments.guidance_scale
     if scale is None:
         scale = TEXT_GUIDANCE if told_prompts(pipeline) else 1.0
     steps = arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-    if arguments.fast:
-        pipeline.scheduler, steps = make_fast_sampler(pipeline.scheduler)
-    elif arguments.scheduler is not None:
-        pipeline.scheduler = make_sampler(arguments.scheduler, pipeline.scheduler)
+    for stage in pipeline.stages:
+        if arguments.fast:
+            stage.scheduler, steps = make_fast_sampler(stage.scheduler)
+        elif arguments.scheduler is not None:
+            stage.scheduler = make_sampler(arguments.scheduler, stage.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     # PartialState ignores the launcher's --cpu, and each process would then consider itself the only one. The timeout
     # is long because a process may finish hours before the others.

@@ -28,7 +28,7 @@ class Condition:
     has_null: bool
 
     def of_rows(self, batch: Mapping[str, Any]) -> Told:
-        """What the rows of a batch say, on the batch's device."""
+        """What the rows of a batch say, on the batch's device; in training with the `positions` of its images."""
         raise NotImplementedError
 
     def of_words(self, words: Sequence[Any], device: torch.device) -> Told:

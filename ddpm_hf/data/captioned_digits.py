@@ -23,6 +23,7 @@ from .order import below, position_bits, shuffled_rows, stream_key
 if TYPE_CHECKING:
     import datasets
 
+DATA_SET = "captioned digits"  # its name in reports
 DIGITS = Path(__file__).with_name("digits.parquet")
 PALETTE = {
     "black": (24, 24, 30),

@@ -82,8 +82,12 @@ class TrainingImages(ABC):
         """Up to `most` undecoded images, spread over the data; the first ones of a stream."""
 
     @abstractmethod
+    def some_batch(self, most: int) -> dict[str, torch.Tensor]:
+        """The readable ones of `some_rows`, cropped in one place, with their first captions."""
+
     def some_pixels(self) -> np.ndarray:
-        """Up to 256 images chosen like `some_rows`, cropped in one place, uint8 (n, C, H, W)."""
+        """Up to 256 images of `some_batch`, uint8 (n, C, H, W)."""
+        return self.some_batch(SAMPLE_SIZE)["images"].numpy()
 
     @abstractmethod
     def caption_cells(self) -> Iterator[tuple[int, str]]:
@@ -176,8 +180,8 @@ class StoredImages(TrainingImages):
     def some_rows(self, most: int) -> list[RawRow]:
         return [self.source.row(int(row)) for row in self.store.rows[self.indices[spread(self.count, most)]]]
 
-    def some_pixels(self) -> np.ndarray:
-        return self.store.gather(self.indices[spread(self.count, SAMPLE_SIZE)])
+    def some_batch(self, most: int) -> dict[str, torch.Tensor]:
+        return self.store.batch(self.indices[spread(self.count, most)])
 
     @property
     def unreadable(self) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .captioned_digits import DIGITS, SIDE, captioned_digits, level_for
+from .captioned_digits import CAPTIONS as LEVELS
+from .captioned_digits import DATA_SET, DIGITS, SIDE, captioned_digits, level_for
 from .captions import CAPTIONS, CaptionColumn, LabelCaptions, find_caption_column
 from .class_labels import CLASS_LABELS, find_class_column
 from .columns import Column, find_image_column
@@ -127,7 +128,8 @@ def load_images(
 
     Args:
         dataset_name: a data set on the Hub, or another path that `datasets.load_dataset` accepts.
-        dataset_config_name: one of its configurations.
+        dataset_config_name: one of its configurations; of captioned digits their level, which by default follows from
+            `size`.
         train_data_dir: a folder of images (optionally in sub-folders, with `metadata.jsonl`, `.csv` or `.parquet`, or
             with captions in `NAME.txt` beside `NAME.png`, one a line), a parquet or arrow file or a folder of them, or
             a folder written by `Dataset.save_to_disk`.
@@ -150,7 +152,7 @@ def load_images(
         raise ValueError(
             f"Give `dataset_name` or `train_data_dir`, not both, got {dataset_name!r} and {str(train_data_dir)!r}."
         )
-    if dataset_config_name is not None and dataset_name is None:
+    if dataset_config_name is not None and dataset_name is None and (train_data_dir is not None or not captioned):
         raise ValueError(f"`dataset_config_name` needs `dataset_name`, got {dataset_config_name!r} alone.")
     cache_dir = None if cache_dir is None else str(cache_dir)
     base_dir = None
@@ -162,7 +164,11 @@ def load_images(
         if train_data_dir is not None:
             name, path = str(train_data_dir), Path(train_data_dir)
         elif captioned:
-            name, path = "captioned digits", captioned_digits(level_for(size or (SIDE, SIDE)), cache_dir)
+            level = dataset_config_name or level_for(size or (SIDE, SIDE))
+            if level not in LEVELS:
+                choices = ", ".join(LEVELS)
+                raise ValueError(f"`dataset_config_name` of captioned digits must be one of {choices}, got {level!r}.")
+            name, path = DATA_SET, captioned_digits(level, cache_dir)
         else:
             name, path = "digits", DIGITS
         base_dir = path if path.is_dir() else path.parent

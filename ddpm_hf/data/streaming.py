@@ -9,7 +9,7 @@ import torch
 
 from .captions import CAPTIONS
 from .decoding import DecodedRow, decode_row, make_decoder, stack_batch
-from .examples import SAMPLE_SIZE, TrainingImages, caption_bits_at, crop_bits_at, flip_some
+from .examples import TrainingImages, caption_bits_at, crop_bits_at, flip_some
 from .holdout import Holdout, rows_of_side
 from .order import epoch_permutation, stream_key
 from .sources import ImageData, RawRow
@@ -77,10 +77,11 @@ class StreamedImages(TrainingImages):
     def some_rows(self, most: int) -> list[RawRow]:
         return self.source.some_rows(most)
 
-    def some_pixels(self) -> np.ndarray:
-        rows, (height, width) = self.some_rows(SAMPLE_SIZE), self.decoder.size
-        decoded = (decode_row(self.source, self.decoder, row, skip_unreadable=True) for row in rows)
-        return np.stack([row.pixels[:, :height, :width] for row in decoded if row.pixels is not None])
+    def some_batch(self, most: int) -> dict[str, torch.Tensor]:
+        height, width = self.decoder.size
+        decoded = (decode_row(self.source, self.decoder, row, skip_unreadable=True) for row in self.some_rows(most))
+        images = [image for image in decoded if image.pixels is not None]
+        return stack_batch([image._replace(pixels=image.pixels[:, :height, :width]) for image in images])
 
     def caption_cells(self) -> Iterator[tuple[int, str]]:
         return ((row.index, row.extra[CAPTIONS]) for row in islice(self._training_rows(0), self.shuffle_buffer))

@@ -49,8 +49,10 @@ class Evaluator:
                     f"samples in {request.model} must have the run's (channels, height, width) {recorded}, got {shape}"
                 )
         else:
-            self.pipeline, self.samples = load_pipeline(request.model).to(self.accelerator.device), None
-            shape = self.pipeline.image_shape
+            self.pipeline, self.samples = self._load(request.model), None
+            shape = self.pipeline.stages[-1].image_shape
+            if "nll" in request.metrics and self.pipeline.stages[1:]:
+                raise ValueError("--metrics nll is of one network: measure it alone, or add --stage base")
         told = {condition.name for condition in self.pipeline.conditions} if self.pipeline is not None else set()
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline)
         self.report = request.folder / EVALUATION_FILE
@@ -157,11 +159,12 @@ class Evaluator:
             name, setting = word, ""
         pipeline = self.pipeline
         if name:
-            pipeline = load_pipeline(name).to(self.accelerator.device)
-            if pipeline.image_shape != self.pipeline.image_shape:
+            pipeline = self._load(name)
+            shape, expected = (each.stages[-1].image_shape for each in (pipeline, self.pipeline))
+            if shape != expected:
                 raise ValueError(
-                    f"--compare {word} must have (channels, height, width) {self.pipeline.image_shape} like "
-                    f"{self.request.model}, got {pipeline.image_shape}"
+                    f"--compare {word} must have (channels, height, width) {expected} like {self.request.model}, got "
+                    f"{shape}"
                 )
             if "prompt" in {c.name for c in pipeline.conditions} - {c.name for c in self.pipeline.conditions}:
                 raise ValueError(f"--compare {word} is told captions, but {self.request.model} is not")
@@ -175,6 +178,10 @@ class Evaluator:
             steps = int(number)
         prepared(pipeline, sampler, steps, self.request.guidance_scale)
         return word, pipeline, sampler, steps
+
+    def _load(self, name: str) -> DDPMPipeline:
+        pipeline = load_pipeline(name).to(self.accelerator.device)
+        return pipeline.alone() if self.request.is_of_base else pipeline
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
         guidance = {"guidance_scale": self.request.guidance_scale, **self.request.finer_guidance}

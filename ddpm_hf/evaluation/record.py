@@ -76,7 +76,13 @@ def update_report(file: Path, weights: str | None, metrics: Sequence[dict[str, A
 
 
 def _identity(metric: dict[str, Any]) -> tuple:
-    return tuple(metric.get(name) for name in _IDENTITY)
+    return "upsampler" in metric, *(metric.get(name) for name in _IDENTITY)
+
+
+def data_of(metric: dict[str, Any], dataset: str) -> str:
+    """Which data a metric is about, and whether samples were enlarged."""
+    split = f" ({metric['split']})" if metric.get("split") else ""
+    return dataset + split + (", upsampled" if "upsampler" in metric else "")
 
 
 def summary_table(metrics: Sequence[dict[str, Any]]) -> str:
@@ -89,7 +95,7 @@ def summary_table(metrics: Sequence[dict[str, Any]]) -> str:
         if error is None and low is not None:
             value += f" ({low:.4g} to {metric['interval_high']:.4g})"
         beside = ("" if metric.get(mark) is None else f"{metric[mark]:.4g}" for mark in marks)
-        data = f"{metric['dataset']} ({metric['split']})"
+        data = data_of(metric, metric["dataset"])
         sampler = f"{metric['sampler']} {metric['steps']}" if metric.get("sampler") else metric.get("samples", "")
         rows.append((metric["name"], value, *beside, f"{metric['n']:,}", sampler, data))
     return aligned(rows)

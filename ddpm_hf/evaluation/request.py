@@ -50,6 +50,10 @@ class SampleArguments(GuidanceArguments):
     guidance_scale: float = flag(
         1.0, help="Guidance by class or caption. All classes take turns; captions are those of the real images."
     )
+    stage: Literal["base"] | None = flag(
+        help="base: measure the base of a model with an upsampler. By default its pictures are enlarged first, except "
+        "for nll, which is of the base."
+    )
     compare: list[str] | None = flag(
         help="Compare several in one table and plot: SAMPLER:STEPS, another pipeline, or PIPELINE@SAMPLER:STEPS."
     )
@@ -126,6 +130,11 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
         """Whether `model` holds samples instead of a pipeline."""
         path = Path(self.model)
         return path.suffix == ARRAY_SUFFIX or (path.is_dir() and not (path / DDPMPipeline.config_name).is_file())
+
+    @property
+    def is_of_base(self) -> bool:
+        """Whether pictures are not enlarged."""
+        return self.stage == "base" or set(self.metrics) == {"nll"}
 
     @property
     def folder(self) -> Path:

@@ -17,6 +17,7 @@ from ..data.folder import IMAGE_SUFFIXES
 from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.fingerprint import upsampler_fingerprint
 from ..pipelines.guidance import guides_at
 from ..pipelines.steps import rebuild
 from ..sampling.generation import generate, sampling_bar
@@ -83,6 +84,7 @@ def draw_samples(
     guidance = {"guidance_scale": guidance_scale, **finer_guidance}
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
     calls = len(pipeline.scheduler.timesteps)
+    later = sum(len(stage.scheduler.timesteps) for stage in pipeline.stages[1:])
     if asked is None:
         asked = {condition.name: condition.usual() for condition in pipeline.conditions}
     state = PartialState()
@@ -109,8 +111,9 @@ def draw_samples(
         "seed": seed,
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
-        "network_calls": calls + guided,
+        "network_calls": calls + guided + later,
         **(guidance if pipeline.conditions else {}),
+        **upsampler_fingerprint(pipeline),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
 
@@ -129,6 +132,8 @@ def prepared(
     pipeline.ask({condition.name: condition.usual()[:1] for condition in pipeline.conditions}, guidance_scale)
     steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     pipeline.scheduler.set_timesteps(steps)
+    if pipeline.stages[1:]:
+        pipeline.upsampler, _ = prepared(pipeline.upsampler, sampler, steps, 1.0)
     return pipeline, steps
 
 

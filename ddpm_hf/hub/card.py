@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.record import MARKS
+from ..evaluation.record import MARKS, data_of
 from .folder import (
     ANIMATION_FILE,
     CARD_FILE,
@@ -239,12 +239,11 @@ def _measured(metrics: list[dict[str, Any]]) -> str:
 
 
 def _row(metric: dict[str, Any]) -> dict[str, Any]:
-    data = public_name(metric["dataset"]) if metric.get("dataset") else ""
-    split = f" ({metric['split']})" if metric.get("split") else ""
+    data = data_of(metric, public_name(metric["dataset"]) if metric.get("dataset") else "")
     low, high = (metric.get(name) for name in _INTERVAL)
     interval = {} if low is None else {"95 % interval": f"{low:.4g} … {high:.4g}"}
     columns = {name.replace("_", " "): metric[name] for name in _COLUMNS if name in metric}
-    return {"metric": metric["name"], "value": metric["value"], "data": data + split} | columns | interval
+    return {"metric": metric["name"], "value": metric["value"], "data": data} | columns | interval
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from ..evaluation.record import EVALUATION_FILE, read_report
 from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
-from ..portable import INDEX_FILE, components
+from ..portable import INDEX_FILE, UPSAMPLER_FOLDER, components
 
 CARD_FILE = "README.md"
 CONFIG_FILE = "training_config.yaml"
@@ -65,6 +65,7 @@ RUN_FILES = (
     RunFile(SCORES_FILE, "--eval_steps"),
     RunFile(SCORES_CURVE, "--eval_steps"),
     RunFile(BEST_FOLDER, "--save_best_by"),
+    RunFile(UPSAMPLER_FOLDER, "--stage upsampler", on_page=True),
     RunFile(CHECKPOINTS, EVERY_RUN),
     RunFile(f"{CHECKPOINTS}.partial", KILLED_RUN),
     RunFile(f"{CHECKPOINTS}.replaced", KILLED_RUN),
@@ -145,9 +146,12 @@ class ModelFolder:
             ValueError: if the file is malformed, or the weights cannot be loaded to compare.
         """
         report = read_report(self.path / EVALUATION_FILE)
-        if "weights" in report and report["weights"] != weights_fingerprint(load_pipeline(str(self.path))):
+        if "weights" not in report:
+            return report["metrics"]
+        weights = [weights_fingerprint(stage) for stage in load_pipeline(str(self.path)).stages]
+        if report["weights"] != weights[0]:
             return []
-        return report["metrics"]
+        return [metric for metric in report["metrics"] if metric.get("upsampler") in (None, *weights[1:])]
 
     @property
     def evaluation_pictures(self) -> dict[str, str]:
@@ -157,6 +161,12 @@ class ModelFolder:
             for name, (figure, words) in EVALUATION_PICTURES.items()
             if self.has(name) and any(figure in metric for metric in self.metrics)
         }
+
+    @cached_property
+    def upsampler(self) -> "ModelFolder | None":
+        """The folder of its upsampler, if there is one."""
+        folder = self.path / UPSAMPLER_FOLDER
+        return ModelFolder.read(folder) if (folder / INDEX_FILE).is_file() else None
 
     def has(self, name: str) -> bool:
         """Whether the file exists."""

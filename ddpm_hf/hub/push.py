@@ -92,6 +92,9 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
                 f"{model.path} has no safetensors weights of its {component}; load the pipeline and save it again"
             )
         files |= {path.relative_to(model.path).as_posix(): path for path in found}
+    if model.upsampler is not None:
+        place = model.upsampler.path.name
+        files |= {f"{place}/{name}": content for name, content in page_files(model.upsampler).items()}
     return files
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..conditions.class_labels import ClassLabels
 from ..diffusion.process import LEARNED_VARIANCES
+from ..models.text_unet import LOW_SIDE
 from ..sampling.samplers import SHARED_SCHEDULES
 
 
@@ -26,7 +27,7 @@ class DDPM:
     @property
     def channels(self) -> int:
         """Channels of the images."""
-        return self.unet["in_channels"]
+        return self.unet["in_channels"] // (2 if LOW_SIDE in self.unet else 1)
 
     @property
     def timesteps(self) -> int:

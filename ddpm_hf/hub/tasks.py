@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..models.text_unet import LOW_SIDE
 from ..sampling.samplers import FAST_CALLS
 from .folder import ModelFolder
 from .stock import DDPM, betas_argument, fast_samplers, network_lines, obstacles
@@ -47,12 +48,28 @@ def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _network_and_process(folder: ModelFolder) -> DDPM:
+    return DDPM(folder.index, folder.configs["unet"], folder.configs["scheduler"])
+
+
 def _text_values(folder: ModelFolder) -> dict[str, Any]:
-    model = DDPM(folder.index, folder.configs["unet"], folder.configs["scheduler"])
+    model = _network_and_process(folder)
+    upsampler = folder.upsampler and _network_and_process(folder.upsampler)
     return _common_values(model) | {
         "tags": ["glide", "diffusion-models", "ddpm_hf"],
         # What an example asks for, in stock's pipeline and in ours.
         "asked": '"a red apple", guidance_scale=3.0, ',
+        "upsampled": upsampler and upsampler.size[0],
+        "upsampler_timesteps": upsampler and upsampler.timesteps,
+    }
+
+
+def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
+    model = _network_and_process(folder)
+    return _common_values(model) | {
+        "tags": ["glide", "diffusion-models", "ddpm_hf"],
+        "fewer_steps": None,  # the card of the base says how
+        "low_side": model.unet[LOW_SIDE],
     }
 
 
@@ -60,4 +77,5 @@ def _text_values(folder: ModelFolder) -> dict[str, Any]:
 TASKS = {
     "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),
     "IFPipeline": ("text-to-image", _text_values),
+    "IFSuperResolutionPipeline": ("image-to-image", _upsampler_values),
 }

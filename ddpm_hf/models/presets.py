@@ -20,6 +20,7 @@ class Preset:
         process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`.
         training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
+        upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
     """
 
     description: str
@@ -27,6 +28,7 @@ class Preset:
     model: dict[str, Any]
     process: dict[str, Any]
     training: dict[str, Any]
+    upsampler: "Preset | None" = None
 
 
 # Spacing is explicit, because diffusers' default, "leading", starts short chains below T - 1, where x_t is not pure
@@ -54,6 +56,9 @@ _TRAINING = {
 
 # Captions are hidden as often as in GLIDE (Nichol et al. 2021, arXiv 2112.10741, §4), and guided as in its figures.
 _TEXT_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 3.0, "text_rate": 0.1}
+
+# The upsampler is not guided, as in GLIDE's published code, and has the linear schedule (arXiv 2112.10741, §4).
+_UPSAMPLER_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 1.0}
 
 _PAPER_MODEL = {"channels": 3, "base_channels": 128, "attention_resolutions": (16,), "blocks_per_level": 2}
 
@@ -190,6 +195,28 @@ PRESETS: dict[str, Preset] = {
             "train_batch_size": 32,
             "max_train_steps": 2500,
         },
+        upsampler=Preset(
+            description="16x16 to 32x32",
+            system="glide",
+            model={
+                "resolution": 16,
+                "upsampling": 2,
+                "channels": 3,
+                "base_channels": 32,
+                "channel_multipliers": (1, 1, 2),
+                "attention_resolutions": (8,),
+                "blocks_per_level": 1,
+                "dropout": 0.0,
+            },
+            process={**_SMALL_PROCESS, "beta_schedule": "linear"},
+            training={
+                **_MINUTES_TRAINING,
+                **_UPSAMPLER_TRAINING,
+                "learning_rate": 2e-3,
+                "train_batch_size": 32,
+                "max_train_steps": 300,
+            },
+        ),
     ),
     "glide-64": Preset(
         description="your own captioned images at 64x64: 115 M parameters, 50,000 steps of batch 64 on a GPU",
@@ -206,6 +233,21 @@ PRESETS: dict[str, Preset] = {
         },
         process=_SMALL_PROCESS,
         training={**_SMALL_TRAINING, **_TEXT_TRAINING, "max_train_steps": 50_000},
+        # Half the base's width, and attention only where it is nearly free: the small picture says most.
+        upsampler=Preset(
+            description="64x64 to 256x256",
+            system="glide",
+            model={
+                **_SMALL_MODEL,
+                "resolution": 64,
+                "upsampling": 4,
+                "channel_multipliers": (1, 1, 2, 3, 4),
+                "attention_resolutions": (16,),
+                "blocks_per_level": 1,
+            },
+            process={**_SMALL_PROCESS, "beta_schedule": "linear"},
+            training={**_SMALL_TRAINING, **_UPSAMPLER_TRAINING, "train_batch_size": 32, "max_train_steps": 50_000},
+        ),
     ),
 }
 

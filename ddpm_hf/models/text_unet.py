@@ -64,9 +64,22 @@ def text_unet_config(
     }
 
 
-def new_text_unet(**settings: Any) -> UNet2DConditionModel:
-    """A network with random weights whose first output is 0, as the paper's, so that it starts from the mean."""
-    unet = UNet2DConditionModel(**text_unet_config(**settings))
+# In the config of an upsampler's network: the side of the picture that it enlarges. Stock diffusers keeps private
+# entries and is silent about them.
+LOW_SIDE = "_low_side"
+
+
+def new_text_unet(low_side: int | None = None, **settings: Any) -> UNet2DConditionModel:
+    """A network with random weights whose first output is 0, as the paper's, so that it starts from the mean.
+
+    Args:
+        low_side: of an upsampler, whose inputs are x_t and a picture of this side, enlarged.
+        settings: as for `text_unet_config`.
+    """
+    config = text_unet_config(**settings)
+    unet = UNet2DConditionModel(**config | ({} if low_side is None else {"in_channels": 2 * config["in_channels"]}))
+    if low_side is not None:
+        unet.register_to_config(**{LOW_SIDE: low_side})
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return unet

@@ -38,7 +38,8 @@ class Denoising:
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         for name, value in index.items():
-            if isinstance(value, list) and len(value) == 2:
+            # An upsampler's small pictures get no noise: their betas of 0 are wrong in any other process.
+            if isinstance(value, list) and len(value) == 2 and name != "image_noising_scheduler":
                 index[name] = own_component(*value)
         return config
 
@@ -68,6 +69,15 @@ class Denoising:
         """The network as training, the bound and sampling call it."""
         return Denoiser(self.unet)
 
+    @property
+    def stages(self) -> "list[Denoising]":
+        """This pipeline, and those that then enlarge what it draws in the same call."""
+        return [self]
+
+    def alone(self) -> "Denoising":
+        """This pipeline without the later stages."""
+        return self
+
     def _draw(
         self,
         asked: Mapping[str, Any],
@@ -85,8 +95,7 @@ class Denoising:
     ) -> ImagePipelineOutput | tuple:
         """The call of a pipeline, with arguments as in `DDPMPipeline`; `asked` as in `ask`."""
         # 1. Check the arguments and turn words into what the network is told
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        check_output_type(output_type)
         told, null, batch_size = self.ask(asked, guidance_scale, batch_size)
         check_guidance(guidance_scale, guidance_interval, guidance_rescale)
         if isinstance(generator, list) and len(generator) != batch_size:
@@ -180,7 +189,7 @@ class Denoising:
         for name, condition in conditions.items():
             words = listed.get(name)
             if words is None:
-                if guidance_scale != 0:
+                if guidance_scale != 0 or not condition.has_null:
                     raise ValueError(f"`{name}` must be given for this model: {condition.choices()}.")
                 words = cycled(condition.usual(), range(batch_size))
             words = words if isinstance(words, list) else [words] * batch_size
@@ -230,9 +239,16 @@ class Denoising:
         return self.numpy_to_pil(array)
 
 
+def check_output_type(output_type: str) -> None:
+    """Raises ValueError for anything that a pipeline cannot return."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+
+
 def _listed(words: Any) -> Any:
     """Several words as a list; a single one as it is."""
-    words = words.tolist() if isinstance(words, torch.Tensor) else words
+    if isinstance(words, torch.Tensor):
+        return words.tolist() if words.ndim < 2 else list(words)
     return list(words) if isinstance(words, Sequence) and not isinstance(words, str) else words
 
 

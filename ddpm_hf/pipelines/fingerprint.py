@@ -22,3 +22,8 @@ def weights_fingerprint(model: torch.nn.Module | DiffusionPipeline) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def upsampler_fingerprint(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """`upsampler` -> the hash of its networks; empty for a pipeline without one."""
+    return {"upsampler": weights_fingerprint(pipeline.upsampler)} if pipeline.stages[1:] else {}

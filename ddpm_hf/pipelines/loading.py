@@ -13,7 +13,11 @@ from .ddpm import DDPMPipeline
 # The class that an index names -> the module and the class that load it here, imported when they are needed: those
 # with text encoders take seconds. `check_parts` of a class raises ValueError, naming a component, if loaded parts do
 # not fit each other.
-PIPELINES = {"DDPMPipeline": DDPMPipeline, "IFPipeline": ("text_to_image", "TextToImagePipeline")}
+PIPELINES = {
+    "DDPMPipeline": DDPMPipeline,
+    "IFPipeline": ("text_to_image", "TextToImagePipeline"),
+    "IFSuperResolutionPipeline": ("upsampling", "UpsamplingPipeline"),
+}
 _LIBRARIES = ("diffusers", "transformers")
 # Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.
 NETWORK_CONFIG = "config.json"

@@ -1,10 +1,13 @@
 """From a caption to a picture: the base model of GLIDE (arXiv 2112.10741), in the form of stock `IFPipeline`."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -13,8 +16,12 @@ from ..conditions.condition import Condition, Told
 from ..conditions.prompt import Prompt
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH
+from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
-from .denoising import Denoising
+from .denoising import Denoising, check_output_type
+
+if TYPE_CHECKING:
+    from .upsampling import UpsamplingPipeline
 
 logging.disable_progress_bar()  # of a file or two
 _verbosity = logging.get_verbosity()
@@ -22,6 +29,9 @@ logging.set_verbosity_error()  # or it would miss torchvision, which nothing her
 from diffusers import IFPipeline  # noqa: E402
 
 logging.set_verbosity(_verbosity)
+
+# Arguments of `from_pretrained` that say where in the Hub and on the disk a model is.
+_PLACE = ("revision", "cache_dir", "token", "local_files_only")
 
 
 class TextDenoiser(Denoiser):
@@ -57,31 +67,8 @@ class TextDenoiser(Denoiser):
         return output if self.learns_variance else output[:, : x_t.shape[1]]
 
 
-class TextToImagePipeline(Denoising, IFPipeline):
-    """Pictures for captions, with classifier-free guidance by the empty caption or another one.
-
-    It has the components of stock `IFPipeline`, is saved under that name, and draws the same pixels for the same
-    generator. It adds one generator per image, given latents, every sampler, and a callback.
-
-    Args:
-        tokenizer, text_encoder, unet, scheduler: as in `IFPipeline`.
-        safety_checker, feature_extractor, watermarker: None; there to have the same components.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        text_encoder: PreTrainedModel,
-        unet: UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        safety_checker: None,
-        feature_extractor: None,
-        watermarker: None,
-        requires_safety_checker: bool = False,
-    ):
-        super().__init__(
-            tokenizer, text_encoder, unet, scheduler, safety_checker, feature_extractor, watermarker, False
-        )
+class TextDenoising(Denoising):
+    """What pipelines told captions have in common."""
 
     @property
     def conditions(self) -> Sequence[Condition]:
@@ -106,8 +93,9 @@ class TextToImagePipeline(Denoising, IFPipeline):
         expected = unet.encoder_hid_dim or unet.cross_attention_dim
         if width != expected:
             raise ValueError(f"text_encoder must have states of {expected} channels, as the unet expects, got {width}")
-        if unet.out_channels != 2 * unet.in_channels:
-            raise ValueError(f"unet must have {2 * unet.in_channels} output channels, got {unet.out_channels}")
+        outputs = 2 * self.image_shape[0]
+        if unet.out_channels != outputs:
+            raise ValueError(f"unet must have {outputs} output channels, got {unet.out_channels}")
         if positions < CAPTION_LENGTH:
             raise ValueError(f"text_encoder must have at least {CAPTION_LENGTH} positions, got {positions}")
         tokens, known = len(self.tokenizer), encoder.vocab_size
@@ -127,8 +115,84 @@ class TextToImagePipeline(Denoising, IFPipeline):
             words = [negative] * batch_size if isinstance(negative, str) else list(negative)
             if len(words) != batch_size:
                 raise ValueError(f"`negative_prompt` must be one per image, got {len(words)} for {batch_size} images.")
-            null = self.conditions[0].of_words(words, self._execution_device)
+            null = null | self.conditions[0].of_words(words, self._execution_device)
         return told, null, batch_size
+
+
+class TextToImagePipeline(TextDenoising, IFPipeline):
+    """Pictures for captions, with classifier-free guidance by the empty caption or another one.
+
+    It has the components of stock `IFPipeline`, is saved under that name, and draws the same pixels for the same
+    generator. It adds one generator per image, given latents, every sampler, a callback, and the upsampler.
+
+    Args:
+        tokenizer, text_encoder, unet, scheduler: as in `IFPipeline`.
+        safety_checker, feature_extractor, watermarker: None; there to have the same components.
+    """
+
+    upsampler: "UpsamplingPipeline | None" = None
+    """Enlarges what is drawn, in the same call; None draws the small pictures alone."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: PreTrainedModel,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        safety_checker: None,
+        feature_extractor: None,
+        watermarker: None,
+        requires_safety_checker: bool = False,
+    ):
+        super().__init__(
+            tokenizer, text_encoder, unet, scheduler, safety_checker, feature_extractor, watermarker, False
+        )
+
+    @classmethod
+    def from_pretrained(cls, name, **kwargs):
+        """As in diffusers, with the upsampler if there is one in the folder or repository."""
+        from .upsampling import UpsamplingPipeline
+
+        pipeline, folder = super().from_pretrained(name, **kwargs), Path(name)
+        if not folder.is_dir():
+            place = {key: value for key, value in kwargs.items() if key in _PLACE}
+            folder = Path(snapshot_download(name, allow_patterns=f"{UPSAMPLER_FOLDER}/*", **place))
+        if (folder / UPSAMPLER_FOLDER / INDEX_FILE).is_file():
+            dtype = {key: value for key, value in kwargs.items() if key == "torch_dtype"}
+            pipeline.upsampler = UpsamplingPipeline.from_pretrained(folder / UPSAMPLER_FOLDER, **dtype)
+        return pipeline
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As in diffusers, with the upsampler if there is one."""
+        if self.upsampler is not None:
+            self.upsampler.save_pretrained(Path(save_directory, UPSAMPLER_FOLDER))
+        super().save_pretrained(save_directory, **kwargs)
+
+    def to(self, *args, **kwargs) -> "TextToImagePipeline":
+        """As in diffusers, with the upsampler if there is one."""
+        if self.upsampler is not None:
+            self.upsampler.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    @property
+    def stages(self) -> list[Denoising]:
+        """This pipeline and its upsampler."""
+        return [self] if self.upsampler is None else [self, self.upsampler]
+
+    def alone(self) -> "TextToImagePipeline":
+        """This pipeline without its upsampler."""
+        base = copy.copy(self)
+        base.upsampler = None
+        return base
+
+    def check_parts(self) -> None:
+        """As `TextDenoising`, for the upsampler too."""
+        super().check_parts()
+        if self.upsampler is not None:
+            self.upsampler.check_parts()
+            taken = self.upsampler.conditions[-1].shape
+            if taken != self.image_shape:
+                raise ValueError(f"upsampler must enlarge pictures of shape {self.image_shape}, but takes {taken}")
 
     @torch.no_grad()
     def __call__(
@@ -152,8 +216,9 @@ class TextToImagePipeline(Denoising, IFPipeline):
 
         Args:
             prompt: a caption, or one per image; may be left out only if `guidance_scale` is 0.
-            num_inference_steps: None for all timesteps the model was trained on.
-            guidance_scale: w in eps = eps(none) + w (eps(caption) - eps(none)): 1 is plain conditional sampling.
+            num_inference_steps: None for all timesteps the model was trained on. The upsampler takes as many.
+            guidance_scale: w in eps = eps(none) + w (eps(caption) - eps(none)): 1 is plain conditional sampling. The
+                upsampler is not guided, as in GLIDE's published code.
             negative_prompt: a caption to be guided away from, instead of the empty one.
             batch_size: how often to draw a single prompt.
             guidance_interval, guidance_rescale: as in `DDPMPipeline`, as are all other arguments.
@@ -161,17 +226,31 @@ class TextToImagePipeline(Denoising, IFPipeline):
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
-        return self._draw(
+        check_output_type(output_type)
+        drawn = self._draw(
             {"prompt": prompt, "negative_prompt": negative_prompt},
             batch_size,
             generator,
             num_inference_steps,
-            output_type,
-            return_dict,
+            output_type if self.upsampler is None else "pt",
+            return_dict or self.upsampler is not None,
             guidance_scale,
             latents,
             skip_steps,
             callback_on_step_end,
             guidance_interval,
             guidance_rescale,
+        )
+        if self.upsampler is None:
+            return drawn
+        self.upsampler.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return self.upsampler(
+            "" if prompt is None else prompt,
+            2 * drawn.images - 1,
+            num_inference_steps,
+            guidance_scale=1,
+            generator=generator,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
         )

@@ -14,7 +14,7 @@ from ..codecs.pixels import PixelCodec
 from ..conditions.condition import cycled
 from ..data.transforms import UnreadableImage, native_channels, open_image
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
 from ..pipelines.guidance import check_guidance
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
@@ -54,8 +54,9 @@ class Drawing:
 
     def __post_init__(self):
         check_guidance(self.guidance_scale, **self.finer_guidance)
-        self.pipeline.scheduler.set_timesteps(self.steps)
-        self.calls = len(self.pipeline.scheduler.timesteps)
+        for stage in self.pipeline.stages:
+            stage.scheduler.set_timesteps(self.steps)
+        self.calls = sum(len(stage.scheduler.timesteps) for stage in self.pipeline.stages)
 
     @property
     def guidance(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Drawing:
         Raises:
             ValueError: the folder cannot be used, or what is asked for or the channels do not suit.
         """
-        pipeline, channels = self.pipeline, self.pipeline.unet.config.in_channels
+        pipeline, channels = self.pipeline, self.pipeline.image_shape[0]
         if channels > 4:
             raise ValueError(f"the model's images must have at most 4 channels, got {channels}")
         words, table = self.words(range(num_images)), {}
@@ -97,6 +98,7 @@ class Drawing:
             **self.asked,
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
             "weights": weights_fingerprint(pipeline),
+            **upsampler_fingerprint(pipeline),
         }
         # Only the main process lists the files: another could miss some, or see new ones of this run.
         missing = folder.open(settings, **about) if PartialState().is_main_process else None
@@ -134,12 +136,14 @@ class Drawing:
     def draw_chain(self, folder: SampleFolder, name: str, predicted: bool = False) -> Path:
         """On one process, draw the first images again, keeping steps; `predicted` as in `denoising_chain`.
 
+        Of pictures that are enlarged it shows the small ones.
+
         Returns:
             The strip in the folder's overview; beside it is an animation, a .webp of the same name.
         """
         shown = range(min(_CHAIN_IMAGES, folder.num_images))
         frames, _ = denoising_chain(
-            self.pipeline,
+            self.pipeline.alone(),
             shown,
             self.seed,
             self.steps,
@@ -157,7 +161,7 @@ class Drawing:
     ) -> None:
         """On one process, draw a picture with a row per depth between the two images, as in `interpolate`."""
         images, taken = interpolate(
-            self.pipeline,
+            self.pipeline.alone(),
             *pair,
             depths,
             _MIXTURES.tolist(),

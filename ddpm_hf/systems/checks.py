@@ -15,7 +15,7 @@ _RANGES = (
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
     (1, True, None, "eval_inference_steps"),
-    (2, True, None, "eval_num_images"),
+    (2, True, None, "eval_num_images upsampling"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
     (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma"),
@@ -35,7 +35,8 @@ _EXCLUSIVE = (
 _OF_SYSTEM = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     "ddpm": ("class_conditional", "model_config_name_or_path", "compile"),
-    "glide": ("caption_column", "init_caption_from_labels", "text_width", "text_layers", "text_rate"),
+    "glide": ("caption_column", "init_caption_from_labels", "text_width", "text_layers", "text_rate")
+    + ("stage", "upsampling"),
 }
 
 
@@ -51,6 +52,8 @@ def check(flags: dict[str, Any]) -> None:
         for name in names:
             if flags[name] and flags["system"] != system:
                 raise ValueError(f"--{name} is for --system {system}, got --system {flags['system']}; leave it out")
+    if flags["init_from"] is not None and "upsampler" in (flags["stage"] or ()):
+        raise ValueError("--init_from is for --stage base, got --stage upsampler too; leave one out")
     if (flags["text_width"] or 0) % 32:
         raise ValueError(f"--text_width must be a multiple of 32, got {flags['text_width']}")
     if flags["max_train_time"] is not None:

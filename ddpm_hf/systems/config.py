@@ -27,7 +27,9 @@ class DataArguments:
         help="A data set on the Hub, or a folder or file that HF datasets can read. Without it and "
         "--train_data_dir, the bundled handwritten digits are used."
     )
-    dataset_config_name: str | None = flag(help="The configuration of the data set, if it has several.")
+    dataset_config_name: str | None = flag(
+        help="The configuration of the data set, if it has several; of the captioned digits coloured or placed."
+    )
     train_data_dir: str | None = flag(help="A folder of images, with or without sub-folders or metadata.")
     dataset_split: str | None = flag(help="The split to train on; slices such as train[:10%%] work too.")
     image_column: str | None = flag(help="The image column; by default found by its type.")
@@ -66,6 +68,12 @@ class ModelArguments:
     system: Literal["ddpm", "glide"] = flag(
         "ddpm", help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder."
     )
+    stage: list[str] | None = flag(
+        help="Of glide, base, upsampler or both, trained in this order; by default both, and with --init_from base. "
+        "All settings given are for each of them: train one after the other to give them different ones. The "
+        "upsampler enlarges pictures of the finished base in --output_dir, whose text encoder it takes, into "
+        "--output_dir/upsampler."
+    )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
         "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution allows halvings. "
@@ -89,6 +97,10 @@ class ModelArguments:
     text_width: int | None = flag(help="Channels of the text encoder, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
+    upsampling: int | None = flag(
+        help="Factor by which glide's upsampler enlarges. --resolution is that of the small pictures. By default 2 in "
+        "glide-digits and 4 in glide-64."
+    )
     gradient_checkpointing: bool = flag(False, help="Save memory in the U-Net for about 20 %% more time.")
     compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
@@ -245,7 +257,7 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps preview_guidance_scale "
     "report_to logging_dir "
     "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor save_best_by "
-    "eval_clip_model num_cpu_threads".split()
+    "eval_clip_model num_cpu_threads stage".split()
 ).union(HUB_FLAGS)
 
 

@@ -1,24 +1,37 @@
-"""GLIDE (Nichol et al. 2021, arXiv 2112.10741): pixels told a caption, by a text encoder learned with the U-Net.
+"""GLIDE (Nichol et al. 2021, arXiv 2112.10741): pixels told a caption, by a text encoder learned with the U-Net, and
+an upsampler that is told the caption and the small picture.
 
-What stock diffusers runs differs from the paper in one thing: the caption's states are pooled by attention for the
-time embedding, where the paper takes the state of the last token.
+Two things differ from the paper. The caption's states are pooled by attention for the time embedding, where the paper
+takes the state of the last token, which stock pipelines do not pass on. And the upsampler takes the base's text
+encoder as it is, where the paper learns a second one: most of what the caption says is in the small picture already,
+so the upsampler's loss would teach an encoder little.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..codecs.pixels import PixelCodec
+from ..conditions.low_resolution import LowResolution
 from ..conditions.prompt import Prompt
+from ..data.captioned_digits import DATA_SET, level_for
 from ..data.examples import TrainingImages
+from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
+from ..hub.folder import ModelFolder
 from ..models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
 from ..models.text_unet import new_text_unet
+from ..pipelines.loading import load_pipeline
 from ..pipelines.text_to_image import TextDenoiser, TextToImagePipeline
+from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
+from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from ..seeds import derive_seed
 from .config import Config
 from .ddpm import build_loss, build_scheduler
-from .resolve import ARCHITECTURE_FLAGS, check_start, resolve
+from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .system import Stage, System
 
 
@@ -61,13 +74,16 @@ def _text_encoder(config: Config, images: TrainingImages) -> tuple[PreTrainedTok
         return tokenizer, small_text_encoder(len(tokenizer), config.model.text_width, config.model.text_layers)
 
 
-def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> torch.nn.Module:
+def _unet(
+    config: Config, shape: tuple[int, int, int], text_width: int, low_side: int | None = None
+) -> torch.nn.Module:
     channels, height, width = shape
     if height != width:
         raise ValueError(f"--resolution must be square for --system glide, got {height}x{width}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.optimization.seed, "initial weights"))
         return new_text_unet(
+            low_side,
             resolution=height,
             channels=channels,
             dropout=config.model.dropout,
@@ -76,4 +92,106 @@ def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> torch
         )
 
 
-STAGES = (Stage(resolve=resolve, build=build),)
+def finished_base(config: Config) -> TextToImagePipeline | None:
+    """The base that lies above the upsampler's folder; None for a dry run before there is one.
+
+    Raises:
+        ValueError: there is none that has been trained to its end.
+    """
+    folder = Path(config.run.output_dir).parent
+    needed = f"--stage upsampler needs a finished base in --output_dir {folder}"
+    summary = ModelFolder.read(folder).summary if (folder / INDEX_FILE).is_file() else {"status": "missing"}
+    if summary.get("status") in ("missing", "running"):
+        if config.run.dry_run:
+            return None
+        raise ValueError(f"{needed}; train it with --stage base")
+    if _is_bundled(config) and summary.get("dataset", DATA_SET) != DATA_SET:
+        raise ValueError(f"--train_data_dir or --dataset_name must be given: the base learned {summary['dataset']}")
+    base = load_pipeline(str(folder))
+    if not isinstance(base, TextToImagePipeline):
+        raise ValueError(f"{needed}, got a {type(base).__name__}")
+    return base.alone()
+
+
+def _is_bundled(config: Config) -> bool:
+    return config.data.dataset_name is None and config.data.train_data_dir is None
+
+
+def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Config:
+    """The settings of the upsampler with every one filled in; as `resolve`, from the base and the preset."""
+    if base is not None:
+        channels, side, _ = base.image_shape
+        config = config.filled({"resolution": str(side), "channels": channels})
+        given = (config.data.channels, *parse_resolution(config.data.resolution))
+        if given != base.image_shape:
+            raise ValueError(
+                f"--resolution and --channels must be those of the base in --output_dir, {side} and {channels}, got "
+                f"{config.data.resolution} and {config.data.channels}; leave them out"
+            )
+    preset = choose_preset(config)
+    config = filled(config, preset.upsampler)
+    if base is None:  # the text encoder that it will have
+        config = config.filled(preset.model)
+    if _is_bundled(config):
+        level = level_for(parse_resolution(config.data.resolution))  # what the base can draw
+        config = config.filled({"dataset_config_name": level})
+    multiple, (side, _) = 2 ** (len(config.model.channel_multipliers) - 1), parse_resolution(upsampled(config))
+    if side % multiple:
+        raise ValueError(
+            f"--resolution {config.data.resolution} times --upsampling {config.model.upsampling} must be a multiple "
+            f"of {multiple}, to be halved for each of --channel_multipliers but the first, got {side}"
+        )
+    return config
+
+
+def upsampled(config: Config) -> str:
+    """The resolution of the upsampler's own pictures."""
+    height, width = (config.model.upsampling * side for side in parse_resolution(config.data.resolution))
+    return f"{height}x{width}"
+
+
+def build_upsampler(config: Config, images: TrainingImages, base: TextToImagePipeline | None) -> System:
+    """U-Net, process and objective, with the base's tokenizer and text encoder; arguments and errors as in `build`."""
+    scheduler = build_scheduler(config, None)
+    tokenizer, text_encoder = (base.tokenizer, base.text_encoder) if base else _text_encoder(config, images)
+    channels, side, _ = images.shape
+    low_side = side // config.model.upsampling
+    unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side)
+    learns_variance = config.process.variance_type in LEARNED_VARIANCES
+    shown = images.some_batch(config.run.preview_images)
+    prompt = Prompt(
+        tokenizer=tokenizer,
+        length=CAPTION_LENGTH,
+        hidden=config.model.condition_dropout,
+        examples=list(map(str, shown["captions"])),
+    )
+    picture = LowResolution(
+        shape=(channels, low_side, low_side),
+        factor=config.model.upsampling,
+        blurred=0.5,
+        seed=config.optimization.seed,
+    )
+    return System(
+        codec=PixelCodec(images.shape),
+        conditions=[prompt, replace(picture, examples=list(picture.reduced(shown["images"])))],
+        network=UpsamplingDenoiser(unet, text_encoder.requires_grad_(False), learns_variance),
+        scheduler=scheduler,
+        loss=build_loss(config, scheduler),
+        pipeline=lambda network: UpsamplingPipeline(
+            *(tokenizer, network.text_encoder, network.unet, scheduler),
+            *(DDPMScheduler(beta_start=0.0, beta_end=0.0), None, None, None),
+        ),
+    )
+
+
+STAGES = (
+    Stage(name="base", resolve=resolve, build=build),
+    Stage(
+        name="upsampler",
+        folder=UPSAMPLER_FOLDER,
+        start=finished_base,
+        resolve=resolve_upsampler,
+        resolution=upsampled,
+        build=build_upsampler,
+    ),
+)

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from ..conditions.condition import cycled
 from ..data.examples import TrainingImages
 from ..data.training import open_training_images
-from ..pipelines.loading import load_pipeline
 from .clock import Clock
 from .config import Config
 from .system import Stage, System
@@ -78,8 +77,20 @@ class Plan:
 
 
 def stages_of(config: Config) -> Sequence[Stage]:
-    """The stages of the system that the settings ask for, imported now: text encoders take seconds."""
-    return import_module(f".{config.model.system}", __package__).STAGES
+    """The stages that the settings ask for, in their order, imported now: text encoders take seconds.
+
+    By default all of the system's; of a model that is fine-tuned the first, which alone `--init_from` is for.
+    """
+    stages = import_module(f".{config.model.system}", __package__).STAGES
+    if config.model.stage is None:
+        return stages if config.model.init_from is None else stages[:1]
+    names = [stage.name for stage in stages]
+    for name in config.model.stage:
+        if name not in names:
+            raise ValueError(
+                f"--stage must be among {', '.join(names)} for --system {config.model.system}, got {name}"
+            )
+    return [stage for stage in stages if stage.name in config.model.stage]
 
 
 def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = None) -> Plan:
@@ -88,10 +99,11 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
     Raises:
         ValueError: if data, network, process and settings do not fit together, naming the argument.
     """
-    start = load_pipeline(config.model.init_from) if config.model.init_from is not None else None
     stage = stage or stages_of(config)[0]
+    start = stage.start(config)
     config = stage.resolve(config, start)
     settings = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
+    settings["resolution"] = stage.resolution(config)
     settings["class_conditional"] = config.model.class_conditional
     settings["captioned"] = config.model.system == "glide"
     images = open_training_images(config.optimization.seed, **settings)

@@ -25,7 +25,13 @@ def resolve(config: Config, start: DDPMPipeline | None) -> Config:
         ValueError: if given settings contradict each other or what training starts from, naming the argument.
     """
     unet_config = given_unet_config(config, start)
-    preset = _choose_preset(config, unet_config)
+    return filled(config, choose_preset(config, unet_config), unet_config, start)
+
+
+def filled(
+    config: Config, preset: Preset, unet_config: dict[str, Any] | None = None, start: DDPMPipeline | None = None
+) -> Config:
+    """As `resolve`, from this preset."""
     config = _with_network(config, preset, unet_config, start)
     process, wanted = dict(preset.process), config.process.num_train_timesteps
     if wanted not in (None, process["num_train_timesteps"]):
@@ -60,7 +66,7 @@ def given_unet_config(config: Config, start: DDPMPipeline | None) -> dict[str, A
         ) from None
 
 
-def _choose_preset(config: Config, unet_config: dict[str, Any] | None) -> Preset:
+def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> Preset:
     """The preset given, or the one that suits the data; it supplies every setting not given."""
     system = config.model.system
     if config.model.preset is not None:
@@ -92,7 +98,7 @@ def _with_network(
         size, fixed = unet_config.get("sample_size"), {}
         fixed["resolution"] = _resolution_text(size) if size else "64"
         if start is not None:
-            fixed["channels"] = unet_config["in_channels"]
+            fixed["channels"] = start.image_shape[0]
             fixed |= {name: start.scheduler.config[name] for name in PROCESS_FLAGS if name in start.scheduler.config}
         flags = config.flags()
         for name in (*ARCHITECTURE_FLAGS, "text_width", "text_layers"):
@@ -112,10 +118,12 @@ def _with_network(
     if config.data.dataset_name is None and config.data.train_data_dir is None:
         model["channels"] = preset.model["channels"]
     model["resolution"] = _resolution_text(model["resolution"])
-    config = config.filled({"resolution": model["resolution"]})
+    config = config.filled({"resolution": model["resolution"], "upsampling": model.get("upsampling")})
     if config.model.preset is None and config.data.resolution != model["resolution"]:
         # No preset was asked for, so the depth may follow from the images.
-        depth, multipliers = default_depth(*parse_resolution(config.data.resolution)), model["channel_multipliers"]
+        factor = config.model.upsampling if "upsampling" in model else 1
+        sides = (factor * side for side in parse_resolution(config.data.resolution))
+        depth, multipliers = default_depth(*sides), model["channel_multipliers"]
         model["channel_multipliers"] = (multipliers + [multipliers[-1]] * depth)[:depth]
     return config.filled(model)
 

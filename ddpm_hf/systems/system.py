@@ -11,6 +11,7 @@ from ..data.examples import TrainingImages
 from ..diffusion.losses import DiffusionLoss
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..pipelines.ddpm import DDPMPipeline
+from ..pipelines.loading import load_pipeline
 from .config import Config
 
 
@@ -38,16 +39,27 @@ class System:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
+def _init_from(config: Config) -> DDPMPipeline | None:
+    return load_pipeline(config.model.init_from) if config.model.init_from is not None else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One of the trainings of a system, which are run one after the other.
 
     Attributes:
+        name: for `--stage`, if the system has several.
         folder: where its results and checkpoints go, below `--output_dir`.
-        resolve: (settings, pipeline to start from) -> settings with every one filled in.
+        start: (settings, with its own folder as `--output_dir`) -> the pipeline to start from, if there is one.
+        resolve: (settings, pipeline to start from) -> settings with every one filled in. Also called without a
+            pipeline before earlier stages train, so that a setting that cannot be used is found then.
+        resolution: (those settings) -> of its training images, as `--resolution` is given.
         build: (those settings, training images, pipeline to start from) -> what is trained.
     """
 
+    name: str | None = None
     folder: str = "."
+    start: Callable[[Config], DDPMPipeline | None] = _init_from
     resolve: Callable[[Config, DDPMPipeline | None], Config]
+    resolution: Callable[[Config], str] = lambda config: config.data.resolution
     build: Callable[[Config, TrainingImages, DDPMPipeline | None], System]

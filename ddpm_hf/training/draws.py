@@ -58,7 +58,7 @@ class StepDraws:
             to_device(torch.rand(self.batch, generator=generator)[own] < condition.hidden, device)
             for condition in self.conditions
         ]
-        return tell(self.conditions, batch, masks)
+        return tell(self.conditions, {**batch, "positions": positions}, masks)
 
     def dropout_seed(self, step: int, micro_step: int, process: int) -> int:
         """The seed of torch's global generators for a forward pass."""

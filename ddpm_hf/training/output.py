@@ -29,10 +29,16 @@ _TRACKER_FOLDERS = (TRACKER_PROJECT, "wandb")
 
 
 class OutputFolder:
-    """The folder given as `--output_dir`, which need not exist yet."""
+    """The folder of a stage, which need not exist yet: that given as `--output_dir`, or one in it.
 
-    def __init__(self, path: str | Path):
+    Attributes:
+        path: of the folder.
+        whole: the folder of all stages.
+    """
+
+    def __init__(self, path: str | Path, stage_folder: str = "."):
         self.path = Path(path)
+        self.whole = self.path.parents[len(Path(stage_folder).parts) - 1] if stage_folder != "." else self.path
         self._lock: FileLock | None = None
         self._failing: set[str] = set()
 

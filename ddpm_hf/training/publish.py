@@ -14,7 +14,7 @@ from huggingface_hub.utils import disable_progress_bars
 from ..files import write_json
 from ..hub.access import Page, open_page
 from ..hub.card import write_card
-from ..hub.folder import CONFIG_FILE, CURVE_FILE, LOSS_FILE, SAMPLES_FILE, STAGING_FOLDER, SUMMARY_FILE
+from ..hub.folder import CONFIG_FILE, CURVE_FILE, INDEX_FILE, LOSS_FILE, SAMPLES_FILE, STAGING_FOLDER, SUMMARY_FILE
 from ..hub.push import push
 from ..hub.retry import one_line
 from ..pipelines.ddpm import DDPMPipeline
@@ -61,14 +61,14 @@ class Publisher:
     def checkpoint(self, pipeline: DDPMPipeline, summary: dict[str, Any], picture: Path | None) -> None:
         """Push the state at a checkpoint in the background, if asked for.
 
-        A checkpoint that comes while the previous upload is running is not pushed.
+        A checkpoint that comes while the previous upload is running is not pushed, nor that of a part of a model.
 
         Args:
             pipeline: as it would be saved now.
             summary: of the run at this step.
             picture: samples to show, if there are any yet.
         """
-        if self.page is None or self.hub.hub_strategy != "checkpoint":
+        if self.page is None or self.hub.hub_strategy != "checkpoint" or self.output.whole != self.output.path:
             return
         if self.upload is not None and self.upload.is_alive():
             self.say(f"the previous upload is still running; step {summary['step']} is not pushed")
@@ -108,11 +108,13 @@ class Publisher:
             self.upload.join()
         shutil.rmtree(self.staging, ignore_errors=True)
         folder, page = self.output.path, self.page
+        whole = self.output.whole if (self.output.whole / INDEX_FILE).is_file() else folder
         with self._sparing_the_run("the card was not written", f"all other results are in {folder}"):
-            write_card(folder, page and page.repo_id, self.hub.hub_license)
+            for described in dict.fromkeys((folder, whole)):
+                write_card(described, page and page.repo_id, self.hub.hub_license)
         if page is None:
             return
-        command = push_command(self.hub, folder, page.repo_id)
+        command = push_command(self.hub, whole, page.repo_id)
         advice = f"all results are in {folder}. To push them later:\n    {command}"
         with self._sparing_the_run("the model was not pushed", advice):
-            self.say(f"model page: {push(folder, page, 'End of training', self.say)}")
+            self.say(f"model page: {push(whole, page, 'End of training', self.say)}")

@@ -30,8 +30,11 @@ def train(config: Config, stages: Sequence[Stage] | None = None) -> None:
         Stopped: before the last step, after saving, by a signal or the end of `--max_train_time`.
     """
     stages, limit, started = stages or stages_of(config), config.optimization.max_train_time, time.monotonic()
+    for later in stages[1:]:  # a wrong setting is found now, not when the stages before it have been trained
+        later.resolve(config, None)
     for stage in stages:
         changes = {"output_dir": str(Path(config.run.output_dir, stage.folder))}
+        changes["stage"] = None if stage.name is None else [stage.name]  # what its recorded settings train again
         if limit is not None:  # for all stages together
             left = parse_duration(limit) - (time.monotonic() - started)
             changes["max_train_time"] = str(max(1, round(left)))
@@ -53,12 +56,12 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
         ValueError: if settings, data and output folder do not fit together, naming the argument.
     """
     is_last = not stages or stage is stages[-1]
-    output = OutputFolder(config.run.output_dir)
+    output = OutputFolder(config.run.output_dir, "." if stage is None else stage.folder)
     output.check_is_ours(config.run.overwrite_output_dir, {other.folder for other in stages})
     accelerator = make_accelerator(config)
     page = None
     if config.hub.push_to_hub and is_last and accelerator.is_main_process and not config.run.dry_run:
-        page = page_for(config.hub, output.path)
+        page = page_for(config.hub, output.whole)
     plan = make_plan(config, accelerator, stage)
     cost = forecast(plan, accelerator)
     accelerator.print(describe(plan, accelerator, cost))

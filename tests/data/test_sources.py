@@ -332,6 +332,8 @@ class TestBadInput:
     def test_a_configuration_of_nothing(self):
         with pytest.raises(ValueError, match="`dataset_config_name` needs `dataset_name`, got 'x' alone"):
             load_images(None, "x")
+        with pytest.raises(ValueError, match="`dataset_config_name` of captioned digits must be one of coloured, pla"):
+            load_images(None, "x", captioned=True)
 
     def test_absent(self, tmp_path):
         with pytest.raises(ValueError, match="`train_data_dir` .*gone' does not exist"):

@@ -1,22 +1,36 @@
 """Whether samples follow their captions: a text-to-image model asked for captioned digits, by evaluate.py."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from running import load_script
-from texts import Copyist, settings_of
+from texts import Copyist, begin_text_run, settings_of
 
 from ddpm_hf.data.captioned_digits import DIGITS, captioned_digits
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.evaluation.evaluator import Evaluator
 from ddpm_hf.evaluation.request import Request
 from ddpm_hf.evaluation.samples import words_for
+from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.pipelines.loading import load_pipeline
 
 NAMES = [
     f"prompt_{name}_{group}" for group in ("seen", "unseen") for name in ("accuracy", "digit", "colour", "ground")
 ]
+
+
+@pytest.fixture
+def cascade(text_run, tmp_path):
+    """The same with an untrained upsampler to 32x32."""
+    folder = shutil.copytree(text_run, tmp_path / "cascade")
+    (folder / "training_summary.json").write_text('{"status": "finished"}')
+    system = begin_text_run(folder / "upsampler", "--stage", "upsampler")[0].system
+    system.pipeline(system.network).save_pretrained(folder / "upsampler")
+    return folder
 
 
 @pytest.fixture
@@ -72,6 +86,29 @@ def test_real_pictures_of_the_captions_asked_for_are_at_the_ceiling(text_run):
     again.pipeline = evaluator.pipeline
     accuracy = [entry for entry in again._measure() if "accuracy" in entry["name"]]
     assert sum(entry["n"] for entry in accuracy) == 90 and min(entry["value"] for entry in accuracy) > 0.8
+
+
+def test_small_and_enlarged_pictures_are_judged_side_by_side(cascade, capsys):
+    main = load_script("evaluate.py").main
+    flags = [str(cascade), *"--metrics prompt --num_images 60 --num_inference_steps 2 --guidance_scale 3".split()]
+    main(flags)
+    main([*flags, "--stage", "base"])
+    table = capsys.readouterr().out.splitlines()[-17:-1]
+    assert [", upsampled" in row for row in table] == [True] * 8 + [False] * 8
+    entries = ModelFolder.read(cascade).metrics
+    assert [entry["name"] for entry in entries] == [*NAMES, *NAMES]
+    assert [entry["network_calls"] for entry in entries[::8]] == [2 * 2 + 2, 2 * 2], "the upsampler is not guided"
+    assert entries[0]["judge"] == entries[8]["judge"] and entries[0]["dataset"] == "captioned digits"
+
+    upsampler = load_pipeline(str(cascade / "upsampler"))
+    torch.nn.init.zeros_(upsampler.unet.conv_out.weight)
+    upsampler.save_pretrained(cascade / "upsampler")
+    assert ModelFolder.read(cascade).metrics == entries[8:], "figures of other weights are not shown"
+    request = Request(model=str(cascade), settings=settings_of(cascade), metrics=["nll"])
+    assert Evaluator(request).reference.size == (16, 16)
+    request.metrics = ["nll", "prompt"]
+    with pytest.raises(ValueError, match="--metrics nll is of one network: measure it alone, or add --stage base"):
+        Evaluator(request)
 
 
 def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_path):

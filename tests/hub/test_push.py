@@ -12,7 +12,9 @@ from loopback_hub import READ_TOKEN, TOKEN, Fault
 from PIL import Image
 from running import TINY
 
+from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.hub.push import page_files
 
 pytestmark = pytest.mark.processes
 
@@ -264,8 +266,9 @@ def clean(info):
 
 
 @pytest.fixture(scope="module")
-def pages_of_others(published, hub, tmp_path_factory):
-    """Pages with content that was put there in other ways: in parts, in half precision, naming our package, tagged."""
+def pages_of_others(published, hub, tiny_cascade, tmp_path_factory):
+    """Pages with content that was put there in other ways: in parts, in half precision, naming our package, tagged;
+    and a model with an upsampler."""
     import diffusers
     import torch
 
@@ -288,6 +291,13 @@ def pages_of_others(published, hub, tmp_path_factory):
         hub.create(f"alice/{name}")
         files = [path for path in folder.rglob("*") if path.is_file()]
         hub.commit(f"alice/{name}", {path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
+    cascade = tmp_path_factory.mktemp("others")
+    tiny_cascade().save_pretrained(cascade)
+    for folder in (cascade / "upsampler", cascade):
+        write_card(folder, "alice/words")
+    files = page_files(ModelFolder.read(cascade))
+    hub.create("alice/words")
+    hub.commit("alice/words", {name: path.read_bytes() for name, path in files.items()})
     # Two that are no DDPM for us: another pipeline, and one that wants its own code to be run.
     for name, class_name in (("other", "StableDiffusionPipeline"), ("evil", ["pipeline", "Evil"])):
         index = {"_class_name": class_name, "unet": ["diffusers", "UNet2DModel"]}
@@ -305,10 +315,13 @@ def visitors(pages_of_others, run_python, hub):
     """What two people found who have an empty cache: one has diffusers and not our package, the other has both."""
     cards = {name: pages(hub, f"alice/{name}")["README.md"].decode() for name in ("digits", "odd")}
     blocks, (odd,) = ([b for b in python_blocks(text) if "ddpm_hf" not in b] for text in cards.values())
+    words = python_blocks(pages(hub, "alice/words")["README.md"].decode())[1]
+    words = words.replace("num_inference_steps=1000", "num_inference_steps=5")
+    words = words.replace("small = ", "torch.manual_seed(5)\nsmall = ")
     assert len(blocks) == 2
     our_blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" in block]
     assert len(our_blocks) == 2
-    given = f"blocks, odd = {blocks!r}, {odd!r}\nendpoint = {hub.endpoint!r}\n"
+    given = f"blocks, odd, words = {blocks!r}, {odd!r}, {words!r}\nendpoint = {hub.endpoint!r}\n"
     stranger = """
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
@@ -346,6 +359,8 @@ for block in blocks:
     exec(block, names)
     results["blocks"].append([names["image"].size, names["image"].mode])
 results["sample"] = open("sample.png", "rb").read(4)[1:].decode()
+exec(words, names := {"torch": torch})
+results["words"] = list(names["large"][0].tobytes())
 
 # The Hub goes away; the cache stays.
 import urllib.request
@@ -358,6 +373,7 @@ urllib.request.urlopen(urllib.request.Request(f"{endpoint}/faults", b"[]", metho
     user = """
 import diffusers
 import ddpm_hf
+from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 
 ours = ddpm_hf.DDPMPipeline.from_pretrained("alice/digits")
 assert type(ours.unet) is ddpm_hf.DDPMUNet2D and type(ours.scheduler) is ddpm_hf.LinearDDPMScheduler
@@ -378,6 +394,10 @@ for block in blocks:
     names = {}
     exec(block, names)
     results["blocks"].append(len(names["images"]))
+words = TextToImagePipeline.from_pretrained("alice/words")
+torch.manual_seed(5)
+drawn = words("a red apple", num_inference_steps=5, guidance_scale=3.0).images[0]
+results["words"] = list(drawn.tobytes())
 
 from pathlib import Path
 from ddpm_hf.pipelines.loading import load_pipeline
@@ -441,9 +461,14 @@ def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, use
     assert np.shape(stranger["odd"]) == (2, 7, 5, 1) and same(stranger["odd"], user["odd"])
 
 
+def test_a_model_with_an_upsampler_draws_large_pictures_from_its_page(stranger, user):
+    assert len(user["words"]) == 16 * 16 * 3 and same(user["words"], stranger["words"], tolerance=2)
+
+
 def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
     other, _, evil, untrusted, *nothing = user["refused"]
-    assert "'alice/other' must be a DDPMPipeline or IFPipeline, got StableDiffusionPipeline" in other
+    assert "'alice/other' must be a DDPMPipeline or IFPipeline or " in other
+    assert "got StableDiffusionPipeline" in other
     assert "'alice/evil' requires code" in evil and "Evil from 'pipeline'" in evil
     assert "trust_remote_code" in untrusted and not user["trace"]
     assert len(nothing) == 2 and "cannot load pipeline 'alice/nothing' from a folder or the Hub" in nothing[0]

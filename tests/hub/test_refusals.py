@@ -66,7 +66,7 @@ def test_a_config_of_another_class_is_refused_by_name(folder):
         ({"scheduler": ["evil", "EvilScheduler"]}, "scheduler is EvilScheduler from 'evil'"),
         (
             {"_class_name": "StableDiffusionPipeline"},
-            "must be a DDPMPipeline or IFPipeline, got StableDiffusionPipeline",
+            "must be a DDPMPipeline or IFPipeline or IFSuperResolutionPipeline, got StableDiffusionPipeline",
         ),
         ({"unet": None}, "no unet"),
         ({"vae": ["diffusers", "AutoencoderKL"]}, "has a vae in model_index.json, which no DDPMPipeline has"),
@@ -184,7 +184,7 @@ def test_what_cannot_be_made_portable_is_refused(tiny_pipeline):
     with pytest.raises(ValueError, match="scheduler is Mine from 'somewhere.else'"):
         make_portable(diffusers.DDPMPipeline(tiny_pipeline().unet, Mine()))
     with pytest.raises(
-        ValueError, match="`folder_or_pipeline` must be a folder or a DDPMPipeline or IFPipeline, got int"
+        ValueError, match="`folder_or_pipeline` must be a folder or a DDPMPipeline or IFPipeline or .*, got int"
     ):
         make_portable(3)
     assert ddpm_hf.make_portable is make_portable

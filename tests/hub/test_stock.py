@@ -123,6 +123,27 @@ def test_where_the_pipeline_of_stock_cannot_the_lines_of_the_card_draw_what_ours
     check(whole[whole.index("x = torch.randn") :], steps)
 
 
+def test_the_lines_of_the_card_draw_with_an_upsampler_too(tiny_cascade, tmp_path, monkeypatch):
+    ours = tiny_cascade(prediction_type="v_prediction")
+    ours.save_pretrained(tmp_path)
+    card = render_card(ModelFolder.read(tmp_path))
+    _, both, own, _ = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    expected = np.asarray(ours("a red apple", num_inference_steps=8, guidance_scale=3.0).images[0]).astype(int)
+    code = both.replace("num_inference_steps=1000", "num_inference_steps=8")
+    exec(code.replace("small = ", "torch.manual_seed(0)\nsmall = "), names := {"torch": torch})
+    np.testing.assert_allclose(np.asarray(names["large"][0]).astype(int), expected, atol=1)
+    assert expected.shape == (16, 16, 3) and "ddpm_hf" not in both
+    exec(own.replace("num_inference_steps=1000", "num_inference_steps=2"), names := {})
+    assert names["images"][0].size == (16, 16)
+    large = render_card(ModelFolder.read(tmp_path / "upsampler"))
+    assert "enlarges RGB images of 8x8 pixels, which have captions, to 16x16" in large.text
+    assert large.data.pipeline_tag == "image-to-image" and "```python" not in large.text
+    for text in (card.text, large.text):
+        assert "{{" not in text and "{%" not in text and "None`" not in text.replace("`None`", "")
+
+
 @pytest.mark.parametrize(
     ("variance_type", "prediction_type"),
     [

@@ -9,7 +9,7 @@ from diffusers.optimization import SchedulerType
 
 from ddpm_hf.models.presets import PRESETS, Preset, get_preset
 from ddpm_hf.models.text import small_text_encoder
-from ddpm_hf.models.text_unet import text_unet_config
+from ddpm_hf.models.text_unet import new_text_unet, text_unet_config
 from ddpm_hf.models.unet import paper_config
 
 # Ho et al. 2020 (arXiv 2006.11239), section 4 and appendix B; what the paper leaves out is from the authors' code
@@ -123,6 +123,19 @@ def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper
     assert f"{millions} M parameters" in preset.description
     assert (unet.num_parameters() + encoder.num_parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
     assert preset.training["condition_dropout"] == 0.2  # arXiv 2112.10741, section 4
+
+
+@pytest.mark.parametrize(("name", "factor", "millions"), [("glide-digits", 2, 1.04), ("glide-64", 4, 17.4)])
+def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
+    base, preset = get_preset(name), get_preset(name).upsampler
+    model = {**preset.model}
+    assert model.pop("upsampling") == factor and preset.process["beta_schedule"] == "linear"
+    low_side = model.pop("resolution")
+    assert (low_side, model["channels"]) == (base.model["resolution"], base.model["channels"])
+    with torch.device("meta"):
+        unet = new_text_unet(low_side, resolution=factor * low_side, text_width=base.model["text_width"], **model)
+    assert unet.num_parameters() / 1e6 == pytest.approx(millions, rel=0.03)
+    assert (unet.config.in_channels, unet.config.out_channels) == (6, 6)
 
 
 @pytest.mark.parametrize(

@@ -35,27 +35,36 @@ import numpy, torch
 from diffusers import DiffusionPipeline
 
 calls, folders = json.loads(sys.argv[1]), sys.argv[2:]
+more = {"num_inference_steps": 6, "clean_caption": False}
 for folder in folders:
     pipe = DiffusionPipeline.from_pretrained(folder)
-    assert type(pipe).__name__ == "IFPipeline" and type(pipe.scheduler).__module__.startswith("diffusers.")
-    pipe.set_progress_bar_config(disable=True)
-    more = {"num_inference_steps": 6, "output_type": "np", "clean_caption": False}
-    drawn = {
-        name: pipe(**call, **more, generator=torch.Generator().manual_seed(7)).images for name, call in calls.items()
-    }
+    large = DiffusionPipeline.from_pretrained(folder + "/upsampler")
+    assert type(pipe).__name__ == "IFPipeline" and type(large).__name__ == "IFSuperResolutionPipeline"
+    drawn = {}
+    for stock in (pipe, large):
+        assert type(stock.scheduler).__module__.startswith("diffusers.")
+        stock.set_progress_bar_config(disable=True)
+    for name, call in calls.items():
+        generator = torch.Generator().manual_seed(7)
+        small = pipe(**call, **more, output_type="pt", generator=generator).images
+        drawn[name] = (small / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        told = {"prompt": call["prompt"], "image": small, "output_type": "np"}
+        drawn[name + ", enlarged"] = large(**told, **more, guidance_scale=1.0, generator=generator).images
+        guided = {**call, **more, "image": small, "output_type": "np", "noise_level": 999}
+        drawn[name + ", guided too"] = large(**guided, generator=torch.Generator().manual_seed(8)).images
     numpy.savez(folder + "/drawn.npz", **drawn)
 """
 
 
 @pytest.mark.processes
-def test_stock_draws_the_same_pixels_without_this_package(tiny_text_pipeline, tmp_path):
+def test_stock_draws_the_same_pixels_without_this_package(tiny_cascade, tmp_path):
     for variance in VARIANCES:
         process = {"variance_type": variance, "prediction_type": "v_prediction"}
-        tiny_text_pipeline(**process).save_pretrained(tmp_path / variance)
+        tiny_cascade(**process).save_pretrained(tmp_path / variance)
     command = [sys.executable, "-c", STOCK, json.dumps(CALLS), *(tmp_path / variance for variance in VARIANCES)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "safety" not in done.stderr
+    assert "safety" not in done.stderr and "not expected" not in done.stderr
     for variance in VARIANCES:
         pipeline = load_pipeline(str(tmp_path / variance))
         pipeline.set_progress_bar_config(disable=True)
@@ -63,10 +72,19 @@ def test_stock_draws_the_same_pixels_without_this_package(tiny_text_pipeline, tm
             assert stock["one"].std() > 0.05
             assert np.abs(stock["three"] - stock["three, guided"]).max() > 0.01, "captions matter"
             assert np.abs(stock["three guided away"] - stock["three, guided"]).max() > 0.01
+            assert np.abs(stock["three, enlarged"] - stock["three, guided, enlarged"]).max() > 0.01
             for name, call in CALLS.items():
-                generator = torch.Generator().manual_seed(7)
-                ours = pipeline(**call, num_inference_steps=6, output_type="np", generator=generator).images
-                np.testing.assert_allclose(ours, stock[name], atol=1e-4, rtol=0, err_msg=f"{variance}, {name}")
+                more = {"num_inference_steps": 6, "output_type": "np"}
+                seven, again, eight = (torch.Generator().manual_seed(seed) for seed in (7, 7, 8))
+                small = pipeline.alone()(**call, **more, generator=seven).images
+                told = {"image": 2 * torch.from_numpy(small).permute(0, 3, 1, 2) - 1, **more}
+                ours = {
+                    name: small,
+                    f"{name}, enlarged": pipeline(**call, **more, generator=again).images,
+                    f"{name}, guided too": pipeline.upsampler(**call, **told, generator=eight).images,
+                }
+                for what, images in ours.items():
+                    np.testing.assert_allclose(images, stock[what], atol=1e-4, rtol=0, err_msg=f"{variance}, {what}")
 
 
 def test_captions_in_any_script_come_back_from_their_tokens():
@@ -77,8 +95,8 @@ def test_captions_in_any_script_come_back_from_their_tokens():
     assert tokenizer.unk_token_id not in told["input_ids"]
 
 
-def test_the_same_picture_for_the_same_seed_and_prompt_at_any_batch_size(tiny_text_pipeline):
-    pipeline = tiny_text_pipeline()
+def test_the_same_picture_for_the_same_seed_and_prompt_at_any_batch_size(tiny_cascade):
+    pipeline = tiny_cascade()
     told, null, _ = pipeline.ask({"prompt": PROMPTS}, 3.0)
     assert told.keys() == null.keys() == {"input_ids", "attention_mask"}, "checked before any of them is encoded"
     asked = {"prompt": [PROMPTS[k % 3] for k in range(7)], "negative_prompt": ["apple"] * 7}
@@ -88,7 +106,28 @@ def test_the_same_picture_for_the_same_seed_and_prompt_at_any_batch_size(tiny_te
         for size in (1, 3, 7)
     ]
     assert np.abs(drawn[0] - drawn[2]).max() <= 1 and np.abs(drawn[1] - drawn[2]).max() <= 1
-    assert drawn[0].std() > 10
+    assert drawn[0].std() > 10 and drawn[0].shape == (7, 16, 16, 3)
+
+
+def test_a_picture_to_enlarge_must_be_given_in_the_size_of_the_base(tiny_cascade):
+    pipeline = tiny_cascade().upsampler
+    with pytest.raises(ValueError, match="`image` must be given for this model: a picture of 8x8 pixels and 3 ch"):
+        pipeline("a red apple", guidance_scale=0)
+    with pytest.raises(ValueError, match=r"`image` must be a picture of 8x8 .*, got shape \(3, 16, 16\)"):
+        pipeline(["a", "b"], torch.zeros(2, 3, 16, 16), guidance_scale=1)
+    with pytest.raises(ValueError, match="`output_type` must be one of pil, np, pt, got 'jpg'"):
+        tiny_cascade()("a red apple", output_type="jpg")
+
+
+def test_an_upsampler_that_does_not_fit_is_named(tiny_cascade):
+    pipeline = tiny_cascade()
+    pipeline.check_parts()
+    pipeline.upsampler.unet.register_to_config(_low_side=4)
+    with pytest.raises(ValueError, match=r"upsampler must enlarge pictures of shape \(3, 8, 8\), but takes \(3, 4"):
+        pipeline.check_parts()
+    pipeline.upsampler.unet = pipeline.unet
+    with pytest.raises(ValueError, match="unet must be an upsampler of this package"):
+        pipeline.check_parts()
 
 
 def test_an_encoder_in_training_mode_does_not_drop_states_while_sampling(tiny_text_pipeline):

@@ -1,0 +1,101 @@
+"""The picture that an upsampler enlarges."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from ..seeds import derive_seed
+from .condition import Condition, Told
+
+_SIGMA = 0.6  # of the blur, pixels; its kernel is 3 wide
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowResolution(Condition):
+    """A small picture, told enlarged as `low_resolution`, float32 (B, C, H, W) in [-1, 1]; never hidden.
+
+    Attributes:
+        shape: (channels, height, width) of the small picture.
+        factor: by which it is enlarged.
+        blurred: the fraction of training images whose small picture is blurred, since what a base draws is not as
+            sharp as a photo that was made smaller.
+        seed: of the choice of those.
+        examples: small pictures to enlarge when nothing is asked for.
+    """
+
+    shape: tuple[int, int, int]
+    factor: int
+    blurred: float = 0.0
+    seed: int = 0
+    examples: Sequence[torch.Tensor] = ()
+    name = "image"
+    has_null = False
+    hidden = 0.0
+
+    def of_rows(self, batch: Mapping[str, Any]) -> Told:
+        """The batch's own images, made smaller and enlarged again."""
+        small = self.reduced(batch["images"])
+        if self.blurred and "positions" in batch:
+            seeds = [derive_seed(self.seed, "blur", position) for position in batch["positions"]]
+            chosen = torch.tensor([seed < self.blurred * 2**63 for seed in seeds], device=small.device)
+            small = torch.where(chosen.view(-1, 1, 1, 1), blur(small), small)
+        return self._told(small)
+
+    def of_words(self, words: Sequence[Image.Image | torch.Tensor], device: torch.device) -> Told:
+        """These pictures, enlarged."""
+        return self._told(torch.stack([self._pixels(word) for word in words]).to(device))
+
+    def null(self, told: Told) -> Told:
+        """The same: it is never hidden."""
+        return told
+
+    def usual(self) -> list[torch.Tensor]:
+        """The examples; without any, a grey picture."""
+        return list(self.examples) or [torch.zeros(self.shape)]
+
+    def words_of(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[torch.Tensor]:
+        """The rows' own images, made smaller."""
+        return (picture for batch in batches for picture in self.reduced(batch["images"]))
+
+    def table(self, words: Sequence[Any]) -> dict[str, list]:
+        """Nothing: a picture fits no table."""
+        return {}
+
+    def choices(self) -> str:
+        """The size."""
+        channels, height, width = self.shape
+        return f"a picture of {width}x{height} pixels and {channels} channels (PIL, or a tensor in [-1, 1]) per image"
+
+    def reduced(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 pictures (B, C, H, W) as small ones in [-1, 1].
+
+        Of torch's filters this is the nearest to the Lanczos filter by which a base's training pictures are made.
+        """
+        pixels = images.float() / 127.5 - 1
+        return F.interpolate(pixels, self.shape[1:], mode="bicubic", antialias=True).clamp(-1, 1)
+
+    def _told(self, small: torch.Tensor) -> Told:
+        # As stock diffusers' IFSuperResolutionPipeline enlarges.
+        large = F.interpolate(small, scale_factor=self.factor, mode="bilinear", align_corners=True)
+        return {"low_resolution": large}
+
+    def _pixels(self, word: Any) -> torch.Tensor:
+        if isinstance(word, Image.Image):
+            word = torch.from_numpy(np.atleast_3d(np.array(word))).permute(2, 0, 1).float() / 127.5 - 1
+        if not torch.is_tensor(word) or tuple(word.shape) != self.shape:
+            found = f"shape {tuple(word.shape)}" if torch.is_tensor(word) else repr(word)
+            raise ValueError(f"`image` must be {self.choices()}, got {found}.")
+        return word.float()
+
+
+def blur(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, C, H, W) under a Gaussian of 3x3 pixels, mirrored at the borders."""
+    weights = torch.exp(-torch.tensor([1.0, 0.0, 1.0], device=pictures.device) / (2 * _SIGMA**2))
+    weights = weights / weights.sum()
+    padded = F.pad(pictures, (1, 1, 1, 1), mode="reflect").flatten(0, 1)[:, None]
+    return F.conv2d(padded, torch.outer(weights, weights)[None, None]).view_as(pictures)
