@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from ..codecs.pixels import PixelCodec, channels_last
 from ..conditions.condition import Condition, Told, cycled
@@ -16,6 +17,7 @@ from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import guided
+from .inpainting import Given, given_pixels
 from .steps import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -32,6 +34,8 @@ class Denoising:
     """What the network is told beside x_t and t."""
     id2label: Mapping[int, str] | None = None
     """Class number -> class name; None without names."""
+    keeps_given_clean = False
+    """Whether the network was trained to see given pixels without noise."""
 
     @classmethod
     def load_config(cls, *args, **kwargs):
@@ -81,6 +85,8 @@ class Denoising:
         latents: torch.Tensor | None,
         skip_steps: int | None,
         callback: Callable | None,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
     ) -> ImagePipelineOutput | tuple:
         """The call of a pipeline, with arguments as in `DDPMPipeline`; `asked` as in `ask`."""
         # 1. Check the arguments and turn words into what the network is told
@@ -94,12 +100,16 @@ class Denoising:
         scheduler = without_learned_variance(self.scheduler)
         total = scheduler.config.num_train_timesteps
         scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
+        if image is not None and skip_steps is not None:
+            raise ValueError(f"`skip_steps` must be left out with `image`, got {skip_steps}.")
         skipped = self._skip(skip_steps, scheduler, latents)
 
         # 3. x_T ~ N(0, I), or the x_t given
         x_t = self._initial_noise(batch_size, generator, latents)
         if skip_steps is None:
             x_t = x_t * scheduler.init_noise_sigma
+        given = self.given(image, mask_image, x_t)
+        x_t = x_t if given is None else given.start(scheduler)
 
         # 4. x_t -> x_{t-1}, without dropout; training mode is restored
         network = self.network
@@ -108,7 +118,7 @@ class Denoising:
         try:
             told, null = network.encode(told), network.encode(null) if guidance_scale != 1 else {}
             predict = partial(guided, network, told=told, null=null, scale=guidance_scale)
-            x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback)
+            x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback, given)
         finally:
             for part, was_training in modes:
                 part.train(was_training)
@@ -126,6 +136,7 @@ class Denoising:
         skipped: int,
         generator: torch.Generator | list[torch.Generator] | None,
         callback: Callable | None,
+        given: Given | None,
     ) -> torch.Tensor:
         """The loop of Algorithm 2, for any sampler, without its first `skipped` steps."""
         step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
@@ -135,7 +146,7 @@ class Denoising:
             if not takes_variance(scheduler):
                 model_output = model_output[:, : x_t.shape[1]]
             step = scheduler.step(model_output, t, x_t, **step_arguments)
-            x_t = step.prev_sample
+            x_t = step.prev_sample if given is None else given.keep(step.prev_sample, scheduler, i + 1)
             if callback is not None:
                 tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}
                 tensors["pred_original_sample"] = step.get("pred_original_sample")
@@ -195,6 +206,20 @@ class Denoising:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skip_steps)
         return skip_steps
+
+    def given(self, image: Image.Image | None, mask_image: Image.Image | None, noise: torch.Tensor) -> Given | None:
+        """The pixels that stay as they are; None if all are drawn.
+
+        Raises:
+            ValueError: the pictures do not suit the model, or the sampler keeps x_t at another scale.
+        """
+        if image is None and mask_image is None:
+            return None
+        if self.scheduler.init_noise_sigma != 1:
+            name = type(self.scheduler).__name__
+            raise ValueError(f"`scheduler` must be one that keeps x_t at unit variance, such as dpm-sde, got {name}.")
+        x_0, hole = (part.to(noise.device) for part in given_pixels(image, mask_image, self.image_shape, self.codec))
+        return Given(x_0=x_0, hole=hole, noise=noise, clean=self.keeps_given_clean)
 
     def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
         """x_T of shape (B, C, H, W); in float32 even with half-precision weights."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -144,6 +145,8 @@ class TextToImagePipeline(Denoising, IFPipeline):
         batch_size: int = 1,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
@@ -154,7 +157,8 @@ class TextToImagePipeline(Denoising, IFPipeline):
             guidance_scale: w in eps = eps(none) + w (eps(caption) - eps(none)): 1 is plain conditional sampling.
             negative_prompt: a caption to be guided away from, instead of the empty one.
             batch_size: how often to draw a single prompt.
-            generator, output_type, return_dict, latents, skip_steps, callback_on_step_end: as in `DDPMPipeline`.
+            generator, output_type, return_dict, latents, skip_steps, image, mask_image, callback_on_step_end: as in
+                `DDPMPipeline`.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
@@ -170,4 +174,6 @@ class TextToImagePipeline(Denoising, IFPipeline):
             latents,
             skip_steps,
             callback_on_step_end,
+            image,
+            mask_image,
         )

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import cycled
-from ..data.transforms import UnreadableImage, native_channels, open_image
+from ..data.transforms import UnreadableImage, content_hash, native_channels, open_image
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
 from .generation import generate, sampling_bar
@@ -36,6 +37,7 @@ class Drawing:
         batch_size: images per network call of one process; does not affect the images.
         asked: what the network is told, as arguments of the pipeline call: name -> words to cycle through.
         guidance_scale: of the pipeline call.
+        given: `image` and `mask_image` of the pipeline call, if only a part is drawn.
         calls: network calls per image.
 
     Raises:
@@ -48,6 +50,7 @@ class Drawing:
     batch_size: int = 64
     asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     guidance_scale: float = 1.0
+    given: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def __post_init__(self):
         self.pipeline.scheduler.set_timesteps(self.steps)
@@ -86,6 +89,7 @@ class Drawing:
             "guidance_scale": self.guidance_scale,
             **{condition.name: None for condition in pipeline.conditions},
             **self.asked,
+            **{name: content_hash(np.array(picture)) for name, picture in self.given.items()},
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
             "weights": weights_fingerprint(pipeline),
         }
@@ -114,6 +118,7 @@ class Drawing:
                 guidance_scale=self.guidance_scale,
                 callback_on_step_end=show,
                 num_inference_steps=self.steps,
+                **self.given,
             )
             for indices, images in batches:
                 folder.write(indices, images)
@@ -138,6 +143,7 @@ class Drawing:
             self.words(shown),
             predicted=predicted,
             guidance_scale=self.guidance_scale,
+            **self.given,
         )
         strip = folder.path / OVERVIEW / f"{name}.png"
         save_chain(frames, strip, strip.with_suffix(".webp"))
@@ -164,12 +170,17 @@ class Drawing:
         image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)
 
 
-def read_image(file: str | Path, codec: PixelCodec, channels: int) -> torch.Tensor:
-    """x_0 of an image file; ValueError if it cannot be read or has another number of channels."""
+def read_picture(file: str | Path) -> Image.Image:
+    """An image file; ValueError if it cannot be read."""
     try:
-        image = open_image(Path(file).read_bytes())
+        return open_image(Path(file).read_bytes())
     except (UnreadableImage, OSError) as problem:
         raise ValueError(f"cannot read {file}: {problem}") from None
+
+
+def read_image(file: str | Path, codec: PixelCodec, channels: int) -> torch.Tensor:
+    """x_0 of an image file; ValueError if it cannot be read or has another number of channels."""
+    image = read_picture(file)
     found = native_channels(image)
     if found != channels:
         raise ValueError(f"{file} must have the model's {channels} channels, got {found}")
