@@ -54,7 +54,7 @@ class SampleArguments:
         "By default 3 with a prompt and 1 otherwise."
     )
     image: str | None = flag(
-        help="An image of the model's size, in which only the white part of --mask_image is drawn."
+        help="An image as large as the model's, where only the white part of --mask_image is drawn."
     )
     mask_image: str | None = flag(help="White where to draw, black where to keep --image.", aliases=("--mask",))
     device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
