@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import parse_flag_from_env
+from PIL import Image
 
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.guidance import GuidanceArguments
 from ..pipelines.loading import load_pipeline
-from ..sampling.drawing import Drawing, read_image
+from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
@@ -54,6 +55,10 @@ class SampleArguments(GuidanceArguments):
         help="1 is plain conditional sampling; larger values give more typical images of a class or a prompt. "
         "By default 3 with a prompt and 1 otherwise."
     )
+    image: str | None = flag(
+        help="An image as large as the model's, where only the white part of --mask_image is drawn."
+    )
+    mask_image: str | None = flag(help="White where to draw, black where to keep --image.", aliases=("--mask",))
     device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
 
 
@@ -107,6 +112,8 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         value = getattr(arguments, argument)
         if value is not None and value < 1:
             raise ValueError(f"--{argument} must be at least 1, got {value}")
+    if (arguments.image is None) != (arguments.mask_image is None):
+        raise ValueError("--image and --mask_image must be given together")
     if arguments.fast and (arguments.scheduler is not None or arguments.num_inference_steps is not None):
         raise ValueError("--fast brings its own --scheduler and --num_inference_steps; leave them out")
     if pictures.interpolate is None:
@@ -115,7 +122,7 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         return
     if len(pictures.interpolate) != 2:
         raise ValueError(f"--interpolate must be two image files, got {len(pictures.interpolate)}")
-    others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "fast")}
+    others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "fast", "image")}
     others |= {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
     given = [f"--{name}" for name, value in others.items() if value]
     if given:
@@ -159,7 +166,15 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         asked=asked_for(pipeline, arguments, scale),
         guidance_scale=scale,
         finer_guidance=arguments.finer_guidance,
+        given={} if arguments.image is None else given_for(pipeline, arguments),
     )
+
+
+def given_for(pipeline: DDPMPipeline, arguments: SampleArguments) -> dict[str, Image.Image]:
+    """`image` and `mask_image` of the pipeline call; ValueError if they do not suit this model and sampler."""
+    given = {name: read_picture(getattr(arguments, name)) for name in ("image", "mask_image")}
+    pipeline.stages[-1].given(**given)
+    return given
 
 
 def told_prompts(pipeline: DDPMPipeline) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from PIL import Image
 
 from ..conditions.class_labels import ClassLabels
 from ..conditions.condition import Condition
@@ -76,6 +77,8 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
         guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
         callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
         **asked: Any,
     ) -> ImagePipelineOutput | tuple:
@@ -99,6 +102,8 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
             latents: x_T, standard normal, (B, C, H, W), instead of drawing it.
             skip_steps: how many steps to skip at the start of the chain. `latents` must then be x_t at the first
                 remaining timestep, as made by the scheduler's `add_noise`.
+            image, mask_image: draw only where the mask is white, and keep the image elsewhere. Both have the model's
+                size.
             callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`. The tensors
                 are "latents": x after the step, "network_input": x before it at unit variance, "model_output", and
                 "pred_original_sample": the scheduler's x_0, None if it returns none. May return a dict with other
@@ -120,4 +125,6 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
             callback_on_step_end,
             guidance_interval,
             guidance_rescale,
+            image,
+            mask_image,
         )

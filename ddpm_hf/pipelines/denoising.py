@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from ..codecs.pixels import PixelCodec, channels_last
 from ..conditions.condition import Condition, Told, cycled
@@ -15,6 +16,7 @@ from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import check_guidance, guided, guides_at
+from .inpainting import Given, given_pixels
 from .steps import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -31,6 +33,8 @@ class Denoising:
     """What the network is told beside x_t and t."""
     id2label: Mapping[int, str] | None = None
     """Class number -> class name; None without names."""
+    keeps_given_clean = False
+    """Whether the network was trained to see given pixels without noise."""
 
     @classmethod
     def load_config(cls, *args, **kwargs):
@@ -92,6 +96,8 @@ class Denoising:
         callback: Callable | None,
         guidance_interval: Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
     ) -> ImagePipelineOutput | tuple:
         """The call of a pipeline, with arguments as in `DDPMPipeline`; `asked` as in `ask`."""
         # 1. Check the arguments and turn words into what the network is told
@@ -105,12 +111,16 @@ class Denoising:
         scheduler = without_learned_variance(self.scheduler)
         total = scheduler.config.num_train_timesteps
         scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
+        if image is not None and skip_steps is not None:
+            raise ValueError(f"`skip_steps` must be left out with `image`, got {skip_steps}.")
         skipped = self._skip(skip_steps, scheduler, latents)
 
         # 3. x_T ~ N(0, I), or the x_t given
         x_t = self._initial_noise(batch_size, generator, latents)
         if skip_steps is None:
             x_t = x_t * scheduler.init_noise_sigma
+        given = self.given(image, mask_image, x_t)
+        x_t = x_t if given is None else given.start(scheduler)
 
         # 4. x_t -> x_{t-1}, without dropout; training mode is restored
         network = self.network
@@ -123,7 +133,7 @@ class Denoising:
                 scale = guidance_scale if guides_at(t, total, guidance_interval) else 1.0
                 return guided(network, x_t, t, told, null, scale, guidance_rescale)
 
-            x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback)
+            x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback, given)
         finally:
             for part, was_training in modes:
                 part.train(was_training)
@@ -141,6 +151,7 @@ class Denoising:
         skipped: int,
         generator: torch.Generator | list[torch.Generator] | None,
         callback: Callable | None,
+        given: Given | None,
     ) -> torch.Tensor:
         """The loop of Algorithm 2, for any sampler, without its first `skipped` steps."""
         step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
@@ -150,7 +161,7 @@ class Denoising:
             if not takes_variance(scheduler):
                 model_output = model_output[:, : x_t.shape[1]]
             step = scheduler.step(model_output, t, x_t, **step_arguments)
-            x_t = step.prev_sample
+            x_t = step.prev_sample if given is None else given.keep(step.prev_sample, scheduler, i + 1)
             if callback is not None:
                 tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}
                 tensors["pred_original_sample"] = step.get("pred_original_sample")
@@ -210,6 +221,27 @@ class Denoising:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skip_steps)
         return skip_steps
+
+    def given(
+        self,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> Given | None:
+        """The pixels that stay as they are; None if all are drawn. Without noise it only checks the pictures.
+
+        Raises:
+            ValueError: the pictures do not suit the model, or the sampler keeps x_t at another scale.
+        """
+        if image is None and mask_image is None:
+            return None
+        if self.scheduler.init_noise_sigma != 1:
+            name = type(self.scheduler).__name__
+            raise ValueError(f"`scheduler` must be one that keeps x_t at unit variance, such as dpm-sde, got {name}.")
+        x_0, hole = given_pixels(image, mask_image, self.image_shape, self.codec)
+        if noise is not None:
+            x_0, hole = x_0.to(noise.device), hole.to(noise.device)
+        return Given(x_0=x_0, hole=hole, noise=noise, clean=self.keeps_given_clean)
 
     def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
         """x_T of shape (B, C, H, W); in float32 even with half-precision weights."""

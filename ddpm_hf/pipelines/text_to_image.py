@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
 from huggingface_hub import snapshot_download
+from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -19,6 +20,7 @@ from ..models.text import CAPTION_LENGTH
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
 from .denoising import Denoising, check_output_type
+from .inpainting import shrunk
 
 if TYPE_CHECKING:
     from .upsampling import UpsamplingPipeline
@@ -210,6 +212,8 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
@@ -221,12 +225,14 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
                 upsampler is not guided, as in GLIDE's published code.
             negative_prompt: a caption to be guided away from, instead of the empty one.
             batch_size: how often to draw a single prompt.
-            guidance_interval, guidance_rescale: as in `DDPMPipeline`, as are all other arguments.
+            image, mask_image: as in `DDPMPipeline`, as are all other arguments; of the size of what the call returns.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
         check_output_type(output_type)
+        given = {"image": image, "mask_image": mask_image} if image is not None or mask_image is not None else {}
+        self.stages[-1].given(**given)
         drawn = self._draw(
             {"prompt": prompt, "negative_prompt": negative_prompt},
             batch_size,
@@ -240,6 +246,7 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             callback_on_step_end,
             guidance_interval,
             guidance_rescale,
+            **shrunk(given, self.image_shape[1:]),
         )
         if self.upsampler is None:
             return drawn
@@ -253,4 +260,6 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             output_type=output_type,
             return_dict=return_dict,
             callback_on_step_end=callback_on_step_end,
+            original_image=image,
+            mask_image=mask_image,
         )

@@ -110,6 +110,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
         batch_size: int = 1,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
+        original_image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Enlarge pictures.
@@ -118,6 +120,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
             prompt: the caption, or one per image; may be left out only if `guidance_scale` is 0.
             image: the small picture, or one per image: of PIL, or tensors (C, H, W) in [-1, 1].
             guidance_scale: as in `TextToImagePipeline`; it hides the caption only, never the picture.
+            original_image, mask_image: of the large size: draw only where the mask is white, and keep `original_image`
+                elsewhere.
             num_inference_steps, negative_prompt, generator, output_type, return_dict, batch_size, latents, skip_steps,
                 callback_on_step_end: as in `TextToImagePipeline`.
 
@@ -135,4 +139,6 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
             latents,
             skip_steps,
             callback_on_step_end,
+            image=original_image,
+            mask_image=mask_image,
         )

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import cycled
-from ..data.transforms import UnreadableImage, native_channels, open_image
+from ..data.transforms import UnreadableImage, content_hash, native_channels, open_image
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
 from ..pipelines.guidance import check_guidance
+from ..pipelines.inpainting import shrunk
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
 from .pictures import image_grid
@@ -38,6 +40,7 @@ class Drawing:
         asked: what the network is told, as arguments of the pipeline call: name -> words to cycle through.
         guidance_scale: of the pipeline call.
         finer_guidance: `guidance_interval` and `guidance_rescale` of the pipeline call, where they are given.
+        given: `image` and `mask_image` of the pipeline call, if only a part is drawn.
         calls: network calls per image.
 
     Raises:
@@ -51,6 +54,7 @@ class Drawing:
     asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     guidance_scale: float = 1.0
     finer_guidance: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def __post_init__(self):
         check_guidance(self.guidance_scale, **self.finer_guidance)
@@ -96,6 +100,7 @@ class Drawing:
             **self.guidance,
             **{condition.name: None for condition in pipeline.conditions},
             **self.asked,
+            **{name: content_hash(np.array(picture)) for name, picture in self.given.items()},
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
             "weights": weights_fingerprint(pipeline),
             **upsampler_fingerprint(pipeline),
@@ -125,6 +130,7 @@ class Drawing:
                 **self.guidance,
                 callback_on_step_end=show,
                 num_inference_steps=self.steps,
+                **self.given,
             )
             for indices, images in batches:
                 folder.write(indices, images)
@@ -142,8 +148,9 @@ class Drawing:
             The strip in the folder's overview; beside it is an animation, a .webp of the same name.
         """
         shown = range(min(_CHAIN_IMAGES, folder.num_images))
+        base = self.pipeline.alone()
         frames, _ = denoising_chain(
-            self.pipeline.alone(),
+            base,
             shown,
             self.seed,
             self.steps,
@@ -151,6 +158,7 @@ class Drawing:
             self.words(shown),
             predicted=predicted,
             **self.guidance,
+            **shrunk(self.given, base.image_shape[1:]),
         )
         strip = folder.path / OVERVIEW / f"{name}.png"
         save_chain(frames, strip, strip.with_suffix(".webp"))
@@ -177,12 +185,17 @@ class Drawing:
         image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)
 
 
-def read_image(file: str | Path, codec: PixelCodec, channels: int) -> torch.Tensor:
-    """x_0 of an image file; ValueError if it cannot be read or has another number of channels."""
+def read_picture(file: str | Path) -> Image.Image:
+    """An image file; ValueError if it cannot be read."""
     try:
-        image = open_image(Path(file).read_bytes())
+        return open_image(Path(file).read_bytes())
     except (UnreadableImage, OSError) as problem:
         raise ValueError(f"cannot read {file}: {problem}") from None
+
+
+def read_image(file: str | Path, codec: PixelCodec, channels: int) -> torch.Tensor:
+    """x_0 of an image file; ValueError if it cannot be read or has another number of channels."""
+    image = read_picture(file)
     found = native_channels(image)
     if found != channels:
         raise ValueError(f"{file} must have the model's {channels} channels, got {found}")

@@ -214,6 +214,24 @@ def test_interpolation_has_the_images_at_its_sides(sample, model, tmp_path, caps
     assert "already has interpolation.png" in capsys.readouterr().err
 
 
+def test_only_the_white_part_of_a_mask_is_drawn(sample, model, tmp_path, capsys):
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[2:6, 2:6] = 255
+    for name, array in (("photo", pixels), ("mask", mask), ("other", 255 - mask)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    flags = (model, "--num_images", 3, "--num_inference_steps", 4, "--output_dir", tmp_path / "out")
+    given = ("--image", tmp_path / "photo.png", "--mask")
+    sample(*flags, *given, tmp_path / "mask.png")
+    images = images_in(tmp_path / "out")
+    np.testing.assert_array_equal(images[:, mask == 0], np.broadcast_to(pixels[mask == 0], (3, 48, 3)))
+    assert (np.abs(images[:, None] - images[None]).max((2, 3, 4)) > 10).sum() == 6, "each has a middle of its own"
+    for others, words in (((*given, tmp_path / "other.png"), "mask_image was "), ((), "image was ")):
+        with pytest.raises(SystemExit):
+            sample(*flags, *others)
+        assert words in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def text_model(tiny_text_pipeline, tmp_path_factory):
     """A folder with a pipeline that is told captions, 8x8 RGB."""
@@ -349,6 +367,10 @@ def written_in(places: dict[str, Path]) -> dict[Path, int]:
         (["--output_dir", "MODEL"], ["must be new, empty or a folder of sample.py", "model_index.json"]),
         (["--output_dir", "DONE"], ["seed was 5, is 0", "class_labels was [1], is [0, 1, 2]"]),
         (["--output_dir", "DONE", "--class_labels", "1", "--seed", "5", "--num_images", "1"], ["num_images was 2"]),
+        (["--image", "FITS"], ["--image and --mask_image must be given together"]),
+        (["--image", "FITS", "--mask", "SMALL"], ["--mask_image must be", "8x8", "got 4x4"]),
+        (["--image", "TEXT", "--mask", "FITS"], ["cannot read", "text.png: not an image"]),
+        (["--image", "FITS", "--mask", "FITS", "--scheduler", "euler"], ["--scheduler must be one that keeps"]),
         (["--interpolation_depths", "5"], ["--interpolation_depths needs --interpolate"]),
         (["--interpolate", "SMALL"], ["must be two image files, got 1"]),
         (["--interpolate", "SMALL", "SMALL", "--num_images", "3", "--progressive"], ["--num_images, --progressive"]),

@@ -1,0 +1,85 @@
+"""Inpainting: drawing what is missing around pixels that are given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from PIL import Image
+
+from ..codecs.pixels import PixelCodec
+from ..data.transforms import RESAMPLING, to_channels
+
+
+@dataclass(frozen=True)
+class Given:
+    """Pixels that stay as they are while the others are drawn.
+
+    Attributes:
+        x_0: of the picture, (1, C, H, W).
+        hole: what is drawn, bool (1, 1, H, W).
+        noise: eps of the pictures, (B, C, H, W). All pixels of x_T have it, and at every later step the given ones
+            are put back with as much of it as the others still have, so that any model can be told them
+            (Lugmayr et al. 2022, arXiv 2201.09865, Eq. 8a, without going back and forth).
+        clean: put them back without noise, which a model trained for inpainting expects, as stock
+            `IFInpaintingPipeline` does.
+    """
+
+    x_0: torch.Tensor
+    hole: torch.Tensor
+    noise: torch.Tensor
+    clean: bool
+
+    def start(self, scheduler: SchedulerMixin) -> torch.Tensor:
+        """x_t at the first timestep."""
+        return self.keep(self._noisy(scheduler, 0), scheduler, 0)
+
+    def keep(self, x_t: torch.Tensor, scheduler: SchedulerMixin, calls: int) -> torch.Tensor:
+        """x_t with the given pixels as they are after so many network calls; at the end exactly the picture's."""
+        clean = self.clean or calls == len(scheduler.timesteps)
+        return torch.where(self.hole, x_t, self.x_0 if clean else self._noisy(scheduler, calls))
+
+    def _noisy(self, scheduler: SchedulerMixin, calls: int) -> torch.Tensor:
+        t = scheduler.timesteps[calls].expand(len(self.noise))
+        return scheduler.add_noise(self.x_0.expand_as(self.noise), self.noise, t)
+
+
+def given_pixels(
+    image: Image.Image, mask_image: Image.Image, shape: tuple[int, int, int], codec: PixelCodec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Given.x_0` and `Given.hole`.
+
+    Args:
+        image: in any mode; converted to the model's channels.
+        mask_image: white (at least 128 of 255) where to draw.
+        shape: (channels, height, width) of the model's pictures.
+
+    Raises:
+        ValueError: one of them has another size, or the mask has no white pixel.
+    """
+    channels, height, width = shape
+    for name, picture in (("image", image), ("mask_image", mask_image)):
+        if picture is None or picture.size != (width, height):
+            got = "none" if picture is None else f"{picture.width}x{picture.height}"
+            raise ValueError(f"`{name}` must be a picture of the model's {width}x{height} pixels, got {got}.")
+    hole = _pixels(mask_image, 1) >= 128
+    if not hole.any():
+        raise ValueError("`mask_image` must be white where to draw, got one without white pixels.")
+    return codec.encode({"images": _pixels(image, channels)}), hole
+
+
+def shrunk(given: Mapping[str, Image.Image], size: tuple[int, int]) -> dict[str, Image.Image]:
+    """`image` and `mask_image` at the (height, width) of a base; its hole covers all that is then drawn larger."""
+    to = size[::-1]
+    small = {name: picture.resize(to, RESAMPLING) for name, picture in given.items() if name == "image"}
+    if "mask_image" in given:
+        hole = to_channels(given["mask_image"], 1).point(lambda level: 255 * (level >= 128))
+        small["mask_image"] = hole.resize(to, Image.Resampling.BOX).point(lambda level: 255 * (level > 0))
+    return small
+
+
+def _pixels(image: Image.Image, channels: int) -> torch.Tensor:
+    """uint8 (1, C, H, W)."""
+    pixels = np.array(to_channels(image, channels)).reshape(image.height, image.width, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
