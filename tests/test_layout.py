@@ -9,9 +9,9 @@ import diffusers.pipelines
 
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
 
-GROUND = {"portable", "seeds", "files", "flags", "progress"}
+GROUND = {"portable", "seeds", "files", "flags", "progress", "cores"}
 BELOW_PIPELINES = {"data", "diffusion", "codecs", "conditions", "models"}
-BELOW_JUDGEMENT = BELOW_PIPELINES | {"pipelines", "sampling"}
+BELOW_JUDGEMENT = BELOW_PIPELINES | {"pipelines", "sampling", "statistics"}
 # Room -> rooms of ours that it may import beside the ground, which imports none.
 ALLOWED = {
     "data": set(),
@@ -19,6 +19,7 @@ ALLOWED = {
     "codecs": {"diffusion"},  # the decoder of the bound belongs to both
     "conditions": set(),
     "models": set(),
+    "statistics": set(),
     "pipelines": BELOW_PIPELINES,
     "sampling": BELOW_PIPELINES | {"pipelines"},
     "judges": BELOW_JUDGEMENT,

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
+from ..cores import use_cores
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.request import ImageArguments, MeasureArguments, Request, SampleArguments
 from ..hub.folder import INDEX_FILE, ModelFolder
 from ..systems.config import MachineArguments
-from ..training.device import use_cores
 from .parser import OneLineParser, one_line_errors
 
 

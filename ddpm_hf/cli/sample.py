@@ -11,6 +11,7 @@ from accelerate.state import PartialState
 from accelerate.utils import parse_flag_from_env
 from PIL import Image
 
+from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.guidance import GuidanceArguments
@@ -20,7 +21,6 @@ from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ..systems.config import MachineArguments
-from ..training.device import describe_processes, use_cores
 from ..training.interruption import Interruption, exit_status
 from .parser import OneLineParser, one_line_errors
 

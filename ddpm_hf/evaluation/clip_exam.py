@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..judges.intervals import median_interval, wilson_interval
 from ..pipelines.fingerprint import weights_fingerprint
+from ..statistics.caption_ranks import caption_scores
+from ..statistics.intervals import median_interval, wilson_interval
 from .extraction import features_of_images, features_of_samples, on_all_processes
 from .features import Extractor, first_line, to_rgb
 from .image_sets import ImageSet
 from .quality import between, interval
 from .samples import Samples, captions_in
 
-# Cosines that differ by less are equal, because features are float32.
-_RESOLUTION = 1e-6
 _AT_ONCE = 256
 
 
@@ -178,35 +177,3 @@ class Clip:
     def count_cut(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than are read."""
         return sum(len(ids) > self._length for ids in self._tokenizer(list(captions), verbose=False).input_ids)
-
-
-def caption_scores(pictures: np.ndarray, captions: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
-    """How near pictures are to their own captions, and whether others are nearer.
-
-    Args:
-        pictures: features (n, D).
-        captions: features (N, D), a row for each distinct caption.
-        own: which is whose, int (n,).
-
-    Returns:
-        For each picture, float64 (n,): "score", 100 max(cos, 0); "chance", its mean over all captions; "rank" of the
-        own caption, from 1, of equally near captions the middle one; "first", 1 if none is nearer, which equally near
-        captions share.
-    """
-    found = {name: [] for name in ("score", "chance", "rank", "first")}
-    captions = _unit(captions)
-    for start in range(0, len(pictures), _AT_ONCE):
-        cosine = _unit(pictures[start : start + _AT_ONCE]) @ captions.T
-        mine = np.take_along_axis(cosine, own[start : start + _AT_ONCE, None], axis=1)
-        above, equal = (cosine > mine + _RESOLUTION).sum(1), (np.abs(cosine - mine) <= _RESOLUTION).sum(1)
-        scores = 100 * cosine.clip(min=0)
-        found["score"].append(100 * mine[:, 0].clip(min=0))
-        found["chance"].append(scores.mean(1))
-        found["rank"].append(above + (equal + 1) / 2)
-        found["first"].append((above == 0) / equal)
-    return {name: np.concatenate(values) for name, values in found.items()}
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, dtype=np.float64)
-    return features / np.linalg.norm(features, axis=1, keepdims=True)

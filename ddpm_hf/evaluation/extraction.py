@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 
 from ..files import replacing
 from ..progress import progress_bar
+from ..statistics.distances import GaussianStatistics
 from .features import Extractor
 from .image_sets import ImageSet
-from .metrics import GaussianStatistics
 
 
 def on_all_processes(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

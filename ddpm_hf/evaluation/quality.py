@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .extraction import on_all_processes, shared_statistics
-from .features import Extractor, load_extractor
-from .metrics import (
+from ..statistics.distances import (
     GaussianStatistics,
     class_score,
     frechet_distance,
@@ -16,6 +14,8 @@ from .metrics import (
     manifold_scores,
     resampled_error,
 )
+from .extraction import on_all_processes, shared_statistics
+from .features import Extractor, load_extractor
 
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
 HIGHER_IS_BETTER = frozenset(

@@ -25,8 +25,8 @@ from ..data.captioned_digits import (
 )
 from ..data.transforms import RESAMPLING
 from ..seeds import generator_for
+from ..statistics.intervals import wilson_interval
 from .digits_classifier import DigitsClassifier, cached_classifier, train_classifier
-from .intervals import wilson_interval
 
 _AT_ONCE = 256
 # The longer side of a digit of each size, and the side of the window that the classifier sees, as shares of a picture.

@@ -5,9 +5,9 @@ import signal
 import time
 from types import FrameType
 
+from ..cores import LAUNCHER_MARK
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# `accelerate launch` sets this for the processes it starts. If it dies, nothing else stops them.
-LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
 TIME_UP = 1
 
 
@@ -35,6 +35,7 @@ class Interruption:
 
     def __init__(self, max_seconds: float | None):
         self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        # If the launcher dies, nothing else stops its processes.
         self.parent = os.getppid() if LAUNCHER_MARK in os.environ else None
         self.signal = 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 
+from ..cores import describe_processes
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.checks import parse_duration
@@ -14,7 +15,7 @@ from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
 from ..systems.plan import Plan, make_plan, stages_of
 from ..systems.system import Stage
-from .device import describe_processes, has_fused_optimizer, make_accelerator
+from .device import has_fused_optimizer, make_accelerator
 from .doctor import examine, merged
 from .loop import Trainer
 from .output import OutputFolder

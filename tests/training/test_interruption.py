@@ -12,10 +12,10 @@ import torch
 from test_loop import assert_equal_weights
 from torch.nn.parallel import DistributedDataParallel
 
+from ddpm_hf.cores import available_cores
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.training import optimizer
 from ddpm_hf.training.checkpoint import list_checkpoints
-from ddpm_hf.training.device import available_cores
 from ddpm_hf.training.interruption import TIME_UP, Interruption, Stopped, describe_reason, exit_status
 from ddpm_hf.training.output import OutputFolder
 

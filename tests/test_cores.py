@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from ddpm_hf.training import device
-from ddpm_hf.training.device import available_cores, describe_processes, idle_cpus, use_cores
+from ddpm_hf import cores
+from ddpm_hf.cores import available_cores, describe_processes, idle_cpus, use_cores
 
 CPU = torch.device("cpu")
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}  # as accelerate launch marks its processes
@@ -41,8 +41,8 @@ def threads_of(monkeypatch):
             launchers.append(subprocess.Popen(command, env=launcher, **pipes))
             launchers[-1].stdout.readline()  # from now on its command line can be read
             monkeypatch.setattr(os, "getppid", lambda: launchers[-1].pid)
-        monkeypatch.setattr(device, "available_cores", lambda: 8)
-        monkeypatch.setattr(device, "idle_cpus", lambda: idle)
+        monkeypatch.setattr(cores, "available_cores", lambda: 8)
+        monkeypatch.setattr(cores, "idle_cpus", lambda: idle)
         torch.set_num_threads(1)  # what PyTorch makes of OMP_NUM_THREADS=1 when it starts
         use_cores(CPU, wanted)
         return torch.get_num_threads()
@@ -91,13 +91,13 @@ def test_what_the_user_chose_is_respected(threads_of):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds a process to CPUs")
 def test_affinity_and_quota_leave_fewer_cores_than_the_machine_has(monkeypatch, tmp_path):
     allowed, quota = os.sched_getaffinity(0), tmp_path / "cpu.max"
-    monkeypatch.setattr(device, "_CPU_QUOTA", quota)
+    monkeypatch.setattr(cores, "_CPU_QUOTA", quota)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     assert available_cores() == 8
-    for text, cores in (("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1)):
+    for text, count in (("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1)):
         quota.write_text(f"{text}\n")
-        assert available_cores() == cores
+        assert available_cores() == count
     monkeypatch.undo()
     try:
         os.sched_setaffinity(0, {min(allowed)})
@@ -112,7 +112,7 @@ def test_large_blocks_come_from_memory_that_the_process_keeps(command, tmp_path)
     script = tmp_path / "script.py"
     script.write_text("""
 import ctypes, torch
-from ddpm_hf.training.device import use_cores
+from ddpm_hf.cores import use_cores
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks from_kernel e f g h i".split()]

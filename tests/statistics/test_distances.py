@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from ddpm_hf.evaluation.metrics import (
+from ddpm_hf.statistics.distances import (
     GaussianStatistics,
     class_score,
     frechet_distance,
