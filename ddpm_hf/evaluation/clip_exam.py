@@ -153,9 +153,10 @@ class Clip:
             return model.visual_projection(model.vision_model(**seen).pooler_output)
 
         place = Path(name).resolve().name if Path(name).is_dir() else name
+        sizes = dict(processor.size) | dict(processor.crop_size or {})
         self.extractor = Extractor(
             name=f"clip:{place}@{weights_fingerprint(model)[:8]}",
-            preprocessing=f"CLIP's: {processor.size} {processor.crop_size}",
+            preprocessing="the CLIP's: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in sizes.items()),
             dimension=model.config.projection_dim,
             network=look,
             device=self._device,

@@ -51,7 +51,8 @@ def captioned_grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
 
     Args:
         images: uint8, (N, H, W, C). Small ones are enlarged by an integer factor.
-        captions: one per image. Of long ones the first lines are shown.
+        captions: one per image. Of long ones the first lines are shown. What DejaVu Sans has no letters for, such as
+            Chinese, Japanese, Hindi and emoji, shows as boxes.
     """
     _, height, width, _ = images.shape
     factor = max(1, math.ceil(_SHORTEST_CAPTIONED_CELL / min(height, width)))

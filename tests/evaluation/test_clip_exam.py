@@ -72,6 +72,7 @@ def test_evaluate_measures_samples_and_real_pictures_alike(text_run, clip, tmp_p
         assert (entry["n"], entry["ceiling_n"], entry["captions"]) == (count, 100, len(distinct))
         assert entry["interval_low"] <= entry["value"] <= entry["interval_high"]
         assert entry["extractor"].startswith(f"clip:{clip.name}@") and entry["steps"] == 2
+        assert entry["preprocessing"] == "the CLIP's: shortest edge 16, height 16, width 16"
         assert entry["dataset"] == "captioned digits" and "captions_cut" not in entry
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["metric", "value", "ceiling", "chance", "n", "sampler", "data"]
