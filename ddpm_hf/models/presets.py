@@ -169,7 +169,7 @@ PRESETS: dict[str, Preset] = {
         training={**_SMALL_TRAINING, "max_train_steps": 50_000},
     ),
     "glide-digits": Preset(
-        description="captioned digits, 16x16, 1.6 M parameters, minutes on two CPU cores",
+        description="captioned digits, 16x16, 1.7 M parameters, minutes on two CPU cores",
         system="glide",
         model={
             "resolution": 16,
