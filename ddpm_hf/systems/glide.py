@@ -6,18 +6,18 @@ time embedding, where the paper takes the state of the last token.
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import T5EncoderModel
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.prompt import Prompt
 from ..data.examples import TrainingImages
 from ..diffusion.process import LEARNED_VARIANCES
-from ..models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
+from ..models.text import CAPTION_LENGTH, fingerprint, small_text_encoder, train_tokenizer
 from ..models.text_unet import new_text_unet
 from ..pipelines.text_to_image import TextDenoiser, TextToImagePipeline
 from ..seeds import derive_seed
 from .config import Config
-from .ddpm import build_loss, build_scheduler
+from .ddpm import build_loss, build_scheduler, check_size
 from .resolve import ARCHITECTURE_FLAGS, check_start, resolve
 from .system import Stage, System
 
@@ -32,8 +32,9 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
             unet = UNet2DConditionModel.from_config({**unet.config, "dropout": config.model.dropout})
             unet.load_state_dict(start.unet.state_dict())
     else:
-        tokenizer, text_encoder = _text_encoder(config, images)
-        unet = _unet(config, images.shape, text_encoder.config.hidden_size)
+        tokenizer = train_tokenizer(images.captions())
+        check_size(lambda: _networks(config, images.shape, len(tokenizer)))
+        text_encoder, unet = _networks(config, images.shape, len(tokenizer))
     network = TextDenoiser(unet, text_encoder, config.process.variance_type in LEARNED_VARIANCES)
     prompt = Prompt(
         tokenizer=tokenizer,
@@ -51,29 +52,27 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
             tokenizer, network.text_encoder, network.unet, scheduler, None, None, None
         ),
         rates={"text_encoder": config.model.text_rate},
+        facts={"text_encoder": f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"},
     )
 
 
-def _text_encoder(config: Config, images: TrainingImages) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    tokenizer = train_tokenizer(images.captions())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))
-        return tokenizer, small_text_encoder(len(tokenizer), config.model.text_width, config.model.text_layers)
-
-
-def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> torch.nn.Module:
+def _networks(config: Config, shape: tuple[int, int, int], tokens: int) -> tuple[T5EncoderModel, UNet2DConditionModel]:
+    """Text encoder and U-Net with random weights, each a function of the seed."""
     channels, height, width = shape
     if height != width:
         raise ValueError(f"--resolution must be square for --system glide, got {height}x{width}")
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))
+        text_encoder = small_text_encoder(tokens, config.model.text_width, config.model.text_layers)
         torch.manual_seed(derive_seed(config.optimization.seed, "initial weights"))
-        return new_text_unet(
+        unet = new_text_unet(
             resolution=height,
             channels=channels,
             dropout=config.model.dropout,
-            text_width=text_width,
+            text_width=config.model.text_width,
             **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
         )
+    return text_encoder, unet
 
 
 STAGES = (Stage(resolve=resolve, build=build),)
