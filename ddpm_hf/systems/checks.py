@@ -51,6 +51,11 @@ def check(flags: dict[str, Any]) -> None:
         for name in names:
             if flags[name] and flags["system"] != system:
                 raise ValueError(f"--{name} is for --system {system}, got --system {flags['system']}; leave it out")
+    if flags["system"] == "glide" and flags["condition_dropout"] == 0:
+        raise ValueError(
+            "--condition_dropout must be above 0 for --system glide, got 0: pipelines guide by the empty caption, and "
+            "nothing would train it"
+        )
     if (flags["text_width"] or 0) % 32:
         raise ValueError(f"--text_width must be a multiple of 32, got {flags['text_width']}")
     if flags["max_train_time"] is not None:

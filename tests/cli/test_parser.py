@@ -39,6 +39,7 @@ def one_line_of(capsys, *arguments: str) -> str:
         (["--system", "glide", "--class_conditional"], ["--class_conditional", "--system ddpm"]),
         (["--system", "glide", "--compile"], ["--compile", "--system ddpm"]),
         (["--system", "glide", "--text_width", "100"], ["--text_width", "100", "multiple of 32"]),
+        (["--system", "glide", "--condition_dropout", "0"], ["--condition_dropout", "above 0", "--system glide"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
         (["--learning_rate", "fast"], ["--learning_rate", "fast"]),
         (["--max_train_steps", "0"], ["--max_train_steps", "0", "at least 1"]),
