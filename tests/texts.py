@@ -1,4 +1,4 @@
-"""Text-to-image models for tests: a tiny run on captioned digits, and one that gives real pictures."""
+"""Text-to-image models for tests: a tiny run on captioned digits, encoders, and one that gives real pictures."""
 
 from argparse import Namespace
 from dataclasses import asdict
@@ -8,6 +8,18 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from running import TINY, forget_accelerator
+from tokenizers import pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.data.captioned_digits import captions, plans
@@ -30,6 +42,31 @@ def begin_text_run(folder: Path, *flags: str) -> tuple[Plan, OutputFolder]:
     output = OutputFolder(folder)
     output.open(plan.config, asdict(plan.facts), overwrite=False)
     return plan, output
+
+
+def write_encoder(folder: Path, kind: str, seed: int = 0, positions: int = 77) -> str:
+    """A folder with a text encoder of this kind and its tokenizer, both as the Hub has them, tiny and random."""
+    torch.manual_seed(seed)
+    layer = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "bert":
+        words = "[PAD] [UNK] [CLS] [SEP] [MASK] a red apple ##s ein grune ##r kase".split()
+        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+        encoder = BertModel(BertConfig(vocab_size=len(words), hidden_size=48, **layer))
+    elif kind == "clip":
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        ends = {"bos_token_id": len(names) - 2, "eos_token_id": len(names) - 1, "pad_token_id": len(names) - 1}
+        tokenizer = CLIPTokenizer(vocab={name: number for number, name in enumerate(names)}, merges=[])
+        sizes = {"vocab_size": len(names), "hidden_size": 40, "max_position_embeddings": positions}
+        encoder = CLIPTextModel(CLIPTextConfig(**sizes, **layer, **ends))
+    else:
+        pieces = ["<pad>", "</s>", "<unk>", "▁a", "▁red", "▁apple", "▁ein", "▁", "e", "r"]
+        tokenizer = T5Tokenizer(vocab=[(piece, -float(k)) for k, piece in enumerate(pieces)], extra_ids=0)
+        sizes = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_heads": 2, "num_layers": 1}
+        encoder = T5EncoderModel(T5Config(vocab_size=16, **sizes))
+    for part in (tokenizer, encoder):
+        part.save_pretrained(folder)
+    return str(folder)
 
 
 class Copyist(TextToImagePipeline):

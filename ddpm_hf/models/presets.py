@@ -53,7 +53,12 @@ _TRAINING = {
 }
 
 # Captions are hidden as often as in GLIDE (Nichol et al. 2021, arXiv 2112.10741, §4), and guided as in its figures.
-_TEXT_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 3.0, "text_rate": 0.1}
+_TEXT_TRAINING = {
+    "condition_dropout": 0.2,
+    "preview_guidance_scale": 3.0,
+    "text_encoder": "train",
+    "text_rate": 0.1,
+}
 
 _PAPER_MODEL = {"channels": 3, "base_channels": 128, "attention_resolutions": (16,), "blocks_per_level": 2}
 

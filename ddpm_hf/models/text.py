@@ -1,4 +1,4 @@
-"""Small text encoders and their tokenizers, learned from the captions of a run."""
+"""Text encoders and their tokenizers: small ones learned from the captions of a run, and those of transformers."""
 
 import hashlib
 import json
@@ -8,10 +8,20 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 # The tokens of a caption in stock diffusers' IFPipeline, padding included.
 CAPTION_LENGTH = 77
@@ -111,3 +121,39 @@ def small_text_encoder(tokens: int, width: int, layers: int) -> T5EncoderModel:
     with torch.no_grad():
         nearness[_BEFORE, 0] = nearness[_AFTER, 1] = 4.0  # e^4 = 55: most of a short caption's attention
     return encoder
+
+
+def load_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
+    """A tokenizer and an encoder in float32, frozen. Never runs code from the repository.
+
+    Args:
+        name: a folder or a repository on the Hub.
+
+    Raises:
+        ValueError: it is none, or none of text, or it lacks weights or a tokenizer that pads.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        loader = CLIPTextModel if config.model_type == "clip" else AutoModelForTextEncoding
+        options = {} if loader is CLIPTextModel else {"trust_remote_code": False}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a pooler, which checkpoints may lack and nothing uses
+            encoder, found = loader.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as problem:
+        raise _no_encoder(name, str(problem).strip().partition("\n")[0]) from None
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise _no_encoder(name, f"{len(missing)} weights are missing, such as {missing[0]}")
+    if not tokenizer.is_fast or tokenizer.pad_token is None:
+        raise _no_encoder(name, "its tokenizer must be a fast one with a token for padding")
+    if 2 * len(tokenizer) < encoder.config.vocab_size:  # transformers makes an empty one where there are no files
+        raise _no_encoder(name, f"its tokenizer has {len(tokenizer)} of {encoder.config.vocab_size} tokens")
+    return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def _no_encoder(name: str, reason: str) -> ValueError:
+    return ValueError(
+        "`text_encoder` must be train, or a folder or Hub name from which transformers loads an encoder of text, such "
+        f"as T5, CLIP or BERT, and its tokenizer, got {name}: {reason}"
+    )

@@ -86,7 +86,11 @@ class ModelArguments:
     condition_dropout: float | None = flag(
         help="Fraction of images trained without their class or caption; 0, for classes only, rules out guidance."
     )
-    text_width: int | None = flag(help="Channels of the text encoder, a multiple of 32.")
+    text_encoder: str | None = flag(
+        help="train: a small one, learned with the U-Net. A folder or Hub name: an encoder of transformers, such as "
+        "T5, CLIP or BERT, kept as it is. frozen: that of --init_from, kept as it is. By default train."
+    )
+    text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     gradient_checkpointing: bool = flag(
