@@ -103,16 +103,19 @@ def tiny_text_pipeline():
     import torch
 
     from ddpm_hf import LinearDDPMScheduler
-    from ddpm_hf.models.text import small_text_encoder, train_tokenizer
+    from ddpm_hf.models.text import load_text_encoder, small_text_encoder, train_tokenizer
     from ddpm_hf.models.text_unet import new_text_unet
     from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 
     def make(
-        captions=("a red apple", "ein grüner Käse", "красное яблоко", "🍎 りんご"), **process
+        captions=("a red apple", "ein grüner Käse", "красное яблоко", "🍎 りんご"), encoder=None, **process
     ) -> TextToImagePipeline:
         torch.manual_seed(0)
         tokenizer = train_tokenizer(captions)
-        encoder = small_text_encoder(len(tokenizer), 64, 1)
+        if encoder is None:
+            encoder = small_text_encoder(len(tokenizer), 64, 1)
+        else:  # a folder
+            tokenizer, encoder = load_text_encoder(encoder)
         unet = new_text_unet(
             resolution=8,
             channels=3,
@@ -121,7 +124,7 @@ def tiny_text_pipeline():
             attention_resolutions=(4,),
             blocks_per_level=1,
             dropout=0.1,
-            text_width=64,
+            text_width=encoder.config.hidden_size,
         )
         torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
         scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})

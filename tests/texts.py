@@ -1,4 +1,4 @@
-"""Text-to-image models for tests: a tiny run on captioned digits, and one that gives real pictures."""
+"""Text-to-image models for tests: a tiny run on captioned digits, encoders, and one that gives real pictures."""
 
 from argparse import Namespace
 from dataclasses import asdict
@@ -10,7 +10,20 @@ import yaml
 from accelerate import Accelerator
 from running import TINY, forget_accelerator
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.data.captioned_digits import captions, plans
@@ -55,6 +68,31 @@ def save_clip(folder: Path) -> Path:
 def settings_of(folder: Path) -> dict:
     """Of the run that left this folder."""
     return yaml.safe_load((folder / "training_config.yaml").read_text())
+
+
+def write_encoder(folder: Path, kind: str, seed: int = 0, positions: int = 77) -> str:
+    """A folder with a text encoder of this kind and its tokenizer, both as the Hub has them, tiny and random."""
+    torch.manual_seed(seed)
+    layer = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "bert":
+        words = "[PAD] [UNK] [CLS] [SEP] [MASK] a red apple ##s ein grune ##r kase".split()
+        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+        encoder = BertModel(BertConfig(vocab_size=len(words), hidden_size=48, **layer))
+    elif kind == "clip":
+        letters = sorted(ByteLevel.alphabet())
+        names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        ends = {"bos_token_id": len(names) - 2, "eos_token_id": len(names) - 1, "pad_token_id": len(names) - 1}
+        tokenizer = CLIPTokenizer(vocab={name: number for number, name in enumerate(names)}, merges=[])
+        sizes = {"vocab_size": len(names), "hidden_size": 40, "max_position_embeddings": positions}
+        encoder = CLIPTextModel(CLIPTextConfig(**sizes, **layer, **ends))
+    else:
+        pieces = ["<pad>", "</s>", "<unk>", "▁a", "▁red", "▁apple", "▁ein", "▁", "e", "r"]
+        tokenizer = T5Tokenizer(vocab=[(piece, -float(k)) for k, piece in enumerate(pieces)], extra_ids=0)
+        sizes = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_heads": 2, "num_layers": 1}
+        encoder = T5EncoderModel(T5Config(vocab_size=16, **sizes))
+    for part in (tokenizer, encoder):
+        part.save_pretrained(folder)
+    return str(folder)
 
 
 class Copyist(TextToImagePipeline):

@@ -15,7 +15,7 @@ def cycled(words: Sequence[Any], indices: Iterable[int]) -> list[Any]:
 
 
 class Condition:
-    """Something that the network is told. It has no weights: an encoder that is learned is a part of the network.
+    """Something that the network is told. Nothing in it is trained: a learned encoder is a part of the network.
 
     Attributes:
         name: the argument of the pipeline call that asks for it.
@@ -62,6 +62,13 @@ class Condition:
     def cut(self, words: Iterable[Any]) -> list[Any]:
         """Those of the words that are told only in part."""
         return []
+
+    def describe(self) -> str:
+        """What a plan says of it; by default nothing."""
+        return ""
+
+    def prepare(self, device: torch.device) -> None:
+        """Compute what training needs and what takes long, on this device."""
 
     def of_data(self, data: Any) -> "Condition":
         """This condition as the rows of a data set tell it, which may number its classes otherwise."""

@@ -1,13 +1,22 @@
-"""Captions, as tokens of fixed length."""
+"""Captions, as tokens of fixed length, or as what a frozen text encoder says of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .condition import Condition, Told
+from .states import KeptStates
+
+# Of the states of captions on disk, bytes. Those of a million captions take 59 GB with MiniLM's width of 384.
+KEPT_AT_MOST = 20e9
+
+
+def as_told(caption: str) -> str:
+    """A caption as stock diffusers' IFPipeline tells it."""
+    return caption.lower().strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,7 @@ class Prompt(Condition):
             if not isinstance(word, str):
                 raise ValueError(f"`prompt` must be {self.choices()}, got {word!r}.")
         tokens = self.tokenizer(
-            [word.lower().strip() for word in words],
+            [as_told(word) for word in words],
             padding="max_length",
             max_length=self.length,
             truncation=True,
@@ -64,9 +73,72 @@ class Prompt(Condition):
     def cut(self, words: Iterable[str]) -> list[str]:
         """The captions of more tokens than are told."""
         words = list(dict.fromkeys(words))
-        tokens = self.tokenizer([word.lower().strip() for word in words]).input_ids if words else []
+        tokens = self.tokenizer([as_told(word) for word in words]).input_ids if words else []
         return [word for word, ids in zip(words, tokens, strict=True) if len(ids) > self.length]
 
     def choices(self) -> str:
         """Text."""
         return "a caption, or one per image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenPrompt(Prompt):
+    """A caption, told as the states of a frozen text encoder, `encoder_hidden_states` (B, length, width).
+
+    These are what a pipeline of the same encoder makes of the tokens of `Prompt`, so that the encoder can be left out
+    of the network that is trained.
+
+    Attributes:
+        encoder: of transformers, in evaluation mode.
+        states: of all training captions and of "", if they are known in advance. Those that take no more than
+            `KEPT_AT_MOST` are computed once, by `prepare`, and else in each step, as for streams.
+    """
+
+    encoder: PreTrainedModel
+    states: KeptStates | None
+
+    @property
+    def _are_kept(self) -> bool:
+        return self.states is not None and self.states.size <= KEPT_AT_MOST
+
+    def describe(self) -> str:
+        """The encoder, and where its states come from."""
+        weights = sum(weight.numel() for weight in self.encoder.parameters())
+        source = "computed in each step"
+        if self._are_kept:
+            source = f"kept in {self.states.file.parent}, {self.states.size / 1e9:.3g} GB"
+        elif self.states is not None:
+            source += f", since on disk they would take {self.states.size / 1e9:.3g} GB, above {KEPT_AT_MOST / 1e9:g}"
+        captions = "" if self.states is None else f" of {len(self.states):,} captions"
+        return f"{type(self.encoder).__name__}, frozen, {weights:,} parameters; its states{captions} are {source}"
+
+    def prepare(self, device: torch.device) -> None:
+        """Compute the states that are kept; the encoder is on this device meanwhile, and else with those computed."""
+        if self._are_kept:
+            home = self.encoder.device
+            self.states.fill(lambda words: self._encoded(words, device))
+            self.encoder.to(home)
+
+    def of_rows(self, batch: Mapping[str, Any]) -> Told:
+        """The states of the batch's captions."""
+        return self._told(list(batch["captions"]), batch["images"].device)
+
+    def null(self, told: Told) -> Told:
+        """The states of the empty caption."""
+        like = told["encoder_hidden_states"]
+        return {name: states.expand_as(like) for name, states in self._told([""], like.device).items()}
+
+    def of_words(self, words: Sequence[str], device: torch.device) -> Told:
+        """The states of these captions, computed where the encoder is."""
+        return {"encoder_hidden_states": self._encoded(words, self.encoder.device).to(device)}
+
+    def _told(self, words: Sequence[str], device: torch.device) -> Told:
+        if self._are_kept:
+            states = self.states[[as_told(word) for word in words]].to(device).float()
+        else:
+            states = self._encoded(words, device)
+        return {"encoder_hidden_states": states}
+
+    @torch.no_grad()
+    def _encoded(self, words: Sequence[str], device: torch.device) -> torch.Tensor:
+        return self.encoder.to(device)(**super().of_words(words, device))[0]

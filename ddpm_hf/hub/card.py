@@ -27,7 +27,7 @@ MARKER = "Written by ddpm_hf, which overwrites this file; delete this line to ke
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Settings of no use on other machines.
 _PRIVATE_SETTINGS = frozenset("output_dir cache_dir logging_dir resume_from_checkpoint".split())
-_PATH_SETTINGS = ("dataset_name", "train_data_dir", "init_from", "model_config_name_or_path")
+_PATH_SETTINGS = ("dataset_name", "train_data_dir", "init_from", "model_config_name_or_path", "text_encoder")
 CONFIG_HEADER = "# The settings of the run, for `train.py --config`; of local paths only the last part is kept.\n"
 
 
@@ -144,7 +144,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _what_it_is(model: ModelFolder) -> dict[str, Any]:
-    summary, data = model.summary, None
+    summary, encoder, data = model.summary, model.settings.get("text_encoder"), None
     if "dataset" in summary:
         count = summary.get("training_images")
         data = (f"{count:,} images of " if count else "a stream of ") + f"`{public_name(summary['dataset'])}`"
@@ -152,6 +152,7 @@ def _what_it_is(model: ModelFolder) -> dict[str, Any]:
             data += f", starting from the weights of `{public_name(model.settings['init_from'])}`"
     return {
         "data": data,
+        "encoder": None if encoder in (None, "train") else public_name(encoder),
         "unfinished": summary if summary.get("status") == "running" and "step" in summary else None,
         "training_images": None if model.settings.get("init_from") else summary.get("training_images"),
         "limits": [_left_out(summary["unreadable"])] if summary.get("unreadable") else [],

@@ -55,7 +55,12 @@ _TRAINING = {
 }
 
 # Captions are hidden as often as in GLIDE (Nichol et al. 2021, arXiv 2112.10741, §4), and guided as in its figures.
-_TEXT_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 3.0, "text_rate": 0.1}
+_TEXT_TRAINING = {
+    "condition_dropout": 0.2,
+    "preview_guidance_scale": 3.0,
+    "text_encoder": "train",
+    "text_rate": 0.1,
+}
 
 # The upsampler is not guided, as in GLIDE's published code, and has the linear schedule (arXiv 2112.10741, §4).
 _UPSAMPLER_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 1.0}
@@ -174,7 +179,7 @@ PRESETS: dict[str, Preset] = {
         training={**_SMALL_TRAINING, "max_train_steps": 50_000},
     ),
     "glide-digits": Preset(
-        description="captioned digits, 16x16, 1.6 M parameters, minutes on two CPU cores",
+        description="captioned digits, 16x16, 1.7 M parameters, minutes on two CPU cores",
         system="glide",
         model={
             "resolution": 16,

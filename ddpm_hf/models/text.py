@@ -1,31 +1,49 @@
-"""Small text encoders and their tokenizers, learned from the captions of a run."""
+"""Text encoders and their tokenizers: small ones learned from the captions of a run, and those of transformers."""
 
+import hashlib
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 
 import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import Unigram
 from torch import nn
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 # The tokens of a caption in stock diffusers' IFPipeline, padding included.
 CAPTION_LENGTH = 77
 _SPECIAL = ("<pad>", "</s>", "<unk>")
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_PADDING, _NEVER_SEEN = 0, slice(2, len(_SPECIAL) + len(_BYTES))
 # Where T5 keeps its bias for the token before and the one after, of 32 buckets of offsets.
 _BEFORE, _AFTER = 1, 17
 
 
-def train_tokenizer(captions: Iterable[str], vocabulary: int = 8192) -> T5Tokenizer:
+def train_tokenizer(captions: Iterable[str], vocabulary: int = 8192) -> PreTrainedTokenizerFast:
     """A tokenizer for these captions, lower-cased, that stock pipelines load; always the same for the same captions.
 
     The commonest words are tokens of their own, because a small encoder learns whole words far sooner. Other words are
     spelled with the commonest groups of two to four characters, and with single ones. (The trainers of `tokenizers`
     sum in the order in which their threads end: two processes would not agree, nor a run with its resumption.)
+    Characters that no caption has become bytes of UTF-8, so that all text comes back from its tokens. Nothing trains
+    the bytes before the model is fine-tuned on captions that have them. (`T5Tokenizer` would load without bytes.)
 
     Args:
         captions: in any script. Every character that they hold becomes a token.
-        vocabulary: at most so many tokens, if there are not more characters.
+        vocabulary: at most so many tokens beside bytes and special ones, if there are not more characters.
     """
     # "a seven," has the words "▁a", "▁seven" and ",".
     words = Counter(
@@ -36,17 +54,41 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int = 8192) -> T5Tokeni
     groups = Counter()
     for word in words.keys() - set(common):
         groups.update(word[k : k + n] for n in (2, 3, 4) for k in range(len(word) - n + 1))
-    room = max(0, vocabulary - len(characters) - len(common) - len(_SPECIAL))
+    room = max(0, vocabulary - len(characters) - len(common))
     by_count = sorted(groups, key=lambda group: (-groups[group], group))
     spelling = [*characters, *by_count[:room]]
     # The likeliest reading wins: a word before any spelling, and of spellings the one of fewest pieces.
-    pieces = dict.fromkeys(_SPECIAL, 0.0) | dict.fromkeys(spelling, -50.0)
+    pieces = dict.fromkeys((*_SPECIAL, *_BYTES), 0.0) | dict.fromkeys(spelling, -50.0)
     pieces |= {word: math.log(words[word] / words.total()) for word in common}
-    return T5Tokenizer(vocab=list(pieces.items()), extra_ids=0, model_max_length=CAPTION_LENGTH)
+    return _as_in_t5(Tokenizer(Unigram(list(pieces.items()), unk_id=_SPECIAL.index("<unk>"), byte_fallback=True)))
 
 
 def _with_marks(caption: str) -> str:
     return "".join("▁" + word for word in caption.split())
+
+
+def _as_in_t5(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Words begin with a mark, and a caption ends with a token of its own."""
+    marks = {"replacement": "▁", "prepend_scheme": "always", "split": True}
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(**marks),
+            pre_tokenizers.Split("<", "isolated"),  # or the text "<0x41>" would be a byte
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(**marks)])
+    end = [("</s>", _SPECIAL.index("</s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=end)
+    padding, end, unknown = _SPECIAL
+    names = {"pad_token": padding, "eos_token": end, "unk_token": unknown}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CAPTION_LENGTH, **names)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of all that turns text into tokens."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}  # set by calls
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def small_text_encoder(tokens: int, width: int, layers: int) -> T5EncoderModel:
@@ -55,10 +97,10 @@ def small_text_encoder(tokens: int, width: int, layers: int) -> T5EncoderModel:
     It starts from what a random one takes long to find, since only the denoising loss teaches it: one head looks at
     the word before and one at the word after, so that "red seven" and "red ground" differ from the first step; and
     the padding's embedding is zero, so that its states, most of what the network is told, hold nothing but what they
-    attend to in the caption.
+    attend to in the caption. So is that of bytes, which would be noise: no gradient ever reaches them.
 
     Args:
-        tokens: of the tokenizer, whose first is the padding.
+        tokens: of a tokenizer of `train_tokenizer`.
         width: channels of its states, a multiple of 32, at least 64.
     """
     encoder = T5EncoderModel(
@@ -73,8 +115,45 @@ def small_text_encoder(tokens: int, width: int, layers: int) -> T5EncoderModel:
             dropout_rate=0.0,
         )
     )
-    nn.init.zeros_(encoder.shared.weight[0])
+    nn.init.zeros_(encoder.shared.weight[_PADDING])
+    nn.init.zeros_(encoder.shared.weight[_NEVER_SEEN])
     nearness = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # (offset, head)
     with torch.no_grad():
         nearness[_BEFORE, 0] = nearness[_AFTER, 1] = 4.0  # e^4 = 55: most of a short caption's attention
     return encoder
+
+
+def load_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
+    """A tokenizer and an encoder in float32, frozen. Never runs code from the repository.
+
+    Args:
+        name: a folder or a repository on the Hub.
+
+    Raises:
+        ValueError: it is none, or none of text, or it lacks weights or a tokenizer that pads.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        loader = CLIPTextModel if config.model_type == "clip" else AutoModelForTextEncoding
+        options = {} if loader is CLIPTextModel else {"trust_remote_code": False}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a pooler, which checkpoints may lack and nothing uses
+            encoder, found = loader.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as problem:
+        raise _no_encoder(name, str(problem).strip().partition("\n")[0]) from None
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise _no_encoder(name, f"{len(missing)} weights are missing, such as {missing[0]}")
+    if not tokenizer.is_fast or tokenizer.pad_token is None:
+        raise _no_encoder(name, "its tokenizer must be a fast one with a token for padding")
+    if 2 * len(tokenizer) < encoder.config.vocab_size:  # transformers makes an empty one where there are no files
+        raise _no_encoder(name, f"its tokenizer has {len(tokenizer)} of {encoder.config.vocab_size} tokens")
+    return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def _no_encoder(name: str, reason: str) -> ValueError:
+    return ValueError(
+        "`text_encoder` must be train, or a folder or Hub name from which transformers loads an encoder of text, such "
+        f"as T5, CLIP or BERT, and its tokenizer, got {name}: {reason}"
+    )

@@ -56,7 +56,7 @@ def text_unet_config(
         "encoder_hid_dim_type": "text_proj",
         "cross_attention_dim": max(widths),
         "addition_embed_type": "text",
-        "addition_embed_type_num_heads": math.gcd(4 * base_channels // 32, text_width // 32) or 1,
+        "addition_embed_type_num_heads": math.gcd(4 * base_channels // 32, text_width // 32, text_width),
         "attention_head_dim": math.gcd(32, *widths),
         "norm_num_groups": math.gcd(32, *widths),
         "resnet_time_scale_shift": "scale_shift",

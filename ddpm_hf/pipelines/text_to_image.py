@@ -43,18 +43,18 @@ class TextDenoiser(Denoiser):
 
     Args:
         unet: with twice as many outputs as inputs, as stock pipelines want it.
-        text_encoder: of transformers.
+        text_encoder: of transformers; None if states are told.
         learns_variance: whether the second half of the outputs means anything.
     """
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, learns_variance: bool):
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None, learns_variance: bool):
         super().__init__(unet)
         self.text_encoder, self.learns_variance = text_encoder, learns_variance
 
     def train(self, mode: bool = True) -> "TextDenoiser":
         """As in torch, but a frozen encoder never trains."""
         super().train(mode)
-        if not any(weight.requires_grad for weight in self.text_encoder.parameters()):
+        if self.text_encoder is not None and not any(w.requires_grad for w in self.text_encoder.parameters()):
             self.text_encoder.eval()
         return self
 

@@ -31,12 +31,19 @@ _EXCLUSIVE = (
     ("preset", "model_config_name_or_path"),
     ("init_from", "model_config_name_or_path"),
 )
+OF_LEARNED_ENCODER = ("text_width", "text_layers", "text_rate")
 # Flags that only one system has.
 _OF_SYSTEM = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     "ddpm": ("class_conditional", "model_config_name_or_path", "compile"),
-    "glide": ("caption_column", "init_caption_from_labels", "text_width", "text_layers", "text_rate")
-    + ("stage", "upsampling"),
+    "glide": (
+        "caption_column",
+        "init_caption_from_labels",
+        "text_encoder",
+        *OF_LEARNED_ENCODER,
+        "stage",
+        "upsampling",
+    ),
 }
 
 
@@ -54,6 +61,12 @@ def check(flags: dict[str, Any]) -> None:
                 raise ValueError(f"--{name} is for --system {system}, got --system {flags['system']}; leave it out")
     if flags["init_from"] is not None and "upsampler" in (flags["stage"] or ()):
         raise ValueError("--init_from is for --stage base, got --stage upsampler too; leave one out")
+    if flags["system"] == "glide" and flags["condition_dropout"] == 0:
+        raise ValueError(
+            "--condition_dropout must be above 0 for --system glide, got 0: pipelines guide by the empty caption, and "
+            "nothing would train it"
+        )
+    _check_text_encoder(flags)
     if (flags["text_width"] or 0) % 32:
         raise ValueError(f"--text_width must be a multiple of 32, got {flags['text_width']}")
     if flags["max_train_time"] is not None:
@@ -71,6 +84,18 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}")
     if flags["channels"] not in (None, 1, 3, 4):
         raise ValueError(f"--channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {flags['channels']}")
+
+
+def _check_text_encoder(flags: dict[str, Any]) -> None:
+    encoder, start = flags["text_encoder"], flags["init_from"]
+    if encoder in (None, "train"):
+        return
+    for name in OF_LEARNED_ENCODER:
+        if flags[name] is not None:
+            raise ValueError(f"--{name} is for --text_encoder train, got --text_encoder {encoder}; leave it out")
+    if (encoder == "frozen") != (start is not None):
+        choices = "train or a folder or Hub name" if start is None else f"train or frozen with --init_from {start}"
+        raise ValueError(f"--text_encoder must be {choices}, got {encoder}")
 
 
 def _check_range(name: str, value: float | None, low: float, low_allowed: bool, high: float | None) -> None:

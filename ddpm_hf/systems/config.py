@@ -92,16 +92,22 @@ class ModelArguments:
     dropout: float | None = flag(help="Dropout in the residual blocks, 0 to 1.")
     class_conditional: bool = flag(False, help="Condition on class labels; needs labelled data.")
     condition_dropout: float | None = flag(
-        help="Fraction of images trained without their class or caption; 0 rules out guidance by class."
+        help="Fraction of images trained without their class or caption; 0, for classes only, rules out guidance."
     )
-    text_width: int | None = flag(help="Channels of the text encoder, a multiple of 32.")
+    text_encoder: str | None = flag(
+        help="train: a small one, learned with the U-Net. A folder or Hub name: an encoder of transformers, such as "
+        "T5, CLIP or BERT, kept as it is. frozen: that of --init_from, kept as it is. By default train."
+    )
+    text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     upsampling: int | None = flag(
         help="Factor by which glide's upsampler enlarges. --resolution is that of the small pictures. By default 2 in "
         "glide-digits and 4 in glide-64."
     )
-    gradient_checkpointing: bool = flag(False, help="Save memory in the U-Net for about 20 %% more time.")
+    gradient_checkpointing: bool = flag(
+        False, help="Save memory in the U-Net, but not in a text encoder, for about 20 %% more time."
+    )
     compile: bool = flag(False, help="torch.compile the network's blocks; the first steps take longer.")
 
 

@@ -1,10 +1,12 @@
 """Ho et al. 2020 (arXiv 2006.11239): one U-Net on pixels, unconditional or told a class label."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.class_labels import ClassLabels
@@ -84,7 +86,7 @@ def _build_unet(
     if id2label is not None and config.model.condition_dropout == 0 and start is None:
         changes["num_class_embeds"] = len(id2label)  # the embedding of "no class" would stay untrained
     unet_config = {**unet_config, **changes}
-    _check_size(unet_config)
+    check_size(lambda: [DDPMUNet2D.from_config(unet_config)])
     unet = DDPMUNet2D.from_config(unet_config)
     if start is None:
         unet.init_paper_weights(generator_for(config.optimization.seed, "initial weights"))
@@ -93,20 +95,19 @@ def _build_unet(
     return unet
 
 
-def _check_size(unet_config: dict[str, Any]) -> None:
-    """Raises ValueError for a network whose weights do not fit into this machine's memory, before building it."""
+def check_size(build: Callable[[], Sequence[nn.Module]]) -> None:
+    """Raises ValueError for networks whose weights do not fit into this machine's memory, before building them."""
     try:
         with torch.device("meta"):
-            unet = DDPMUNet2D.from_config(unet_config)
-        size = sum(parameter.numel() * 4 for parameter in unet.parameters())
+            size = sum(parameter.numel() * 4 for part in build() for parameter in part.parameters())
     except (TypeError, RuntimeError):  # a tensor with more than 2^63 elements
         size = math.inf
     memory = psutil.virtual_memory().total
     if size > memory:
         raise ValueError(
-            f"the weights alone of a network with channels {unet_config['block_out_channels']} would take "
-            f"{size / 1e9:.3g} GB, and the machine has {memory / 1e9:.0f} GB; lower --base_channels, "
-            "--channel_multipliers or --blocks_per_level"
+            f"the weights of the network alone would take {size / 1e9:.3g} GB, and the machine has "
+            f"{memory / 1e9:.0f} GB; lower --base_channels, --channel_multipliers or --blocks_per_level, or, of a "
+            "text encoder, --text_width or --text_layers"
         )
 
 

@@ -29,6 +29,7 @@ class Facts:
         class_names: by number; None for unconditional runs.
         holdout: which images are held out.
         caption_column: for runs with captions.
+        text_encoder: what turns them into states, with a hash of what the flags do not say.
     """
 
     steps: int
@@ -40,6 +41,7 @@ class Facts:
     class_names: list[str] | None
     holdout: dict[str, Any]
     caption_column: str | None = None
+    text_encoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,5 +124,6 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
         global_batch_size=batch,
         parameters=sum(parameter.numel() for parameter in system.network.parameters()),
         **images.facts(),
+        **system.facts,
     )
     return Plan(config=config, images=images, system=system, clock=clock, facts=facts)

@@ -8,6 +8,7 @@ from ..diffusion.process import LEARNED_VARIANCES
 from ..models.presets import Preset, get_preset
 from ..models.unet import DDPMUNet2D, default_depth
 from ..pipelines.ddpm import DDPMPipeline
+from .checks import OF_LEARNED_ENCODER
 from .config import Config
 
 ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
@@ -42,7 +43,10 @@ def filled(
     training = {"loss": "hybrid" if learned else "simple", **preset.training}
     if config.optimization.num_epochs is not None:
         del training["max_train_steps"]
-    return config.filled(training)
+    config = config.filled(training)
+    if config.model.text_encoder in (None, "train"):
+        return config
+    return config.with_values(dict.fromkeys(OF_LEARNED_ENCODER))
 
 
 def check_start(start: DDPMPipeline | None, pipeline_class: type, system: str) -> None:

@@ -28,6 +28,7 @@ class System:
         loss: (network, x_0, noise, t, **told) -> one loss per image.
         pipeline: makes the pipeline of such a network.
         rates: the learning rate of a part, as a multiple of that of the others.
+        facts: entries of `plan.Facts` that only it knows.
     """
 
     codec: PixelCodec
@@ -37,6 +38,7 @@ class System:
     loss: DiffusionLoss
     pipeline: Callable[[nn.Module], DDPMPipeline]
     rates: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def _init_from(config: Config) -> DDPMPipeline | None:

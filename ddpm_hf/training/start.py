@@ -88,6 +88,8 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
             Publisher(plan.config, output, page, print).finish()
         output.unlock()
         return None
+    for condition in plan.system.conditions:
+        condition.prepare(accelerator.device)
     return Trainer(plan, accelerator, output, summary, page, scorer, is_last)
 
 
@@ -104,6 +106,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}"
         + (f"; {len(images.unreadable)} unreadable and left out" if images.unreadable else ""),
         "model": f"{plan.facts.parameters:,} parameters, channels {levels}",
+        **{condition.name: text for condition in plan.system.conditions if (text := condition.describe())},
         "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
         "training": f"{plan.clock.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",

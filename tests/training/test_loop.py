@@ -448,7 +448,18 @@ def test_output_folder_of_another_kind_is_refused(start, tmp_path):
     assert [path.name for path in OutputFolder(tmp_path / "out").path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("flags", ["--base_channels 1000000", f"--channel_multipliers 1 {10**25}"])
+TOLD = "--system glide --init_caption_from_labels {} "
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--base_channels 1000000",
+        f"--channel_multipliers 1 {10**25}",
+        TOLD + "--base_channels 1000000",
+        TOLD + "--text_width 640000",
+    ],
+)
 def test_networks_that_no_machine_bears_are_refused_before_they_are_built(start, flags):
     with pytest.raises(ValueError, match=r"GB.*--base_channels, --channel_multipliers"):
         start(*flags.split())
