@@ -71,8 +71,7 @@ def draw_samples(
         ValueError: the sampler does not support this number of steps, or the model does not support guidance.
     """
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
-    calls = len(pipeline.scheduler.timesteps)
-    later = sum(len(stage.scheduler.timesteps) for stage in pipeline.stages[1:])
+    calls = sum(len(stage.scheduler.timesteps) for stage in pipeline.stages)
     if asked is None:
         asked = {condition.name: condition.usual() for condition in pipeline.conditions}
     state = PartialState()
@@ -96,7 +95,7 @@ def draw_samples(
         "seed": seed,
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
-        "network_calls": calls * (2 if guided else 1) + later,
+        "network_calls": calls + (len(pipeline.scheduler.timesteps) if guided else 0),  # only the first is guided
         **({"guidance_scale": guidance_scale} if pipeline.conditions else {}),
         **upsampler_fingerprint(pipeline),
     }
