@@ -83,8 +83,7 @@ def draw_samples(
     """
     guidance = {"guidance_scale": guidance_scale, **finer_guidance}
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
-    calls = len(pipeline.scheduler.timesteps)
-    later = sum(len(stage.scheduler.timesteps) for stage in pipeline.stages[1:])
+    calls = sum(len(stage.scheduler.timesteps) for stage in pipeline.stages)
     if asked is None:
         asked = {condition.name: condition.usual() for condition in pipeline.conditions}
     state = PartialState()
@@ -111,7 +110,7 @@ def draw_samples(
         "seed": seed,
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
         "steps": steps,
-        "network_calls": calls + guided + later,
+        "network_calls": calls + guided,  # only the first stage is guided
         **(guidance if pipeline.conditions else {}),
         **upsampler_fingerprint(pipeline),
     }
