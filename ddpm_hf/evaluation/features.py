@@ -141,7 +141,7 @@ def _inception(file: str | None, device: torch.device) -> Extractor:
             f"`extractor` 'inception' needs a file of tensors only, got {file or 'the download'}."
         ) from None
     except Exception as problem:  # a file in another format may raise anything
-        raise ValueError(f"Cannot load the weights of `extractor` 'inception': {first_line(problem)}") from None
+        raise ValueError(f"Cannot load the weights of `extractor` 'inception': {_first_line(problem)}") from None
     network.to(device)
     genuine = digits is None or digits in URL_INCEPTION_V3.rpartition("/")[2]
     return Extractor(
@@ -165,7 +165,7 @@ def _transformers(name: str, device: torch.device) -> Extractor:
         model = getattr(model, "vision_model", model)  # the image half of e.g. CLIP
         side = getattr(model.config, "image_size", None) or 224
     except (OSError, ValueError, KeyError) as problem:
-        raise ValueError(f"Cannot load `extractor` 'transformers:{name}': {first_line(problem)}") from None
+        raise ValueError(f"Cannot load `extractor` 'transformers:{name}': {_first_line(problem)}") from None
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
@@ -183,7 +183,7 @@ def _transformers(name: str, device: torch.device) -> Extractor:
         with torch.no_grad():
             dimension = features(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)).shape[1]
     except (TypeError, ValueError, AttributeError) as problem:
-        raise ValueError(f"`extractor` 'transformers:{name}' must accept images: {first_line(problem)}") from None
+        raise ValueError(f"`extractor` 'transformers:{name}' must accept images: {_first_line(problem)}") from None
     place = Path(name).resolve().name if Path(name).is_dir() else name
     return Extractor(
         name=f"transformers:{place}@{weights_fingerprint(model)[:8]}",
@@ -223,6 +223,5 @@ def _efficientnet(device: torch.device) -> Extractor:
     )
 
 
-def first_line(problem: Exception) -> str:
-    """The kind of an error and the first line of its message."""
+def _first_line(problem: Exception) -> str:
     return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"

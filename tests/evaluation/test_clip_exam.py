@@ -10,11 +10,10 @@ from running import load_script
 from texts import save_clip, settings_of
 from transformers import BertConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ddpm_hf.evaluation.clip_exam import Clip
 from ddpm_hf.evaluation.evaluator import Evaluator
 from ddpm_hf.evaluation.image_sets import ImageSet
 from ddpm_hf.evaluation.request import Request
-from ddpm_hf.statistics.caption_ranks import caption_scores
+from ddpm_hf.judges.clip import Clip, caption_scores
 from ddpm_hf.statistics.intervals import median_interval
 
 NAMES = ["clip_score", "clip_recall_at_1", "clip_median_rank"]
