@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train(folder: Path, steps: int, seed: int, flags: list[str]) -> dict:
     """The summary of a run, which train.py begins, goes on with, or finds finished."""
-    fixed = ["--system", "glide", "--seed", seed, "--max_train_steps", steps, "--preview_steps", 0]
+    fixed = ["--system", "glide", "--stage", "base", "--seed", seed, "--max_train_steps", steps, "--preview_steps", 0]
     command(SCRIPTS / "train.py", *fixed, "--output_dir", folder, *flags)
     return json.loads((folder / "training_summary.json").read_text())
 
