@@ -26,13 +26,13 @@ demo: install
 		scripts/train.py --output_dir $(DEMO_DIR)
 	@$(BIN)/python scripts/demo.py $(DEMO_DIR)
 
-# Text to image: captioned digits, and how many of 2,000 pictures follow their captions, at 16x16 and enlarged to 32x32.
+# Text to image: captioned digits, and how many of 1,000 pictures follow their captions, at 16x16 and enlarged to 32x32.
 demo-glide: install
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
 		scripts/train.py --system glide --output_dir $(GLIDE_DIR)
-	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 2000 --scheduler dpm-sde \
+	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3 --stage base
-	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 2000 --scheduler dpm-sde \
+	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3
 	@$(BIN)/python scripts/sample.py $(GLIDE_DIR) --prompts docs/prompts.txt --fast --output_dir $(GLIDE_DIR)/pictures
 

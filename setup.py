@@ -51,6 +51,7 @@ setup(
         "torch>=2.6",
         # How a saved index is read back differs between minor versions; these are the ones tested.
         "diffusers>=0.42,<0.43",
+        "tokenizers",
         "transformers>=5,<6",
         "accelerate>=1.10,<2",
         "datasets>=4,<6",

@@ -208,6 +208,7 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
             f"--resolution {config.data.resolution} times --upsampling {config.model.upsampling} must be a multiple "
             f"of {multiple}, to be halved for each of --channel_multipliers but the first, got {side}"
         )
+    build_loss(config, build_scheduler(config, None))  # what is wrong with them is said before the base is trained
     return config
 
 

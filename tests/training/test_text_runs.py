@@ -19,11 +19,13 @@ from ddpm_hf.pipelines.loading import load_pipeline
 CAPTIONS = ("a red apple", "ein grüner Käse", "🍎 りんご", "")
 # All that is random in a step, and no network dropout, which differs by process.
 RUN = (
-    "--system glide --text_width 64 --text_layers 1 --max_train_steps 24 --learning_rate 1e-4 --dropout 0 "
-    "--condition_dropout 0.5 --random_flip --num_train_timesteps 4 --checkpointing_steps 3"
+    "--system glide --stage base --text_width 64 --text_layers 1 --max_train_steps 24 --learning_rate 1e-4 "
+    "--dropout 0 --condition_dropout 0.5 --random_flip --num_train_timesteps 4 --checkpointing_steps 3"
 ).split()
 
-FROZEN = "--system glide --dropout 0 --condition_dropout 0.5 --num_train_timesteps 4 --text_encoder".split()
+FROZEN = (
+    "--system glide --stage base --dropout 0 --condition_dropout 0.5 --num_train_timesteps 4 --text_encoder".split()
+)
 
 
 @pytest.fixture
