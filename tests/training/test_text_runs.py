@@ -72,6 +72,15 @@ def test_a_run_told_captions_is_the_same_when_it_is_killed_and_on_two_processes(
     assert found.keys() == expected.keys()
     assert max((found[name] - expected[name]).abs().max().item() for name in expected) <= 1e-5
 
+    second = [*flags, "--stage", "base", "upsampler", "--upsampling", "2", "--max_train_steps", "24"]
+    second += ["--beta_schedule", "squaredcos_cap_v2"]
+    alone = command("train.py", *second, "--output_dir", tmp_path / "unbroken")
+    assert alone.wait() == 0 and "has finished its 24 steps" in alone.out, alone.err
+    on_two_processes("train.py", *second, "--train_batch_size", "2", "--output_dir", tmp_path / "two")
+    expected, found = (final_state(tmp_path / name / "upsampler") for name in ("unbroken", "two"))
+    assert found.keys() == expected.keys()
+    assert max((found[name] - expected[name]).abs().max().item() for name in expected) <= 1e-4
+
     (captioned / "0.txt").write_text(CAPTIONS[1], encoding="utf-8")  # as many tokens as before
     with pytest.raises(
         ValueError, match=r"holds a run with other settings \(text_encoder: learned from captions whose"
