@@ -28,6 +28,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Settings of no use on other machines.
 _PRIVATE_SETTINGS = frozenset("output_dir cache_dir logging_dir resume_from_checkpoint".split())
 _PATH_SETTINGS = ("dataset_name", "train_data_dir", "init_from", "model_config_name_or_path", "text_encoder")
+_PATH_SETTINGS += ("eval_clip_model",)
 CONFIG_HEADER = "# The settings of the run, for `train.py --config`; of local paths only the last part is kept.\n"
 
 
@@ -121,6 +122,9 @@ def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for name in _PATH_SETTINGS:
         if public.get(name):
             public[name] = public_name(public[name])
+    if ":" in (public.get("eval_extractor") or ""):  # such as inception:FILE
+        kind, _, place = public["eval_extractor"].partition(":")
+        public["eval_extractor"] = f"{kind}:{public_name(place)}"
     if public.get(RECORDED, {}).get("dataset"):
         public[RECORDED] = {**public[RECORDED], "dataset": public_name(public[RECORDED]["dataset"])}
     return public

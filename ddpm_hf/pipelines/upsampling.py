@@ -108,6 +108,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
         return_dict: bool = True,
         *,
         batch_size: int = 1,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
         original_image: Image.Image | None = None,
@@ -122,8 +124,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
             guidance_scale: as in `TextToImagePipeline`; it hides the caption only, never the picture.
             original_image, mask_image: of the large size: draw only where the mask is white, and keep `original_image`
                 elsewhere.
-            num_inference_steps, negative_prompt, generator, output_type, return_dict, batch_size, latents, skip_steps,
-                callback_on_step_end: as in `TextToImagePipeline`.
+            num_inference_steps, negative_prompt, generator, output_type, return_dict, batch_size, guidance_interval,
+                guidance_rescale, latents, skip_steps, callback_on_step_end: as in `TextToImagePipeline`.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
@@ -139,6 +141,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
             latents,
             skip_steps,
             callback_on_step_end,
+            guidance_interval,
+            guidance_rescale,
             image=original_image,
             mask_image=mask_image,
         )

@@ -197,6 +197,12 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
             )
     preset = choose_preset(config)
     config = filled(config, preset.upsampler)
+    timesteps = config.process.num_train_timesteps
+    if base is not None and timesteps != base.scheduler.config.num_train_timesteps:
+        raise ValueError(  # both are sampled in as many steps
+            f"--num_train_timesteps must be {base.scheduler.config.num_train_timesteps}, as of the base in "
+            f"--output_dir, got {timesteps}"
+        )
     if base is None:  # the text encoder that it will have
         config = config.filled(preset.model)
     if _is_bundled(config):

@@ -226,6 +226,11 @@ def test_paths_of_this_machine_do_not_leave_it(tmp_path):
         **{"train_data_dir": "photos", "dataset_name": None, "init_from": None, "learning_rate": 0.000321, "seed": 5},
         "recorded": {"dataset": "photos", "holdout": {"seed": 5}},
     }
+    networks = {"eval_clip_model": "/home/ann/clip", "text_encoder": "/home/ann/t5", "eval_extractor": "digits"}
+    assert public_settings(networks) == {"eval_clip_model": "clip", "text_encoder": "t5", "eval_extractor": "digits"}
+    for kind in ("inception", "transformers"):
+        shown = public_settings({"eval_extractor": f"{kind}:/home/ann/net"})
+        assert shown == {"eval_extractor": f"{kind}:net"}
     assert public_name("user/photos") == "user/photos" and public_name("digits") == "digits"
     assert public_name("../data/photos") == "photos" and public_name(str(tmp_path)) == tmp_path.name
 

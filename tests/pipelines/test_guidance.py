@@ -7,16 +7,24 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from ddpm_hf.pipelines.guidance import guided
 
 T = 10
-ASKED = {"classes": {"class_labels": [1, 0]}, "captions": {"prompt": ["a red apple", "🍎"]}}
+WORDS = {"prompt": ["a red apple", "🍎"]}
+ASKED = {
+    "classes": {"class_labels": [1, 0]},
+    "captions": WORDS,
+    "captions and small pictures": WORDS | {"image": torch.rand(2, 3, 8, 8) * 2 - 1},
+}
 
 
 @pytest.fixture(params=ASKED)
-def draw(request, tiny_pipeline, tiny_text_pipeline):
+def draw(request, tiny_pipeline, tiny_text_pipeline, tiny_cascade):
     """Draws two pictures with a real network: `draw(**call)` gives them and the batch of every network call."""
     if request.param == "classes":
         pipeline = tiny_pipeline(num_classes=2, num_train_timesteps=T)
-    else:
+    elif request.param == "captions":
         pipeline = tiny_text_pipeline(num_train_timesteps=T)
+    else:
+        pipeline = tiny_cascade(num_train_timesteps=T).upsampler
+        pipeline.set_progress_bar_config(disable=True)
     sizes = []
     pipeline.unet.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
 

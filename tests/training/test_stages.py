@@ -132,6 +132,8 @@ def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_fold
         ValueError, match="must be those of the base in --output_dir, 8 and 3, got 16 and 3; leave them"
     ):
         run(image_folder, unfinished, "--stage", "upsampler", "--resolution", "16")
+    with pytest.raises(ValueError, match="--num_train_timesteps must be 40, as of the base .* got 50"):
+        run(image_folder, unfinished, "--stage", "upsampler", "--num_train_timesteps", "50")
     assert not (unfinished / "upsampler").exists() and not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="--init_from must be a model of --system glide, got a UpsamplingPipeline"):
         flags = "--system glide --init_caption_from_labels a{} --max_train_steps 2 --holdout 0 --train_batch_size 4"
