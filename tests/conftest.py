@@ -97,6 +97,27 @@ def tiny_pipeline():
     return make
 
 
+def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None):
+    """A random network told captions, with attention at half the resolution; its output layer matters."""
+    import torch
+
+    from ddpm_hf.models.text_unet import new_text_unet
+
+    unet = new_text_unet(
+        low_side,
+        resolution=resolution,
+        channels=3,
+        base_channels=16,
+        channel_multipliers=(1, 2),
+        attention_resolutions=(resolution // 2,),
+        blocks_per_level=1,
+        dropout=0.1,
+        text_width=text_width,
+    )
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+    return unet.eval()
+
+
 @pytest.fixture(scope="session")
 def tiny_text_pipeline():
     """Makes a small untrained pipeline told captions, 8x8 RGB; its network and text encoder are random."""
@@ -104,7 +125,6 @@ def tiny_text_pipeline():
 
     from ddpm_hf import LinearDDPMScheduler
     from ddpm_hf.models.text import load_text_encoder, small_text_encoder, train_tokenizer
-    from ddpm_hf.models.text_unet import new_text_unet
     from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 
     def make(
@@ -116,19 +136,9 @@ def tiny_text_pipeline():
             encoder = small_text_encoder(len(tokenizer), 64, 1)
         else:  # a folder
             tokenizer, encoder = load_text_encoder(encoder)
-        unet = new_text_unet(
-            resolution=8,
-            channels=3,
-            base_channels=16,
-            channel_multipliers=(1, 2),
-            attention_resolutions=(4,),
-            blocks_per_level=1,
-            dropout=0.1,
-            text_width=encoder.config.hidden_size,
-        )
-        torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+        unet = tiny_text_unet(8, encoder.config.hidden_size)
         scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
-        pipeline = TextToImagePipeline(tokenizer, encoder, unet.eval(), scheduler, None, None, None)
+        pipeline = TextToImagePipeline(tokenizer, encoder, unet, scheduler, None, None, None)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -138,30 +148,17 @@ def tiny_text_pipeline():
 @pytest.fixture(scope="session")
 def tiny_cascade(tiny_text_pipeline):
     """Makes a `tiny_text_pipeline` with an untrained upsampler to 16x16."""
-    import torch
     from diffusers import DDPMScheduler
 
     from ddpm_hf import LinearDDPMScheduler
-    from ddpm_hf.models.text_unet import new_text_unet
     from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
 
     def make(**process):
         base = tiny_text_pipeline(**process)
-        unet = new_text_unet(
-            8,
-            resolution=16,
-            channels=3,
-            base_channels=16,
-            channel_multipliers=(1, 2),
-            attention_resolutions=(8,),
-            blocks_per_level=1,
-            dropout=0.1,
-            text_width=64,
-        )
-        torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+        unet = tiny_text_unet(16, 64, low_side=8)
         scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
         noiseless = DDPMScheduler(beta_start=0.0, beta_end=0.0)
-        parts = (base.tokenizer, base.text_encoder, unet.eval(), scheduler, noiseless)
+        parts = (base.tokenizer, base.text_encoder, unet, scheduler, noiseless)
         base.upsampler = UpsamplingPipeline(*parts, None, None, None)
         return base
 

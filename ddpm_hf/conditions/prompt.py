@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -126,7 +127,8 @@ class FrozenPrompt(Prompt):
     def null(self, told: Told) -> Told:
         """The states of the empty caption."""
         like = told["encoder_hidden_states"]
-        return {name: states.expand_as(like) for name, states in self._told([""], like.device).items()}
+        empty = self.states[[""]].float() if self._are_kept else self._empty
+        return {"encoder_hidden_states": empty.to(like.device).expand_as(like)}
 
     def of_words(self, words: Sequence[str], device: torch.device) -> Told:
         """The states of these captions, computed where the encoder is."""
@@ -138,6 +140,10 @@ class FrozenPrompt(Prompt):
         else:
             states = self._encoded(words, device)
         return {"encoder_hidden_states": states}
+
+    @cached_property
+    def _empty(self) -> torch.Tensor:
+        return self._encoded([""], self.encoder.device)
 
     @torch.no_grad()
     def _encoded(self, words: Sequence[str], device: torch.device) -> torch.Tensor:

@@ -165,10 +165,7 @@ def load_images(
             name, path = str(train_data_dir), Path(train_data_dir)
         elif captioned:
             level = dataset_config_name or level_for(size or (SIDE, SIDE))
-            if level not in LEVELS:
-                choices = ", ".join(LEVELS)
-                raise ValueError(f"`dataset_config_name` of captioned digits must be one of {choices}, got {level!r}.")
-            name, path = DATA_SET, captioned_digits(level, cache_dir)
+            name, path = DATA_SET, _captioned_digits(level, cache_dir)
         else:
             name, path = "digits", DIGITS
         base_dir = path if path.is_dir() else path.parent
@@ -187,6 +184,13 @@ def load_images(
         return data
     own_data = _describe_rows(f"{name} ({own})", splits[own], data.image_column, base_dir)
     return replace(data, own_split=own, own_split_data=replace(own_data, columns=data.columns))
+
+
+def _captioned_digits(level: str, cache_dir: str | None) -> Path:
+    if level not in LEVELS:
+        choices = ", ".join(LEVELS)
+        raise ValueError(f"`dataset_config_name` of captioned digits must be one of {choices}, got {level!r}.")
+    return captioned_digits(level, cache_dir)
 
 
 def _caption_column(

@@ -194,6 +194,11 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return page.convert(mode)
 
 
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """An 8-bit image -> uint8 pixels (channels, height, width), as many channels as its mode has."""
+    return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
+
+
 def resize_and_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize to cover (height, width) and crop the centre, in one resampling with sub-pixel borders."""
     height, width = size
@@ -241,5 +246,4 @@ class Decoder:
         if self.same_channels and (found := native_channels(image)) != self.channels:
             raise ValueError(f"it has {found} channels, others have {self.channels}; give `channels` (1, 3 or 4).")
         image = to_channels(image, self.channels)
-        image = (resize_to_cover if self.keep_sides else resize_and_crop)(image, self.size)
-        return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
+        return to_pixels((resize_to_cover if self.keep_sides else resize_and_crop)(image, self.size))

@@ -27,8 +27,9 @@ MARKER = "Written by ddpm_hf, which overwrites this file; delete this line to ke
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Settings of no use on other machines.
 _PRIVATE_SETTINGS = frozenset("output_dir cache_dir logging_dir resume_from_checkpoint".split())
-_PATH_SETTINGS = ("dataset_name", "train_data_dir", "init_from", "model_config_name_or_path", "text_encoder")
-_PATH_SETTINGS += ("eval_clip_model",)
+_PATH_SETTINGS = tuple(
+    "dataset_name train_data_dir init_from model_config_name_or_path text_encoder eval_clip_model".split()
+)
 CONFIG_HEADER = "# The settings of the run, for `train.py --config`; of local paths only the last part is kept.\n"
 
 

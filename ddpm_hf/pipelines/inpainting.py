@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from PIL import Image
 
 from ..codecs.pixels import PixelCodec
-from ..data.transforms import RESAMPLING, to_channels
+from ..data.transforms import RESAMPLING, to_channels, to_pixels
 
 
 @dataclass(frozen=True)
@@ -81,5 +80,4 @@ def shrunk(given: Mapping[str, Image.Image], size: tuple[int, int]) -> dict[str,
 
 def _pixels(image: Image.Image, channels: int) -> torch.Tensor:
     """uint8 (1, C, H, W)."""
-    pixels = np.array(to_channels(image, channels)).reshape(image.height, image.width, channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return torch.tensor(to_pixels(to_channels(image, channels)))[None]

@@ -66,11 +66,14 @@ class TextDenoiser(Denoiser):
         """x_t (B, C, H, W) and timesteps, () or (B,), with tokens or states of captions -> (B, C or 2C, H, W)."""
         told = {name: states.to(self.unet.dtype) for name, states in self.encode(told).items()}
         output = super().forward(x_t, timesteps, **told)
-        return output if self.learns_variance else output[:, : x_t.shape[1]]
+        return output if self.learns_variance else output.chunk(2, dim=1)[0]
 
 
 class TextDenoising(Denoising):
     """What pipelines told captions have in common."""
+
+    denoiser = TextDenoiser
+    """The class of `network`."""
 
     @property
     def conditions(self) -> Sequence[Condition]:
@@ -81,7 +84,7 @@ class TextDenoising(Denoising):
     def network(self) -> TextDenoiser:
         """The network as training, the bound and sampling call it."""
         learns_variance = self.scheduler.config.get("variance_type") in LEARNED_VARIANCES
-        return TextDenoiser(self.unet, self.text_encoder, learns_variance)
+        return self.denoiser(self.unet, self.text_encoder, learns_variance)
 
     def check_parts(self) -> None:
         """Raises ValueError, naming the component, if encoder and U-Net do not fit each other or stock's call."""

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions.condition import Condition, Told
 from ..conditions.low_resolution import LowResolution
-from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text_unet import LOW_SIDE
 from .text_to_image import TextDenoiser, TextDenoising
 
@@ -33,8 +32,7 @@ class UpsamplingDenoiser(TextDenoiser):
         self, x_t: torch.Tensor, timesteps: torch.Tensor, low_resolution: torch.Tensor, **told: torch.Tensor
     ) -> torch.Tensor:
         """x_t and low_resolution (B, C, H, W), timesteps, () or (B,), and captions -> (B, C or 2C, H, W)."""
-        output = super().forward(torch.cat([x_t, low_resolution.to(x_t.dtype)], dim=1), timesteps, **told)
-        return output if self.learns_variance else output[:, : x_t.shape[1]]
+        return super().forward(torch.cat([x_t, low_resolution.to(x_t.dtype)], dim=1), timesteps, **told)
 
 
 class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
@@ -48,6 +46,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
         image_noising_scheduler: adds no noise, at any level: its betas are 0.
         safety_checker, feature_extractor, watermarker: None; there to have the same components.
     """
+
+    denoiser = UpsamplingDenoiser
 
     def __init__(
         self,
@@ -76,12 +76,6 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
         low_side, (channels, height, _) = self.unet.config[LOW_SIDE], self.image_shape
         picture = LowResolution(shape=(channels, low_side, low_side), factor=height // low_side)
         return [*super().conditions, picture]
-
-    @property
-    def network(self) -> UpsamplingDenoiser:
-        """The network as training, the bound and sampling call it."""
-        learns_variance = self.scheduler.config.get("variance_type") in LEARNED_VARIANCES
-        return UpsamplingDenoiser(self.unet, self.text_encoder, learns_variance)
 
     def check_parts(self) -> None:
         """As `TextDenoising`, and for a network that was not trained here."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import cycled
-from ..data.transforms import UnreadableImage, content_hash, native_channels, open_image
+from ..data.transforms import UnreadableImage, content_hash, native_channels, open_image, to_channels, to_pixels
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
 from ..pipelines.guidance import check_guidance
@@ -199,5 +199,4 @@ def read_image(file: str | Path, codec: PixelCodec, channels: int) -> torch.Tens
     found = native_channels(image)
     if found != channels:
         raise ValueError(f"{file} must have the model's {channels} channels, got {found}")
-    pixels = np.array(image).reshape(image.height, image.width, -1)
-    return codec.encode({"images": torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1)[None]})[0]
+    return codec.encode({"images": torch.tensor(to_pixels(to_channels(image, channels)))[None]})[0]

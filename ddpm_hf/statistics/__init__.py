@@ -1,1 +1,1 @@
-"""Arithmetic on features and counts, in numpy: distances, ranks, confidence intervals."""
+"""Arithmetic on features and counts, in numpy: distances and confidence intervals."""

@@ -58,6 +58,11 @@ class DataArguments:
     skip_unreadable: bool = flag(False, help="Skip unreadable images and list them, instead of stopping.")
     dataloader_num_workers: int = flag(0, help="Processes that prepare batches; 0 to do it in the main process.")
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether they are those that come with the package."""
+        return self.dataset_name is None and self.train_data_dir is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:

@@ -172,16 +172,12 @@ def finished_base(config: Config) -> TextToImagePipeline | None:
         if config.run.dry_run:
             return None
         raise ValueError(f"{needed}; train it with --stage base")
-    if _is_bundled(config) and summary.get("dataset", DATA_SET) != DATA_SET:
+    if config.data.is_bundled and summary.get("dataset", DATA_SET) != DATA_SET:
         raise ValueError(f"--train_data_dir or --dataset_name must be given: the base learned {summary['dataset']}")
     base = load_pipeline(str(folder))
     if not isinstance(base, TextToImagePipeline):
         raise ValueError(f"{needed}, got a {type(base).__name__}")
     return base.alone()
-
-
-def _is_bundled(config: Config) -> bool:
-    return config.data.dataset_name is None and config.data.train_data_dir is None
 
 
 def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Config:
@@ -205,7 +201,7 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
         )
     if base is None:  # the text encoder that it will have
         config = config.filled(preset.model)
-    if _is_bundled(config):
+    if config.data.is_bundled:
         level = level_for(parse_resolution(config.data.resolution))  # what the base can draw
         config = config.filled({"dataset_config_name": level})
     multiple, (side, _) = 2 ** (len(config.model.channel_multipliers) - 1), parse_resolution(upsampled(config))

@@ -84,10 +84,9 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
                     f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
                 )
         return preset
-    is_bundled = config.data.dataset_name is None and config.data.train_data_dir is None
     if system == "glide":
-        return get_preset("glide-digits" if is_bundled else "glide-64")
-    if unet_config is None and is_bundled:
+        return get_preset("glide-digits" if config.data.is_bundled else "glide-64")
+    if unet_config is None and config.data.is_bundled:
         return get_preset("digits")
     resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
     return get_preset("small-32" if min(parse_resolution(resolution)) <= 40 else "small-64")
@@ -119,7 +118,7 @@ def _with_network(
                 raise ValueError(f"--{name} {given} contradicts {source}, which has {value}; leave it out")
         return config.with_values(fixed)
     model = {name: _plain(value) for name, value in preset.model.items() if name != "channels"}
-    if config.data.dataset_name is None and config.data.train_data_dir is None:
+    if config.data.is_bundled:
         model["channels"] = preset.model["channels"]
     model["resolution"] = _resolution_text(model["resolution"])
     config = config.filled({"resolution": model["resolution"], "upsampling": model.get("upsampling")})
