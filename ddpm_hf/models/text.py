@@ -82,7 +82,12 @@ def _as_in_t5(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=end)
     padding, end, unknown = _SPECIAL
     names = {"pad_token": padding, "eos_token": end, "unk_token": unknown}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CAPTION_LENGTH, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=CAPTION_LENGTH,
+        split_special_tokens=True,  # or the text "</s>" would end a caption
+        **names,
+    )
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

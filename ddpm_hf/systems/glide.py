@@ -36,6 +36,7 @@ from ..pipelines.text_to_image import TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from ..seeds import derive_seed
+from .checks import OF_LEARNED_ENCODER
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
 from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
@@ -191,6 +192,7 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
                 f"--resolution and --channels must be those of the base in --output_dir, {side} and {channels}, got "
                 f"{config.data.resolution} and {config.data.channels}; leave them out"
             )
+        _check_encoder_of_base(config)
     preset = choose_preset(config)
     config = filled(config, preset.upsampler)
     timesteps = config.process.num_train_timesteps
@@ -212,6 +214,17 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
         )
     build_loss(config, build_scheduler(config, None))  # what is wrong with them is said before the base is trained
     return config
+
+
+def _check_encoder_of_base(config: Config) -> None:
+    """Raises ValueError for settings of another text encoder than the base's, which is taken as it is."""
+    there, flags = ModelFolder.read(Path(config.run.output_dir).parent).settings, config.flags()
+    for name in ("text_encoder", *OF_LEARNED_ENCODER):
+        if flags[name] not in (None, there.get(name)):
+            raise ValueError(
+                f"--{name} must be that of the base in --output_dir, {there.get(name, 'unknown')}, got {flags[name]}; "
+                "leave it out"
+            )
 
 
 def upsampled(config: Config) -> str:

@@ -35,7 +35,13 @@ def test_text_of_other_scripts_comes_back_too_and_says_nothing_until_it_is_train
     if saved:  # by the class that a pipeline's index names, as stock diffusers does
         tokenizer.save_pretrained(tmp_path)
         tokenizer = getattr(transformers, type(tokenizer).__name__).from_pretrained(tmp_path)
-    unknown = ("\u017b\u00f3\u0142w \U0001f422", "\u308a\u3093\u3054 red", "a <0x41> tag", "\x00")
+    unknown = (
+        "\u017b\u00f3\u0142w \U0001f422",
+        "\u308a\u3093\u3054 red",
+        "a <0x41> tag",
+        "\x00",
+        "<pad> an </s> <unk>",
+    )
     assert all(comes_back(tokenizer, text) for text in unknown)
     assert tokenizer.unk_token_id not in sum(tokenizer(list(unknown)).input_ids, [])
     embedding = small_text_encoder(len(tokenizer), 64, 1).shared.weight

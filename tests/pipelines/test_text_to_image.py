@@ -43,6 +43,10 @@ for folder in folders:
     large = DiffusionPipeline.from_pretrained(folder + "/upsampler") if os.path.isdir(folder + "/upsampler") else None
     assert type(pipe).__name__ == "IFPipeline"
     assert large is None or type(large).__name__ == "IFSuperResolutionPipeline"
+    if large is not None:  # the others have tokenizers of transformers
+        tokens = pipe.tokenizer("<pad> a </s> b").input_ids
+        assert tokens.index(pipe.tokenizer.eos_token_id) == len(tokens) - 1, tokens
+        assert pipe.tokenizer.pad_token_id not in tokens, tokens
     drawn = {}
     for stock in (pipe, large or pipe):
         assert type(stock.scheduler).__module__.startswith("diffusers.")

@@ -1,6 +1,7 @@
 """The two stages of GLIDE, trained by one command that is killed in the second, and by two commands."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -121,6 +122,7 @@ def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_fold
         run(image_folder, tmp_path / "new", "--stage", "upsampler")
     unfinished = tmp_path / "unfinished"
     load_pipeline(str(cascade)).alone().save_pretrained(unfinished)
+    shutil.copy(cascade / "training_config.yaml", unfinished)
     (unfinished / "training_summary.json").write_text('{"status": "running"}')
     with pytest.raises(ValueError, match="needs a finished base"):
         run(image_folder, unfinished, "--stage", "upsampler")
@@ -134,6 +136,11 @@ def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_fold
         run(image_folder, unfinished, "--stage", "upsampler", "--resolution", "16")
     with pytest.raises(ValueError, match="--num_train_timesteps must be 40, as of the base .* got 50"):
         run(image_folder, unfinished, "--stage", "upsampler", "--num_train_timesteps", "50")
+    settings = unfinished / "training_config.yaml"
+    settings.write_text(settings.read_text().replace("\ntext_encoder: train\n", "\ntext_encoder: t5\n"))
+    for name, there, other in (("text_encoder", "t5", "train"), ("text_rate", "0.1", "0.2")):
+        with pytest.raises(ValueError, match=f"--{name} must be that of the base .*, {there}, got {other}; leave it"):
+            run(image_folder, unfinished, "--stage", "upsampler", f"--{name}", other)
     assert not (unfinished / "upsampler").exists() and not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="--init_from must be a model of --system glide, got a UpsamplingPipeline"):
         flags = "--system glide --init_caption_from_labels a{} --max_train_steps 2 --holdout 0 --train_batch_size 4"
