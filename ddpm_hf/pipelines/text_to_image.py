@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ from diffusers import IFPipeline  # noqa: E402
 logging.set_verbosity(_verbosity)
 
 # Arguments of `from_pretrained` that say where in the Hub and on the disk a model is.
-_PLACE = ("revision", "cache_dir", "token", "local_files_only")
+_PLACE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+# Arguments of `save_pretrained` that say what files are written.
+_FORM = ("safe_serialization", "variant", "max_shard_size")
 
 
 class TextDenoiser(Denoiser):
@@ -155,7 +158,10 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
 
     @classmethod
     def from_pretrained(cls, name, **kwargs):
-        """As in diffusers, with the upsampler if there is one in the folder or repository."""
+        """As in diffusers, with the upsampler if there is one in the folder or repository.
+
+        A `unet` or `scheduler` that is given is the base's; all else that is given is for both.
+        """
         from .upsampling import UpsamplingPipeline
 
         pipeline, folder = super().from_pretrained(name, **kwargs), Path(name)
@@ -163,21 +169,16 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             place = {key: value for key, value in kwargs.items() if key in _PLACE}
             folder = Path(snapshot_download(name, allow_patterns=f"{UPSAMPLER_FOLDER}/*", **place))
         if (folder / UPSAMPLER_FOLDER / INDEX_FILE).is_file():
-            dtype = {key: value for key, value in kwargs.items() if key == "torch_dtype"}
-            pipeline.upsampler = UpsamplingPipeline.from_pretrained(folder / UPSAMPLER_FOLDER, **dtype)
+            shared = {key: value for key, value in kwargs.items() if key not in ("unet", "scheduler")}
+            pipeline.upsampler = UpsamplingPipeline.from_pretrained(folder / UPSAMPLER_FOLDER, **shared)
         return pipeline
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """As in diffusers, with the upsampler if there is one."""
         if self.upsampler is not None:
-            self.upsampler.save_pretrained(Path(save_directory, UPSAMPLER_FOLDER))
+            form = {key: value for key, value in kwargs.items() if key in _FORM}  # the base pushes both
+            self.upsampler.save_pretrained(Path(save_directory, UPSAMPLER_FOLDER), **form)
         super().save_pretrained(save_directory, **kwargs)
-
-    def to(self, *args, **kwargs) -> "TextToImagePipeline":
-        """As in diffusers, with the upsampler if there is one."""
-        if self.upsampler is not None:
-            self.upsampler.to(*args, **kwargs)
-        return super().to(*args, **kwargs)
 
     @property
     def stages(self) -> list[Denoising]:
@@ -266,3 +267,24 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             original_image=image,
             mask_image=mask_image,
         )
+
+
+def _of_every_stage(name: str) -> Callable:
+    """A method of diffusers, called for the upsampler too."""
+
+    @wraps(getattr(IFPipeline, name))
+    def method(self: TextToImagePipeline, *args, **kwargs):
+        result = getattr(super(TextToImagePipeline, self), name)(*args, **kwargs)
+        for later in self.stages[1:]:
+            getattr(later, name)(*args, **kwargs)
+        return result
+
+    return method
+
+
+# Where and how a pipeline computes. The other methods of this kind, such as `enable_attention_slicing`, call these.
+for _name in (
+    *("to", "enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload", "remove_all_hooks"),
+    *("reset_device_map", "set_attention_slice", "set_use_memory_efficient_attention_xformers"),
+):
+    setattr(TextToImagePipeline, _name, _of_every_stage(_name))

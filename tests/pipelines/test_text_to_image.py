@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import SlicedAttnAddedKVProcessor
 from texts import write_encoder
 
 from ddpm_hf.conditions.condition import tell
@@ -16,6 +18,7 @@ from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
 from ddpm_hf.models.text_unet import text_unet_config
 from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 from ddpm_hf.sampling.generation import generate
 
 PROMPTS = ["a red apple", "🍎 красное яблоко", "  Ein GRÜNER Käse "]
@@ -139,6 +142,17 @@ def test_an_upsampler_that_does_not_fit_is_named(tiny_cascade):
     pipeline.upsampler.unet = pipeline.unet
     with pytest.raises(ValueError, match="unet must be an upsampler of this package"):
         pipeline.check_parts()
+
+
+def test_what_is_said_of_a_pipeline_holds_for_its_upsampler(tiny_cascade, tmp_path):
+    tiny_cascade().save_pretrained(tmp_path, variant="fp16")
+    pipeline = TextToImagePipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.bfloat16)
+    assert all(stage.unet.dtype == torch.bfloat16 for stage in pipeline.stages)
+    pipeline.enable_attention_slicing()
+    pipeline.enable_model_cpu_offload(device="cpu")
+    for stage in pipeline.to(torch.float32).stages:
+        assert {type(one) for one in stage.unet.attn_processors.values()} == {SlicedAttnAddedKVProcessor}
+        assert stage.unet.dtype == torch.float32 and isinstance(stage.unet._hf_hook, CpuOffload)
 
 
 def test_an_encoder_in_training_mode_does_not_drop_states_while_sampling(tiny_text_pipeline):
