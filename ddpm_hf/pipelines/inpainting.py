@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import SchedulerMixin
 from PIL import Image
+from torch.nn.functional import adaptive_max_pool2d
 
 from ..codecs.pixels import PixelCodec
 from ..data.transforms import RESAMPLING, to_channels, to_pixels
@@ -17,7 +18,7 @@ class Given:
 
     Attributes:
         x_0: of the picture, (1, C, H, W).
-        hole: what is drawn, bool (1, 1, H, W).
+        hole: what is drawn of x_0, bool (1, 1, H, W).
         noise: eps of the pictures, (B, C, H, W). All pixels of x_T have it, and at every later step the given ones
             are put back with as much of it as the others still have, so that any model can be told them
             (Lugmayr et al. 2022, arXiv 2201.09865, Eq. 8a, without going back and forth).
@@ -65,7 +66,9 @@ def given_pixels(
     hole = _pixels(mask_image, 1) >= 128
     if not hole.any():
         raise ValueError("`mask_image` must be white where to draw, got one without white pixels.")
-    return codec.encode({"images": _pixels(image, channels)}), hole
+    x_0 = codec.encode({"images": _pixels(image, channels)})
+    # Where x_0 is smaller than the picture, all of it that white pixels are part of is drawn.
+    return x_0, adaptive_max_pool2d(hole.float(), x_0.shape[2:]) > 0
 
 
 def shrunk(given: Mapping[str, Image.Image], size: tuple[int, int]) -> dict[str, Image.Image]:

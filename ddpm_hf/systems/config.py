@@ -200,7 +200,9 @@ class RunArguments(MachineArguments):
     _argument_group_name = "run"
 
     output_dir: str = flag("ddpm-model", help="Folder for the pipeline, its card, curves and checkpoints.")
-    overwrite_output_dir: bool = flag(False, help="Delete the run in --output_dir and start over.")
+    overwrite_output_dir: bool = flag(
+        False, help="Delete the run in --output_dir, of a base with its upsampler, and start over."
+    )
     resume_from_checkpoint: str | None = flag(help="A checkpoint or 'latest'. The same command resumes by itself.")
     checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")
     checkpoints_total_limit: int | None = flag(2, help="How many checkpoints to keep.")

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -73,18 +73,18 @@ class OutputFolder:
         Args:
             config: with every value filled in.
             facts: about data and model, e.g. the number of training images; they must not change during a run.
-            overwrite: remove the run that the folder holds.
+            overwrite: remove the run that the folder holds, and those of later stages in it.
 
         Returns:
             The summary so far; `status` is "running" or "finished".
 
         Raises:
-            ValueError: if the folder holds a run with other settings, listing the differences.
+            ValueError: if the folder holds a run with other settings, listing the differences, or if one to be removed
+                is in use.
         """
         summary = self.read_summary()
         if overwrite:
-            if summary is not None or (self / CONFIG_FILE).is_file():
-                self._clear((summary or {}).get("logging_dirs", ()))
+            self._clear()
         elif summary is not None:
             self._check_same_run(config, facts, summary)
             return summary
@@ -160,30 +160,44 @@ class OutputFolder:
                 "folder, or add --overwrite_output_dir to start over"
             )
 
-    def _clear(self, logging_dirs: Iterable[str]) -> None:
-        """Remove what runs wrote, complete or not, and nothing else; a card that its author took over stays."""
+    def left_by_run(self) -> list[Path]:
+        """What a run wrote here, complete or not, without a card that its author took over; nothing if there is none.
+
+        That is what `--overwrite_output_dir` deletes.
+        """
+        if not ((self / SUMMARY_FILE).is_file() or (self / CONFIG_FILE).is_file()):
+            return []
+        names = "|".join([*(file.pattern for file in RUN_FILES), *map(re.escape, written_components(self.path))])
+        own = re.compile(rf"{names}|\.({names})(\.\d+)?\.partial")  # the second form is that of `replacing`
+        left = [path for path in sorted(self.path.iterdir()) if own.fullmatch(path.name)]
+        left = [path for path in left if path.name != CARD_FILE or is_generated(path)]
+        trackers = (place / name for place in self._logging_dirs() for name in _TRACKER_FOLDERS)
+        return left + [path for path in trackers if path.is_dir()]
+
+    def _logging_dirs(self) -> list[Path]:
+        """The folders in this one that its runs gave to trackers; other runs may share those outside of it."""
+        names = {*(self.read_summary() or {}).get("logging_dirs", ())}
         settings = self / CONFIG_FILE
         if settings.is_file():  # older versions recorded the folder of their trackers only there
             with suppress(yaml.YAMLError, AttributeError):  # a broken file is a reason to start over
-                saved = yaml.safe_load(settings.read_text(encoding="utf-8"))
-                logging_dirs = {*logging_dirs, saved.get("logging_dir", "logs")}
-        for name in logging_dirs:
-            self._clear_trackers(name)
-        names = "|".join([*(file.pattern for file in RUN_FILES), *map(re.escape, written_components(self.path))])
-        own = re.compile(rf"{names}|\.({names})(\.\d+)?\.partial")  # the second form is that of `replacing`
-        for path in list(self.path.iterdir()) if self.path.is_dir() else ():
-            if own.fullmatch(path.name) and (path.name != CARD_FILE or is_generated(path)):
-                remove(path)
+                names.add(yaml.safe_load(settings.read_text(encoding="utf-8")).get("logging_dir", "logs"))
+        places = (Path(f"{self.path}/{name}") for name in sorted(names))
+        return [place for place in places if place.resolve().is_relative_to(self.path.resolve())]
 
-    def _clear_trackers(self, logging_dir: str) -> None:
-        root, place = self.path.resolve(), Path(f"{self.path}/{logging_dir}").resolve()
-        if not place.is_relative_to(root):  # other runs may share it
-            return
-        for name in _TRACKER_FOLDERS:
-            remove(place / name)
-        while place != root and place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
-            place = place.parent
+    def _clear(self) -> None:
+        left, root = self.left_by_run(), self.path.resolve()
+        logging_dirs = [place.resolve() for place in self._logging_dirs()]
+        later = [OutputFolder(path) for path in left if (path / CONFIG_FILE).is_file()]
+        for run in later:
+            run.lock()
+        for path in left:
+            remove(path)
+        for run in later:
+            run.unlock()
+        for place in logging_dirs:
+            while place != root and place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+                place = place.parent
 
 
 class StepTable:

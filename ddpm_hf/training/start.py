@@ -66,6 +66,8 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
     plan = make_plan(config, accelerator, stage)
     cost = forecast(plan, accelerator)
     accelerator.print(describe(plan, accelerator, cost))
+    if config.run.overwrite_output_dir and (left := output.left_by_run()):
+        accelerator.print(f"  deletes: {', '.join(str(path.relative_to(output.path)) for path in left)}")
     findings = examine(plan, accelerator, cost)
     for finding in findings:
         if finding.severity == "error":

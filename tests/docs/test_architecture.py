@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from running import TINY, forget_accelerator, write_pictures
 
 from ddpm_hf.cli.parser import parse_training_arguments
@@ -98,6 +99,14 @@ def test_a_codec_of_its_own(toy, pictures, tmp_path):
     for k in range(4):  # in the order of torch.nn.PixelShuffle
         placed[:, :, k // 2 :: 2, k % 2 :: 2] = noise[:, k::4]
     torch.testing.assert_close(drawn.images, (placed / 2 + 0.5).clamp(0, 1))
+
+    mask = Image.new("L", (2 * width, 2 * height))
+    mask.putpixel((3, 2), 255)  # in the block of columns 2, 3 and rows 2, 3
+    image = Image.new("RGB", mask.size, (0, 51, 255))
+    call = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
+    drawn = (255 * pipeline(brightness=0.1, image=image, mask_image=mask, **call).images[0]).round()
+    differs = (drawn != np.asarray(image)).any(-1)
+    assert differs[2:4, 2:4].all() and differs.sum() == 4
 
 
 def test_the_condition_is_what_is_told_in_training(toy, pictures, tmp_path):

@@ -1,6 +1,7 @@
 """The output folder: whose it is, and what a killed process leaves."""
 
 import json
+import re
 
 import pytest
 from test_loop import stop_after
@@ -31,8 +32,8 @@ def test_a_run_is_recognised_and_another_one_refused_with_the_differences(tmp_pa
         folder.open(config_of(folder.path, "--seed", "1"), {**FACTS, "steps": 12}, overwrite=False)
 
 
-def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp_path):
-    """A real run with all that makes it write, so that whoever adds a file must add it to the table."""
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp_path, capsys):
+    """A real run with all that makes it write, so that whoever adds a file must add it to the table. It says so."""
     folder, kept = tmp_path / "out", {"holiday/a.png", "checkpoint-notes/a", "logbook/mine", ".loss.csv", "unet.txt"}
     for name in kept:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +51,29 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp
     (folder / "training_config.yaml").write_text(": : [")  # which is why one starts over
     assert len(list((folder / "logbook").rglob("events*"))) >= 1 and (folder / "more" / "logs").is_dir()
 
+    before, _ = {path.name for path in folder.iterdir()}, capsys.readouterr()
     start("--overwrite_output_dir", "--seed", "2")
+    (told,) = re.findall(r"^  deletes: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    gone = before - {path.name for path in folder.iterdir()} | {"training_config.yaml", "training_summary.json"}
+    assert {name.partition("/")[0] for name in told.split(", ")} == gone | {"logbook"}
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert left == kept | {"training_config.yaml", "training_summary.json", ".lock", ".owner.json"}
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"holiday", "checkpoint-notes", "logbook"}
+
+
+def test_overwriting_a_base_while_its_upsampler_trains_is_refused(tmp_path):
+    base, upsampler = OutputFolder(tmp_path), OutputFolder(tmp_path / "upsampler", "upsampler")
+    for folder in (base, upsampler):
+        folder.open(config_of(folder.path), FACTS, overwrite=False)
+    other = OutputFolder(upsampler.path)
+    other.lock()
+    with pytest.raises(ValueError, match=f"--output_dir {upsampler.path} is in use by process"):
+        base.open(config_of(base.path), FACTS, overwrite=True)
+    assert (upsampler / "training_config.yaml").is_file() and base.read_summary() is not None
+    other.unlock()
+    assert upsampler.path in base.left_by_run()
+    base.open(config_of(base.path), FACTS, overwrite=True)
+    assert not upsampler.path.exists()
 
 
 def test_overwriting_takes_nothing_from_people(tmp_path):
