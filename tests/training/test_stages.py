@@ -88,7 +88,7 @@ def test_each_stage_has_results_of_its_own(cascade):
     assert {f"upsampler/{name}" for name in expected} | set(WEIGHTS) <= files.keys()
 
 
-def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path):
+def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path, capsys):
     ours = load_pipeline(str(cascade))
     prompts, call = ["a cat", "a dog", "a cat"], {"num_inference_steps": 4, "guidance_scale": 2.0}
     drawn = [
@@ -113,6 +113,9 @@ def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path):
     large, small = (np.asarray(Image.open(tmp_path / name / "00000.png")).astype(int) for name in ("large", "small"))
     assert np.abs(large - drawn[0][0]).max() <= 1 and small.shape == (8, 8, 3)
     assert json.loads((tmp_path / "large" / "samples.json").read_text())["settings"]["upsampler"]
+    with pytest.raises(SystemExit):
+        main([str(cascade / "upsampler"), *common, str(tmp_path / "alone")])
+    assert "upsampler only enlarges pictures; give the folder above it" in capsys.readouterr().err
 
 
 def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_folder, tmp_path):
