@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from functools import cached_property
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -140,10 +141,7 @@ class PixelStore:
         from filelock import FileLock
 
         parent = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf"
-        # A store with deduced channels has the same pixels as one with that number of channels given.
-        deduced = parent / store_key(data, size, None, random_crop)
-        if deduced.exists() and channels in (None, cls(deduced).channels):
-            channels = None
+        channels, random_crop = _existing(parent, data, size, channels, random_crop)
         folder = parent / store_key(data, size, channels, random_crop)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +156,22 @@ class PixelStore:
         if store.unreadable and not skip_unreadable:
             raise ValueError(f"{data.name}: {store.unreadable[0]}; `skip_unreadable` leaves such images out.")
         return store
+
+
+def _existing(
+    parent: Path, data: ImageData, size: tuple[int, int], channels: int | None, random_crop: bool
+) -> tuple[int | None, bool]:
+    """What a store with the same pixels was asked for, if there is one; else as given.
+
+    Deduced channels may be those given now, and where all images have this shape no crop is random.
+    """
+    for other in product((channels, None), (random_crop, True)):
+        folder = parent / store_key(data, size, *other)
+        if folder.exists():
+            store = PixelStore(folder)
+            if channels in (None, store.channels) and (other[1] == random_crop or store.is_uniform):
+                return other
+    return channels, random_crop
 
 
 def crop(images: list[np.ndarray], size: tuple[int, int], crop_bits: np.ndarray | None) -> np.ndarray:

@@ -156,6 +156,14 @@ class TestCache:
             assert PixelStore.build(data, (8, 8), channels, progress=False).shape == shape
             assert len(stores(own_cache)) == count
 
+    def test_square_images_kept_for_random_crops_serve_who_asks_for_the_centre(self, tmp_path, own_cache):
+        """As evaluate.py does, right after training."""
+        for side, count in ((8, 1), (12, 3)):
+            data = folder_of(tmp_path / str(side), {"1.png": noise(1, (8, side))})
+            for channels, random_crop in ((None, True), (3, False)):
+                store = PixelStore.build(data, (4, 4), channels, random_crop=random_crop, progress=False)
+            assert store.is_uniform and len(stores(own_cache)) == count
+
     def test_a_changed_file_is_decoded_again(self, tmp_path):
         first = PixelStore.build(folder_of(tmp_path, {"1.png": noise(1)}), (8, 8), progress=False)
         second = PixelStore.build(folder_of(tmp_path, {"1.png": noise(2)}), (8, 8), progress=False)
