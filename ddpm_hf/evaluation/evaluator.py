@@ -53,6 +53,9 @@ class Evaluator:
             shape = self.pipeline.stages[-1].image_shape
             if "nll" in request.metrics and self.pipeline.stages[1:]:
                 raise ValueError("--metrics nll is of one network: measure it alone, or add --stage base")
+            if set(request.metrics) != {"nll"}:  # what cannot be drawn is refused before images are decoded
+                prepared(self.pipeline, request.scheduler, request.num_inference_steps, request.guidance_scale)
+        self.contenders = [self._contender(word) for word in request.compare or ()]
         told = {condition.name for condition in self.pipeline.conditions} if self.pipeline is not None else set()
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline)
         self.report = request.folder / EVALUATION_FILE
@@ -139,9 +142,8 @@ class Evaluator:
 
     def _compare(self) -> list[dict[str, Any]]:
         """Measure all contenders and write one table and one plot."""
-        contenders = [self._contender(word) for word in self.request.compare]
         rows, grids = [], []
-        for word, pipeline, sampler, steps in contenders:
+        for word, pipeline, sampler, steps in self.contenders:
             self.accelerator.print(f"{word}:")
             weights = weights_fingerprint(pipeline)
             samples = self._draw(pipeline, sampler, steps)
@@ -149,7 +151,7 @@ class Evaluator:
             rows += [{"contender": word, "weights": weights} | entry for entry in self._judge(samples)]
         if self.accelerator.is_main_process:
             print(write_comparison(rows, self.details))
-            save_grid(grids, self.details / "comparison_samples.png", [word for word, *_ in contenders])
+            save_grid(grids, self.details / "comparison_samples.png", [word for word, *_ in self.contenders])
         return [{name: value for name, value in row.items() if name != "contender"} for row in rows]
 
     def _contender(self, word: str) -> tuple[str, DDPMPipeline, str | None, int | None]:

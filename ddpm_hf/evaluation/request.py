@@ -1,7 +1,7 @@
 """What to measure: the flags of evaluate.py, and what they may be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +121,10 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
                 f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got "
                 f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
             )
+        usual = {entry.name: entry.default for entry in fields(SampleArguments) if entry.name != "num_images"}
+        given = [f"--{name}" for name, value in usual.items() if getattr(self, name) != value]
+        if self.of_samples and given:
+            raise ValueError(f"{self.model} holds samples, which are drawn already; leave out {', '.join(given)}")
         check_guidance(self.guidance_scale, **self.finer_guidance)
         if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
             raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")

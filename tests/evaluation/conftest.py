@@ -22,7 +22,8 @@ def trained_run(image_folder, tmp_path_factory) -> Path:
     forget_accelerator()
     folder = tmp_path_factory.mktemp("run") / "out"
     arguments = [*TINY, "--train_data_dir", str(image_folder), "--output_dir", str(folder), "--class_conditional"]
-    plan = prepare(parse_training_arguments([*arguments, *"--num_train_timesteps 40 --holdout 10".split()])).plan
+    arguments += "--num_train_timesteps 40 --holdout 10 --center_crop".split()  # decoded as evaluate.py does
+    plan = prepare(parse_training_arguments(arguments)).plan
     plan.system.pipeline(plan.system.network).save_pretrained(folder)
     return folder
 

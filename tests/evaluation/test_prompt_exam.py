@@ -138,11 +138,9 @@ def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, wor
         Evaluator(Request(model=str(folder), settings=settings, metrics=["prompt"], train_data_dir=place))
 
 
-def test_contenders_are_told_the_same(text_run, trained_run):
-    metrics = {"metrics": ["frechet"], "extractor": "digits", "num_images": 8, "resamples": 0}
-    request = Request(model=str(trained_run), settings=settings_of(trained_run), **metrics)
-    request.compare = [str(text_run)]
-    evaluator = Evaluator(request)
-    evaluator.pipeline.unet.register_to_config(sample_size=16)  # as large as the other's
+def test_contenders_are_told_the_same(text_run, trained_run, tmp_path):
+    model = shutil.copytree(trained_run, tmp_path / "model")
+    config = model / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"sample_size": 8', '"sample_size": 16'))  # as large as the other's
     with pytest.raises(ValueError, match="--compare .* is told captions, but .* is not"):
-        evaluator.evaluate()
+        Evaluator(Request(model=str(model), metrics=["frechet"], compare=[str(text_run)]))
