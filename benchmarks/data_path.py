@@ -18,12 +18,12 @@ import stock
 from image_files import write_parquet, write_png_folder
 from measuring import compare, finish, interleaved, make_parser, start
 
-from ddpm_hf.codecs.pixels import normalize
 from ddpm_hf.data.examples import StoredImages
 from ddpm_hf.data.holdout import Holdout
 from ddpm_hf.data.order import PositionSampler
 from ddpm_hf.data.sources import ImageData, load_images
 from ddpm_hf.data.store import PixelStore
+from ddpm_hf.pixels import normalize
 
 BATCH, EPOCHS = 64, 20
 GOALS = {32: 15.0, 64: 8.0}

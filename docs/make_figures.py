@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ddpm_hf import DDPMPipeline, LinearDDPMScheduler
-from ddpm_hf.codecs.pixels import normalize
 from ddpm_hf.data.holdout import Holdout
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
 from ddpm_hf.diffusion.bound import Bound, VariationalBound
+from ddpm_hf.pixels import normalize
 from ddpm_hf.seeds import image_generators
 
 FIGURES = Path(__file__).parent / "figures"

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from ..pixels import normalize
 from ..seeds import derive_seed
 from .condition import Condition, Told
 
@@ -76,8 +77,7 @@ class LowResolution(Condition):
 
         Of torch's filters this is the nearest to the Lanczos filter by which a base's training pictures are made.
         """
-        pixels = images.float() / 127.5 - 1
-        return F.interpolate(pixels, self.shape[1:], mode="bicubic", antialias=True).clamp(-1, 1)
+        return F.interpolate(normalize(images), self.shape[1:], mode="bicubic", antialias=True).clamp(-1, 1)
 
     def _told(self, small: torch.Tensor) -> Told:
         # As stock diffusers' IFSuperResolutionPipeline enlarges.
@@ -86,7 +86,7 @@ class LowResolution(Condition):
 
     def _pixels(self, word: Any) -> torch.Tensor:
         if isinstance(word, Image.Image):
-            word = torch.from_numpy(np.atleast_3d(np.array(word))).permute(2, 0, 1).float() / 127.5 - 1
+            word = normalize(torch.from_numpy(np.atleast_3d(np.array(word))).permute(2, 0, 1))
         if not torch.is_tensor(word) or tuple(word.shape) != self.shape:
             found = f"shape {tuple(word.shape)}" if torch.is_tensor(word) else repr(word)
             raise ValueError(f"`image` must be {self.choices()}, got {found}.")

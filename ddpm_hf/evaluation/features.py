@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..judges.digits_classifier import digits_classifier
 from ..pipelines.fingerprint import weights_fingerprint
+from ..pixels import normalize
 
 EXTRACTORS = ("digits", "inception", "inception:FILE", "transformers:NAME", "efficientnet-lite0")
 
@@ -110,7 +111,7 @@ def _digits(device: torch.device, cache_dir: str | None) -> Extractor:
 
     def features(images: torch.Tensor) -> torch.Tensor:
         grey = to_rgb(images).mean(1, keepdim=True)
-        return network.features(_resized(grey, (side, side), "bilinear") / 127.5 - 1)
+        return network.features(normalize(_resized(grey, (side, side), "bilinear")))
 
     return Extractor(
         name=f"digits-{fingerprint}",

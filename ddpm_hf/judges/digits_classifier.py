@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..codecs.pixels import normalize
 from ..data.sources import load_images
 from ..data.store import PixelStore
 from ..files import replacing
 from ..pipelines.fingerprint import weights_fingerprint
+from ..pixels import normalize
 from ..seeds import derive_seed, generator_for
 
 _EPOCHS, _BATCH, _PEAK_RATE = 4, 50, 3e-3

@@ -10,8 +10,9 @@ from diffusers import ImagePipelineOutput, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from ..codecs.pixels import PixelCodec, channels_last
+from ..codecs.pixels import PixelCodec
 from ..conditions.condition import Condition, Told, cycled
+from ..pixels import channels_last
 from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
 from .denoiser import Denoiser

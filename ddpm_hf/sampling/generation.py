@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..codecs.pixels import channels_last, to_levels
 from ..pipelines.ddpm import DDPMPipeline
+from ..pixels import channels_last, to_levels
 from ..progress import progress_bar
 from ..seeds import image_generators
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from ..codecs.pixels import channels_last, to_levels
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.steps import check_starts_midway
+from ..pixels import channels_last, to_levels
 from ..seeds import generator_for
 
 

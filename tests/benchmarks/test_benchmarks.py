@@ -86,9 +86,9 @@ def test_stock_loader_transforms_as_torchvision_would(tmp_path):
     """ToTensor divides by 255, Normalize takes 0.5 off and doubles: the pixels of a store, through `normalize`."""
     import stock
 
-    from ddpm_hf.codecs.pixels import normalize
     from ddpm_hf.data.sources import load_images
     from ddpm_hf.data.store import PixelStore
+    from ddpm_hf.pixels import normalize
 
     folder = image_files.write_png_folder(tmp_path / "images", 6, 16)
     batch = next(iter(stock.make_loader(folder, 16, 6, random_flip=False)))["input"]
@@ -232,7 +232,7 @@ def test_stock_recipe_sees_the_pixels_that_training_sees():
     import numpy as np
     import stock_recipe
 
-    from ddpm_hf.codecs.pixels import normalize
+    from ddpm_hf.pixels import normalize
 
     for channels in (1, 3):
         images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, channels), dtype=np.uint8)

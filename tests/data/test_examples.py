@@ -143,7 +143,7 @@ def test_the_loader_takes_nothing_from_the_global_generator(examples):
 
 
 def test_digits_end_to_end(own_cache):
-    from ddpm_hf.codecs.pixels import normalize
+    from ddpm_hf.pixels import normalize
 
     data = load_images(class_conditional=True, cache_dir=own_cache)
     store = PixelStore.build(data, (16, 16), progress=False)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ddpm_hf.codecs.pixels import denormalize, normalize
+from ddpm_hf.pixels import denormalize, normalize
 
 
 def test_normalize_is_the_line_through_minus_one_and_one():
