@@ -85,7 +85,7 @@ class LowResolution(Condition):
         return {"low_resolution": large}
 
     def _pixels(self, word: Any) -> torch.Tensor:
-        if isinstance(word, Image.Image):
+        if isinstance(word, Image.Image) and word.mode in ("L", "LA", "RGB", "RGBA"):  # whose numbers are levels
             word = normalize(torch.from_numpy(np.atleast_3d(np.array(word))).permute(2, 0, 1))
         if not torch.is_tensor(word) or tuple(word.shape) != self.shape:
             found = f"shape {tuple(word.shape)}" if torch.is_tensor(word) else repr(word)

@@ -185,22 +185,22 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
     """The settings of the upsampler with every one filled in; as `resolve`, from the base and the preset."""
     if base is not None:
         channels, side, _ = base.image_shape
-        config = config.filled({"resolution": str(side), "channels": channels})
+        steps = base.scheduler.config.num_train_timesteps
+        config = config.filled({"resolution": str(side), "channels": channels, "num_train_timesteps": steps})
         given = (config.data.channels, *parse_resolution(config.data.resolution))
         if given != base.image_shape:
             raise ValueError(
                 f"--resolution and --channels must be those of the base in --output_dir, {side} and {channels}, got "
                 f"{config.data.resolution} and {config.data.channels}; leave them out"
             )
+        if config.process.num_train_timesteps != steps:
+            raise ValueError(  # both are sampled in as many steps
+                f"--num_train_timesteps must be that of the base in --output_dir, {steps}, got "
+                f"{config.process.num_train_timesteps}; leave it out"
+            )
         _check_encoder_of_base(config)
     preset = choose_preset(config)
     config = filled(config, preset.upsampler)
-    timesteps = config.process.num_train_timesteps
-    if base is not None and timesteps != base.scheduler.config.num_train_timesteps:
-        raise ValueError(  # both are sampled in as many steps
-            f"--num_train_timesteps must be {base.scheduler.config.num_train_timesteps}, as of the base in "
-            f"--output_dir, got {timesteps}"
-        )
     if base is None:  # the text encoder that it will have
         config = config.filled(preset.model)
     if config.data.is_bundled:

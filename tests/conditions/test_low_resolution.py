@@ -73,6 +73,7 @@ def test_it_is_made_smaller_as_the_pictures_of_a_base_are():
     [
         (Image.new("RGB", (4, 5)), "(3, 5, 4)"),
         (Image.new("L", (5, 5)), "(1, 5, 5)"),
+        (Image.new("HSV", (5, 5)), "mode=HSV"),
         (torch.zeros(3, 6, 6), "(3, 6, 6)"),
         ("small.png", "'small.png'"),
     ],

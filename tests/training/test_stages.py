@@ -81,6 +81,9 @@ def test_each_stage_has_results_of_its_own(cascade):
         assert [metric["name"] for metric in model.metrics] == ["bits_per_dim"]
         for name in ("samples.png", "loss.png", "previews/step-0000002.png", "checkpoint-6"):
             assert (folder / name).exists()
+    config = parse_training_arguments(["--system", "glide", "--output_dir", str(folder), "--train_data_dir", "."])
+    resolved = resolve_upsampler(config, load_pipeline(str(cascade)))
+    assert (resolved.data.resolution, resolved.process.num_train_timesteps) == ("8", 40), "the base's"
     card = (cascade / "README.md").read_text()
     assert "with an upsampler that enlarges them to 16x16" in card, "written again after the second stage"
     files = page_files(ModelFolder.read(cascade))
@@ -137,7 +140,9 @@ def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_fold
         ValueError, match="must be those of the base in --output_dir, 8 and 3, got 16 and 3; leave them"
     ):
         run(image_folder, unfinished, "--stage", "upsampler", "--resolution", "16")
-    with pytest.raises(ValueError, match="--num_train_timesteps must be 40, as of the base .* got 50"):
+    with pytest.raises(
+        ValueError, match="--num_train_timesteps must be that of the base .*, 40, got 50; leave it out"
+    ):
         run(image_folder, unfinished, "--stage", "upsampler", "--num_train_timesteps", "50")
     settings = unfinished / "training_config.yaml"
     settings.write_text(settings.read_text().replace("\ntext_encoder: train\n", "\ntext_encoder: t5\n"))
