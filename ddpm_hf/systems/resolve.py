@@ -32,7 +32,13 @@ def resolve(config: Config, start: DDPMPipeline | None) -> Config:
 def filled(
     config: Config, preset: Preset, unet_config: dict[str, Any] | None = None, start: DDPMPipeline | None = None
 ) -> Config:
-    """As `resolve`, from this preset."""
+    """As `resolve`, from this preset, which may be that of an upsampler."""
+    for name in ARCHITECTURE_FLAGS if config.model.preset is not None else ():
+        given, fixed = getattr(config.model, name), _plain(preset.model[name])
+        if given is not None and given != fixed:
+            raise ValueError(
+                f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
+            )
     config = _with_network(config, preset, unet_config, start)
     process, wanted = dict(preset.process), config.process.num_train_timesteps
     if wanted not in (None, process["num_train_timesteps"]):
@@ -77,12 +83,6 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
         preset = get_preset(config.model.preset)
         if preset.system != system:
             raise ValueError(f"--preset {config.model.preset} is for --system {preset.system}, got {system}")
-        for name in ARCHITECTURE_FLAGS:
-            given, fixed = getattr(config.model, name), _plain(preset.model[name])
-            if given is not None and given != fixed:
-                raise ValueError(
-                    f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
-                )
         return preset
     if system == "glide":
         return get_preset("glide-digits" if config.data.is_bundled else "glide-64")

@@ -180,6 +180,11 @@ def test_both_stages_train_on_captioned_digits_that_the_base_can_draw(tmp_path):
     assert [stage.name for stage in stages_of(config.with_values({"init_from": "somewhere"}))] == ["base"]
     with pytest.raises(ValueError, match="--stage must be among base, upsampler for --system glide, got inpainting"):
         stages_of(config.with_values({"stage": ["base", "inpainting"]}))
+    preset = config.with_values({"preset": "glide-64"})
+    recorded = resolve_upsampler(preset, None)
+    assert resolve_upsampler(recorded, None) == recorded, "recorded settings agree with their preset"
+    with pytest.raises(ValueError, match="--base_channels 128 contradicts --preset glide-64, which has 64"):
+        resolve_upsampler(preset.with_values({"base_channels": 128}), None)  # the base's
     resolved = resolve_upsampler(config, None)
     assert resolved.data.dataset_config_name == "coloured" and resolved.model.upsampling == 2
     forget_accelerator()
