@@ -5,7 +5,8 @@ The paper's numbers are from its appendix B and the authors' code (github.com/ho
 network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)()`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -21,6 +22,7 @@ class Preset:
         training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
         upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
+        inpainting: values of `training` that are others when it is fine-tuned for inpainting.
     """
 
     description: str
@@ -29,6 +31,7 @@ class Preset:
     process: dict[str, Any]
     training: dict[str, Any]
     upsampler: "Preset | None" = None
+    inpainting: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Spacing is explicit, because diffusers' default, "leading", starts short chains below T - 1, where x_t is not pure
@@ -222,6 +225,7 @@ PRESETS: dict[str, Preset] = {
                 "max_train_steps": 300,
             },
         ),
+        inpainting={"learning_rate": 1e-3, "max_train_steps": 500},
     ),
     "glide-64": Preset(
         description="your own captioned images at 64x64: 115 M parameters, 50,000 steps of batch 64 on a GPU",
@@ -253,6 +257,7 @@ PRESETS: dict[str, Preset] = {
             process={**_SMALL_PROCESS, "beta_schedule": "linear"},
             training={**_SMALL_TRAINING, **_UPSAMPLER_TRAINING, "train_batch_size": 32, "max_train_steps": 50_000},
         ),
+        inpainting={"learning_rate": 1e-4, "max_train_steps": 10_000},
     ),
 }
 
