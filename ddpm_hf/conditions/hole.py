@@ -90,7 +90,7 @@ class Hole(_Given):
         pen, sides = ImageDraw.Draw(mask), np.array([width, height])
         if kind < (1 + _EVERYTHING) / 2:
             for _ in range(random.integers(1, 3)):
-                extent = np.ceil(sides * random.uniform(0.2, 0.8, 2)).astype(int)
+                extent = np.ceil(sides * random.uniform(0.2, 1, 2)).astype(int)
                 corner = random.integers(0, sides - extent + 1)
                 pen.rectangle([*corner.tolist(), *(corner + extent - 1).tolist()], fill=1)
         else:
