@@ -1,4 +1,4 @@
-"""The two stages of GLIDE, trained by one command that is killed in the second, and by two commands."""
+"""The stages of GLIDE, trained by one command that is killed in the second and the third, and by a command each."""
 
 import json
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
+from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.sampling.generation import generate
 from ddpm_hf.systems.glide import resolve_upsampler
@@ -27,7 +28,7 @@ GLIDE = [
 ]
 WEIGHTS = [
     f"{place}{part}.safetensors"
-    for place in ("", "upsampler/")
+    for place in ("", "upsampler/", "inpainting/")
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model")
 ]
 
@@ -44,39 +45,44 @@ def stop():
 
 @pytest.fixture(scope="module")
 def cascade(image_folder, tmp_path_factory):
-    """8x8 and 16x16, in float32; killed after the third step of the second stage."""
+    """8x8, 16x16 and a hole, in float32; killed after the third step of the second stage and of the third."""
     out = tmp_path_factory.mktemp("cascade") / "out"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        report = Trainer._report
-        there = out / "upsampler"
-        patch.setattr(
-            Trainer,
-            "_report",
-            lambda trainer: stop() if (trainer.output.path, trainer.step) == (there, 3) else report(trainer),
-        )
-        run(image_folder, out, "--preview_steps", "2")
-    run(image_folder, out, "--preview_steps", "2")
+    flags = ("--preview_steps", "2", "--stage", "base", "upsampler", "inpainting")
+    report = Trainer._report
+    for there in (out / "upsampler", out / "inpainting"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(
+                Trainer,
+                "_report",
+                lambda trainer, at=there: (
+                    stop() if (trainer.output.path, trainer.step) == (at, 3) else report(trainer)
+                ),
+            )
+            run(image_folder, out, *flags)
+    run(image_folder, out, *flags)
     return out
 
 
-def test_it_goes_on_in_the_second_stage_to_the_bits_of_two_commands(cascade, image_folder, tmp_path, capsys):
-    for stage in ("base", "upsampler"):
+def test_it_goes_on_in_a_later_stage_to_the_bits_of_three_commands(cascade, image_folder, tmp_path, capsys):
+    for stage in ("base", "upsampler", "inpainting"):
         run(image_folder, tmp_path / "apart", "--stage", stage)
     for name in WEIGHTS:
         ours, apart = load_file(cascade / name), load_file(tmp_path / "apart" / name)
         assert ours.keys() == apart.keys() and all(torch.equal(weight, apart[key]) for key, weight in ours.items())
-    base, own = (load_file(cascade / name) for name in WEIGHTS[1::2])
+    base, own, tuned = (load_file(cascade / name) for name in WEIGHTS[1::2])
     assert all(torch.equal(weight, own[key]) for key, weight in base.items()), "the base's encoder stays as it is"
+    assert not all(torch.equal(weight, tuned[key]) for key, weight in base.items()), "and is fine-tuned for inpainting"
     capsys.readouterr()
     run(image_folder, cascade)
     assert capsys.readouterr().out.count("has finished its 6 steps") == 2
 
 
 def test_each_stage_has_results_of_its_own(cascade):
-    for folder, side in ((cascade, 8), (cascade / "upsampler", 16)):
+    for folder, side in ((cascade, 8), (cascade / "upsampler", 16), (cascade / "inpainting", 8)):
         model = ModelFolder.read(folder)
         assert model.summary["image_shape"] == [3, side, side] and model.summary["status"] == "finished"
-        assert (model.settings["resolution"], model.settings["stage"]) == ("8", [folder.name if side > 8 else "base"])
+        stage = "base" if folder == cascade else folder.name
+        assert (model.settings["resolution"], model.settings["stage"]) == ("8", [stage])
         assert [metric["name"] for metric in model.metrics] == ["bits_per_dim"]
         for name in ("samples.png", "loss.png", "previews/step-0000002.png", "checkpoint-6"):
             assert (folder / name).exists()
@@ -85,6 +91,8 @@ def test_each_stage_has_results_of_its_own(cascade):
     files = page_files(ModelFolder.read(cascade))
     expected = ("model_index.json", "README.md", "evaluation.json", "tokenizer/tokenizer.json")
     assert {f"upsampler/{name}" for name in expected} | set(WEIGHTS) <= files.keys()
+    private = {f"inpainting/{name}" for name in ("samples.png", "denoising.png", "denoising.gif")}
+    assert "upsampler/samples.png" in files and not private & files.keys(), "they keep pixels of training images"
 
 
 def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path):
@@ -112,6 +120,48 @@ def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path):
     large, small = (np.asarray(Image.open(tmp_path / name / "00000.png")).astype(int) for name in ("large", "small"))
     assert np.abs(large - drawn[0][0]).max() <= 1 and small.shape == (8, 8, 3)
     assert json.loads((tmp_path / "large" / "samples.json").read_text())["settings"]["upsampler"]
+
+
+def test_sample_py_draws_a_part_with_what_was_fine_tuned_for_it(cascade, image_folder, tmp_path):
+    main, arguments, weights = load_script("sample.py").main, {}, {}
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[4:12, 8:] = 255
+    pictures = {"image": Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))}
+    pictures["mask_image"] = Image.fromarray(mask)
+    for size in (16, 8):
+        for name, picture in pictures.items():
+            picture.resize((size, size), Image.Resampling.NEAREST).save(tmp_path / f"{name}{size}.png")
+        arguments[size] = [f"--{name}={tmp_path / name}{size}.png" for name in pictures]
+    for folder, size, more in (("tuned", 16, []), ("small", 8, ["--stage", "base"])):
+        call = ["--prompt", "a cat", "--num_images", "2", "--num_inference_steps", "4", *arguments[size], *more]
+        main([str(cascade), *call, "--output_dir", str(tmp_path / folder)])
+        weights[folder] = json.loads((tmp_path / folder / "samples.json").read_text())["settings"]["weights"]
+        drawn = np.asarray(Image.open(tmp_path / folder / "00001.png"))
+        given = np.asarray(Image.open(tmp_path / f"image{size}.png"))
+        known = np.asarray(Image.open(tmp_path / f"mask_image{size}.png")) == 0
+        assert (drawn[known] == given[known]).all() and (drawn[~known] != given[~known]).any()
+    tuned = load_pipeline(str(cascade / "inpainting"))
+    assert weights == {"tuned": weights_fingerprint(tuned), "small": weights_fingerprint(load_pipeline(str(cascade)))}
+    grid = np.asarray(Image.open(cascade / "inpainting" / "samples.png"))
+    assert grid.std() > 10
+
+
+def test_a_base_is_fine_tuned_for_inpainting_as_it_is(cascade, image_folder, tmp_path):
+    folder = tmp_path / "out"
+    load_pipeline(str(cascade)).alone().save_pretrained(folder)
+    (folder / "training_config.yaml").write_text((cascade / "training_config.yaml").read_text())
+    (folder / "training_summary.json").write_text('{"status": "finished"}')
+    with pytest.raises(ValueError, match="--text_width 96 is not that of the base in --output_dir, 64; leave it out"):
+        run(image_folder, folder, "--stage", "inpainting", "--text_width", "96")
+    forget_accelerator()
+    flags = "--system glide --stage inpainting --init_caption_from_labels a{} --text_encoder frozen --dry_run".split()
+    flags += ["--train_data_dir", str(image_folder), "--holdout", "0", "--train_batch_size", "4"]
+    for more in ([], ["--init_from", str(cascade)]):
+        config = parse_training_arguments([*flags, *more, "--output_dir", str(folder / "inpainting")])
+        (stage,) = stages_of(config)
+        system = make_plan(config, make_accelerator(config), stage).system
+        assert type(system.pipeline(system.network)).__name__ == "InpaintingPipeline"
+        assert torch.equal(system.network.unet.conv_in.weight, load_pipeline(str(cascade)).unet.conv_in.weight)
 
 
 def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_folder, tmp_path):
@@ -163,8 +213,8 @@ def test_both_stages_train_on_captioned_digits_that_the_base_can_draw(tmp_path):
     config = parse_training_arguments(["--system", "glide", "--output_dir", str(tmp_path / "upsampler")])
     assert [stage.name for stage in stages_of(config)] == ["base", "upsampler"]
     assert [stage.name for stage in stages_of(config.with_values({"init_from": "somewhere"}))] == ["base"]
-    with pytest.raises(ValueError, match="--stage must be among base, upsampler for --system glide, got inpainting"):
-        stages_of(config.with_values({"stage": ["base", "inpainting"]}))
+    with pytest.raises(ValueError, match="--stage must be among base, upsampler, inpainting for .* glide, got prior"):
+        stages_of(config.with_values({"stage": ["base", "prior"]}))
     resolved = resolve_upsampler(config, None)
     assert resolved.data.dataset_config_name == "coloured" and resolved.model.upsampling == 2
     forget_accelerator()
