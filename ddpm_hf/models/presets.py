@@ -314,6 +314,7 @@ PRESETS: dict[str, Preset] = {
                 "max_train_steps": 1_600_000,
             },
         ),
+        inpainting={"max_train_steps": 100_000},  # ours: the paper does not tell
     ),
 }
 
