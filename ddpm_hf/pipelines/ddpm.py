@@ -106,8 +106,8 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
                 or a list with one per image. Both have the model's size.
             callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`. The tensors
                 are "latents": x after the step, "network_input": x before it at unit variance, "model_output", and
-                "pred_original_sample": the scheduler's x_0 with given pixels as they are, None if it returns none. May
-                return a dict with other "latents".
+                "pred_original_sample": the scheduler's x_0, None if it returns none. May return a dict with other
+                "latents".
 
         Raises:
             ValueError: for an invalid argument, naming the choices.

@@ -163,12 +163,7 @@ class Denoising:
             x_t = step.prev_sample if given is None else given.keep(step.prev_sample, scheduler, i + 1)
             if callback is not None:
                 tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}
-                predicted = step.get("pred_original_sample")
-                if (
-                    given is not None and predicted is not None
-                ):  # a network trained for inpainting predicts only the hole
-                    predicted = torch.where(given.hole, predicted, given.x_0)
-                tensors["pred_original_sample"] = predicted
+                tensors["pred_original_sample"] = step.get("pred_original_sample")
                 x_t = (callback(self, i, t, tensors) or {}).get("latents", x_t)
         return x_t
 
