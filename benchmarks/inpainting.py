@@ -67,12 +67,11 @@ def error_in(holes: np.ndarray, drawn: np.ndarray, real: np.ndarray) -> np.ndarr
 def line(name: str, drawn: np.ndarray, errors: np.ndarray, exam: PromptExam) -> dict[str, str]:
     """A row of the table."""
     said = {entry["name"]: entry for entry in exam.measure(Samples(images=np.ascontiguousarray(drawn)))}
-    cells = {"pictures": name, "error": f"{errors.mean():.1f} ± {errors.std() / len(errors) ** 0.5:.1f}"}
+    cells = {"pictures": name, "error in the hole": f"{errors.mean():.1f} ± {errors.std() / len(errors) ** 0.5:.1f}"}
     for group in ("seen", "unseen"):
-        for what in ("accuracy", "digit", "colour", "ground"):
-            entry = said[f"prompt_{what}_{group}"]
-            cells[f"{what} {group}, %"] = f"{100 * entry['value']:.1f}"
-        cells[f"n {group}"] = str(entry["n"])
+        entry = said[f"prompt_accuracy_{group}"]
+        ends = f"{100 * entry['interval_low']:.1f}..{100 * entry['interval_high']:.1f}"
+        cells[f"as captioned, {group}, %"] = f"{100 * entry['value']:.1f} [{ends}], n = {entry['n']}"
     return cells
 
 
