@@ -12,7 +12,6 @@ import argparse
 
 import measuring
 import numpy as np
-import torch
 
 from ddpm_hf.conditions.hole import Hole, pictures
 from ddpm_hf.evaluation.image_sets import find_images
@@ -76,5 +75,4 @@ def line(name: str, drawn: np.ndarray, errors: np.ndarray, exam: PromptExam) -> 
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()
