@@ -12,10 +12,15 @@ from typing import Any
 PACKAGE = __name__.partition(".")[0]
 INDEX_FILE = "model_index.json"
 UPSAMPLER_FOLDER = "upsampler"  # in the folder of the pipeline whose pictures it enlarges
+INPAINTING_FOLDER = "inpainting"  # in the folder of the pipeline from which it was fine-tuned
 
 # Our class -> the diffusers class with the same configuration and weights.
 STOCK_CLASS_NAMES = {"DDPMUNet2D": "UNet2DModel", "LinearDDPMScheduler": "DDPMScheduler"}
-STOCK_PIPELINES = {"TextToImagePipeline": "IFPipeline", "UpsamplingPipeline": "IFSuperResolutionPipeline"}
+STOCK_PIPELINES = {
+    "TextToImagePipeline": "IFPipeline",
+    "UpsamplingPipeline": "IFSuperResolutionPipeline",
+    "InpaintingPipeline": "IFInpaintingPipeline",
+}
 
 
 class PortableConfig:

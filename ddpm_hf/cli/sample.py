@@ -15,7 +15,7 @@ from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.guidance import GuidanceArguments
-from ..pipelines.loading import load_pipeline
+from ..pipelines.loading import for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
@@ -50,13 +50,16 @@ class SampleArguments(GuidanceArguments):
     prompt: str | None = flag(help="What the images show, for a model that is told captions.")
     prompts: str | None = flag(help="A text file in UTF-8 with a prompt on each line, which the images cycle through.")
     negative_prompt: str | None = flag(help="What the images do not show: guidance leads away from it.")
-    stage: Literal["base"] | None = flag(help="base: do not enlarge the pictures, though the model has an upsampler.")
+    stage: Literal["base"] | None = flag(
+        help="base: draw with the base alone, without an upsampler or a model fine-tuned for inpainting."
+    )
     guidance_scale: float | None = flag(
         help="1 is plain conditional sampling; larger values give more typical images of a class or a prompt. "
         "By default 3 with a prompt and 1 otherwise."
     )
     image: str | None = flag(
-        help="An image as large as the model's, where only the white part of --mask_image is drawn."
+        help="An image as large as the model's, where only the white part of --mask_image is drawn: by the model "
+        "that was fine-tuned for inpainting, if there is one in inpainting/."
     )
     mask_image: str | None = flag(help="White where to draw, black where to keep --image.", aliases=("--mask",))
     device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
@@ -140,6 +143,8 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         raise ValueError(f"{name} only enlarges pictures; give the folder above it, which draws them too")
     if arguments.stage == "base":
         pipeline = pipeline.alone()
+    elif arguments.image is not None:
+        pipeline = for_inpainting(pipeline, name)
     scale = arguments.guidance_scale
     if scale is None:
         scale = TEXT_GUIDANCE if told_prompts(pipeline) else 1.0

@@ -16,6 +16,7 @@ from diffusers import DDPMScheduler
 from .gaussian import discretized_gaussian_log_likelihood, normal_kl, share_off_the_8_bit_grid
 from .process import FORWARD_VARIANCES
 from .scheduler import LinearDDPMScheduler
+from .tensors import image_means
 
 # (x_t, timesteps, **conditions) -> output: (pairs, C, H, W) and (pairs,) to (pairs, C or 2C, H, W)
 Network = Callable[..., torch.Tensor]
@@ -107,7 +108,12 @@ class VariationalBound:
         return bits_per_dim(normal_kl(mean, log_variance, zero, zero))
 
     def step_term(
-        self, model_output: torch.Tensor, x_0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+        self,
+        model_output: torch.Tensor,
+        x_0: torch.Tensor,
+        x_t: torch.Tensor,
+        timesteps: torch.Tensor,
+        hole: torch.Tensor | None = None,
     ) -> StepTerm:
         """L_{t-1} = KL(q(x_prev | x_t, x_0) ‖ p(x_prev | x_t)), or L_0 = -log p(x_0 | x_t) at the last timestep.
 
@@ -116,6 +122,7 @@ class VariationalBound:
             x_0: images in [-1, 1], (batch, C, H, W); on the 8-bit grid where L_0 is asked for.
             x_t: the same images with noise.
             timesteps: (batch,), entries of the chain.
+            hole: the pixels that the bits are a mean of, bool (batch, 1, H, W); by default all.
 
         Raises:
             ValueError: for a wrong number of output channels (2C for learned variances, else C).
@@ -135,10 +142,10 @@ class VariationalBound:
             # The decoder uses the posterior variance of the preceding step as sigma_1², like the published code.
             log_variance = torch.where(last.view(true_log_variance.shape), true_log_variance, log_variance)
 
-        bits = bits_per_dim(normal_kl(true_mean, true_log_variance, mean, log_variance))
+        bits = bits_per_dim(normal_kl(true_mean, true_log_variance, mean, log_variance), hole)
         decoder = -self.decoder(x_0[last], mean[last], log_variance[last])
         return StepTerm(
-            bits=bits.index_put((last,), bits_per_dim(decoder)),
+            bits=bits.index_put((last,), bits_per_dim(decoder, None if hole is None else hole[last])),
             x_0_mse=(predicted_x_0 - x_0).square().flatten(1).mean(1),
         )
 
@@ -198,6 +205,6 @@ class VariationalBound:
         return Bound(self.prior_term(x_0), timesteps, terms, x_0_mse, self.chain, weights)
 
 
-def bits_per_dim(nats: torch.Tensor) -> torch.Tensor:
-    """Nats of each element, (batch, C, H, W) -> bits per dimension of each image, (batch,)."""
-    return nats.flatten(1).mean(1) / math.log(2)
+def bits_per_dim(nats: torch.Tensor, hole: torch.Tensor | None = None) -> torch.Tensor:
+    """Nats of each element, (batch, C, H, W) -> bits per dimension of each image, (batch,), as `image_means`."""
+    return image_means(nats, hole) / math.log(2)

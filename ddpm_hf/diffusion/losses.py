@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from .bound import VariationalBound
 from .process import EPSILON_WITHOUT_SIGNAL, LEARNED_VARIANCES
 from .scheduler import LinearDDPMScheduler
-from .tensors import at_least_float32
+from .tensors import at_least_float32, image_means
 
 LOSSES = ("simple", "vlb", "hybrid")
 WEIGHTINGS = ("none", "min_snr", "p2")
@@ -40,10 +40,10 @@ def training_target(
     return scheduler.get_velocity(original_samples, noise, timesteps)
 
 
-def simple_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L_simple, Eq. 14: the mean squared error of each image, float32 or float64, shape (batch,)."""
+def simple_loss(prediction: torch.Tensor, target: torch.Tensor, hole: torch.Tensor | None = None) -> torch.Tensor:
+    """L_simple, Eq. 14: the mean squared error of each image, float32 or float64, as `image_means`."""
     prediction, target = at_least_float32(prediction, target)
-    return (prediction - target).square().flatten(1).mean(1)
+    return image_means((prediction - target).square(), hole)
 
 
 def snr_weight(
@@ -123,6 +123,7 @@ class DiffusionLoss:
         original_samples: torch.Tensor,
         noise: torch.Tensor,
         timesteps: torch.Tensor,
+        hole: torch.Tensor | None = None,
         **conditions,
     ) -> torch.Tensor:
         """One loss value per image, shape (batch,), float32 (float64 for float64 images), under autocast too.
@@ -132,27 +133,28 @@ class DiffusionLoss:
             original_samples: images in [-1, 1], (batch, C, H, W).
             noise: standard normal, of the same shape.
             timesteps: (batch,), in [0, T).
+            hole: of images that are known elsewhere, bool (batch, 1, H, W): outside it the network is given x_0
+                instead of x_t, as when stock `IFInpaintingPipeline` samples, and no pixel counts.
             **conditions: passed to the network.
         """
         scheduler = self.bound.scheduler
         x_0, noise = at_least_float32(original_samples, noise)
         x_t = scheduler.add_noise(x_0, noise, timesteps)
-        output, _ = at_least_float32(network(x_t, timesteps, **conditions), x_t)
+        given = x_t if hole is None else torch.where(hole, x_t, x_0)
+        output, _ = at_least_float32(network(given, timesteps, **conditions), x_t)
         if self.loss == "vlb":
-            return self._bound_loss(output, x_0, x_t, timesteps)
+            return self._bound_loss(output, x_0, x_t, timesteps, hole)
         prediction, predicted_variance = scheduler.split_model_output(output, x_t)
-        error = simple_loss(prediction, training_target(scheduler, x_0, noise, timesteps))
+        error = simple_loss(prediction, training_target(scheduler, x_0, noise, timesteps), hole)
         snr, prediction_type = scheduler.snr(timesteps), scheduler.config.prediction_type
         loss = snr_weight(snr, prediction_type, self.weighting, gamma=self.gamma).to(error) * error
         if self.loss == "hybrid":
             frozen_mean = torch.cat([prediction.detach(), predicted_variance], dim=1)
-            loss = loss + VLB_WEIGHT * self._bound_loss(frozen_mean, x_0, x_t, timesteps)
+            loss = loss + VLB_WEIGHT * self._bound_loss(frozen_mean, x_0, x_t, timesteps, hole)
         return loss
 
-    def _bound_loss(
-        self, output: torch.Tensor, x_0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        return len(self.bound.chain) * self.bound.step_term(output, x_0, x_t, timesteps).bits
+    def _bound_loss(self, output: torch.Tensor, *about: torch.Tensor | None) -> torch.Tensor:
+        return len(self.bound.chain) * self.bound.step_term(output, *about).bits
 
 
 def uniform_timesteps(n: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:

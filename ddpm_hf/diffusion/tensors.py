@@ -1,4 +1,4 @@
-"""The dtype of computations, and standard normal noise."""
+"""The dtype of computations, means of images, and standard normal noise."""
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -17,6 +17,14 @@ def at_least_float32(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, to
 def in_dtype_of(given: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """x in the dtype of `given`. Checked first: even a `Tensor.to` without effect takes as long as a small sum."""
     return x if x.dtype is given.dtype else x.to(given.dtype)
+
+
+def image_means(values: torch.Tensor, hole: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean of each image, (batch, C, H, W) -> (batch,), or of its pixels in a hole, bool (batch, 1, H, W)."""
+    if hole is None:
+        return values.flatten(1).mean(1)
+    inside = torch.where(hole, values, 0).flatten(1).sum(1)
+    return inside / (values.shape[1] * hole.flatten(1).sum(1))
 
 
 def standard_normal(

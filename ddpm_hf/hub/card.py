@@ -180,9 +180,10 @@ def _what_the_run_says(model: ModelFolder) -> dict[str, Any]:
     """Pictures, figures and settings; empty for a folder that was not written by a run."""
     summary, settings = model.summary, public_settings(model.settings)
     settings.pop(RECORDED, None)
+    shown = {} if model.draws_on_data else summary
     return {
-        "samples": summary.get("samples") if model.has(SAMPLES_FILE) else None,
-        "chain": summary.get("chain") if model.has(CHAIN_FILE) and model.has(ANIMATION_FILE) else None,
+        "samples": shown.get("samples") if model.has(SAMPLES_FILE) else None,
+        "chain": shown.get("chain") if model.has(CHAIN_FILE) and model.has(ANIMATION_FILE) else None,
         "final_loss": summary.get("final_loss") if model.has(CURVE_FILE) else None,
         "files": {"samples": SAMPLES_FILE, "chain": CHAIN_FILE, "animation": ANIMATION_FILE, "curve": CURVE_FILE},
         "metrics": _measured(model.metrics) if model.metrics else None,

@@ -13,7 +13,7 @@ from ..evaluation.record import EVALUATION_FILE, read_report
 from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
-from ..portable import INDEX_FILE, UPSAMPLER_FOLDER, components
+from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components
 
 CARD_FILE = "README.md"
 CONFIG_FILE = "training_config.yaml"
@@ -21,6 +21,7 @@ SUMMARY_FILE = "training_summary.json"
 SAMPLES_FILE = "samples.png"
 CHAIN_FILE = "denoising.png"
 ANIMATION_FILE = "denoising.gif"
+SAMPLE_FILES = (SAMPLES_FILE, CHAIN_FILE, ANIMATION_FILE)
 LOSS_FILE = "loss.csv"
 CURVE_FILE = "loss.png"
 SCORES_FILE, SCORES_CURVE = "scores.csv", "scores.png"
@@ -66,6 +67,7 @@ RUN_FILES = (
     RunFile(SCORES_CURVE, "--eval_steps"),
     RunFile(BEST_FOLDER, "--save_best_by"),
     RunFile(UPSAMPLER_FOLDER, "--stage upsampler", on_page=True),
+    RunFile(INPAINTING_FOLDER, "--stage inpainting", on_page=True),
     RunFile(CHECKPOINTS, EVERY_RUN),
     RunFile(f"{CHECKPOINTS}.partial", KILLED_RUN),
     RunFile(f"{CHECKPOINTS}.replaced", KILLED_RUN),
@@ -165,7 +167,20 @@ class ModelFolder:
     @cached_property
     def upsampler(self) -> "ModelFolder | None":
         """The folder of its upsampler, if there is one."""
-        folder = self.path / UPSAMPLER_FOLDER
+        return self._stage(UPSAMPLER_FOLDER)
+
+    @cached_property
+    def inpainting(self) -> "ModelFolder | None":
+        """The folder of the model that was fine-tuned from it for inpainting, if there is one."""
+        return self._stage(INPAINTING_FOLDER)
+
+    @property
+    def draws_on_data(self) -> bool:
+        """Whether its samples keep pixels of training images, which are not published."""
+        return self.index["_class_name"] == "IFInpaintingPipeline"
+
+    def _stage(self, name: str) -> "ModelFolder | None":
+        folder = self.path / name
         return ModelFolder.read(folder) if (folder / INDEX_FILE).is_file() else None
 
     def has(self, name: str) -> bool:

@@ -24,6 +24,7 @@ from .folder import (
     INDEX_FILE,
     OLDER_VERSION,
     RUN_FILES,
+    SAMPLE_FILES,
     ModelFolder,
     written_components,
 )
@@ -74,8 +75,8 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
     """
     if not model.has(CARD_FILE):
         raise ValueError(f"{model.path} has no card ({CARD_FILE})")
-    edited = (CONFIG_FILE, EVALUATION_FILE)
-    names = [file.name for file in RUN_FILES if file.on_page and file.name not in edited]
+    others = {CONFIG_FILE, EVALUATION_FILE, *(SAMPLE_FILES if model.draws_on_data else ())}
+    names = [file.name for file in RUN_FILES if file.on_page and file.name not in others]
     files: dict[str, Path | bytes] = {name: model.path / name for name in names if model.has(name)}
     if model.settings:
         text = yaml.safe_dump(public_settings(model.settings), sort_keys=False, allow_unicode=True)
@@ -92,9 +93,8 @@ def page_files(model: ModelFolder) -> dict[str, Path | bytes]:
                 f"{model.path} has no safetensors weights of its {component}; load the pipeline and save it again"
             )
         files |= {path.relative_to(model.path).as_posix(): path for path in found}
-    if model.upsampler is not None:
-        place = model.upsampler.path.name
-        files |= {f"{place}/{name}": content for name, content in page_files(model.upsampler).items()}
+    for stage in filter(None, (model.upsampler, model.inpainting)):
+        files |= {f"{stage.path.name}/{name}": content for name, content in page_files(stage).items()}
     return files
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..models.text_unet import LOW_SIDE
+from ..portable import INDEX_FILE
 from ..sampling.samplers import FAST_CALLS
 from .folder import ModelFolder
 from .stock import DDPM, betas_argument, fast_samplers, network_lines, obstacles
@@ -61,6 +62,16 @@ def _text_values(folder: ModelFolder) -> dict[str, Any]:
         "asked": '"a red apple", guidance_scale=3.0, ',
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
+        "inpaints": folder.inpainting is not None,
+    }
+
+
+def _inpainting_values(folder: ModelFolder) -> dict[str, Any]:
+    return _common_values(_network_and_process(folder)) | {
+        "tags": ["glide", "inpainting", "diffusion-models", "ddpm_hf"],
+        "fewer_steps": None,
+        "asked": '"a red apple", guidance_scale=3.0, ',
+        "has_base": (folder.path.resolve().parent / INDEX_FILE).is_file(),
     }
 
 
@@ -78,4 +89,5 @@ TASKS = {
     "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),
     "IFPipeline": ("text-to-image", _text_values),
     "IFSuperResolutionPipeline": ("image-to-image", _upsampler_values),
+    "IFInpaintingPipeline": ("image-to-image", _inpainting_values),
 }

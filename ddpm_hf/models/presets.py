@@ -1,11 +1,12 @@
-"""Presets: the networks of Ho et al. 2020 (arXiv 2006.11239), and small ones of our own.
+"""Presets: the networks of Ho et al. 2020 (arXiv 2006.11239) and of GLIDE, and small ones of our own.
 
 The paper's numbers are from its appendix B and the authors' code (github.com/hojonathanho/diffusion,
-`scripts/run_cifar.py`, `run_lsun.py`, `run_celebahq.py`). All presets are unconditional with T = 1000, so a trained
-network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)()`.
+`scripts/run_cifar.py`, `run_lsun.py`, `run_celebahq.py`). All presets of DDPMs are unconditional with T = 1000, so a
+trained network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)()`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -21,6 +22,7 @@ class Preset:
         training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
         upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
+        inpainting: values of `training` that are others when it is fine-tuned for inpainting.
     """
 
     description: str
@@ -29,6 +31,7 @@ class Preset:
     process: dict[str, Any]
     training: dict[str, Any]
     upsampler: "Preset | None" = None
+    inpainting: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Spacing is explicit, because diffusers' default, "leading", starts short chains below T - 1, where x_t is not pure
@@ -113,6 +116,23 @@ _SMALL_TRAINING = {
 
 # For runs of minutes: adam_beta2 averages 20 squared gradients, because 1,000 are the whole run.
 _MINUTES_TRAINING = {**_SMALL_TRAINING, "lr_warmup_steps": 100, "adam_beta2": 0.95, "ema_decay": 0.995}
+
+_GLIDE_MODEL = {
+    "resolution": 64,
+    "channels": 3,
+    "base_channels": 192,
+    "attention_resolutions": (32, 16, 8),
+    "dropout": 0.1,
+}
+_GLIDE_PROCESS = {**_PROCESS, "prediction_type": "epsilon", "variance_type": "learned_range"}
+_GLIDE_TRAINING = {
+    **_PAPER_TRAINING,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "learning_rate": 1e-4,
+    "max_train_steps": 2_500_000,
+    "random_flip": False,
+}
 
 PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
@@ -222,6 +242,7 @@ PRESETS: dict[str, Preset] = {
                 "max_train_steps": 300,
             },
         ),
+        inpainting={"learning_rate": 1e-3, "max_train_steps": 500},
     ),
     "glide-64": Preset(
         description="your own captioned images at 64x64: 115 M parameters, 50,000 steps of batch 64 on a GPU",
@@ -253,6 +274,47 @@ PRESETS: dict[str, Preset] = {
             process={**_SMALL_PROCESS, "beta_schedule": "linear"},
             training={**_SMALL_TRAINING, **_UPSAMPLER_TRAINING, "train_batch_size": 32, "max_train_steps": 50_000},
         ),
+        inpainting={"learning_rate": 1e-4, "max_train_steps": 10_000},
+    ),
+    # GLIDE (Nichol et al. 2021, arXiv 2112.10741) in the size of its published model, the "filtered" one of
+    # github.com/openai/glide-text2im with 385 M + 398 M parameters; the paper's own has 3.5 B + 1.5 B. Network and
+    # process are those of its `model_creation.py`, steps and batches the paper's (§4.1), and the learning rate and the
+    # average, which neither tells, those of Dhariwal & Nichol 2021 (arXiv 2105.05233). What differs:
+    # - The U-Nets are in the form that stock pipelines run, 2 and 0.2 % larger: see `text_unet_config`. Their heads,
+    #   and those of the text encoder, have 32 channels instead of 64.
+    # - The text encoder is a transformer of T5's kind, whose gated layers are larger. It reads 77 tokens instead of
+    #   128, of 8 k of the run's own words instead of 50 k, and serves both U-Nets.
+    # - Captions are hidden in the whole training; the paper fine-tunes for that.
+    "glide-paper": Preset(
+        description="GLIDE in the size of its published model: 64x64, 387 M parameters, 2,500,000 steps of batch 2048",
+        system="glide",
+        model={
+            **_GLIDE_MODEL,
+            "channel_multipliers": (1, 2, 3, 4),
+            "blocks_per_level": 3,
+            "text_width": 512,
+            "text_layers": 16,
+        },
+        process={**_GLIDE_PROCESS, "beta_schedule": "squaredcos_cap_v2"},
+        training={**_GLIDE_TRAINING, **_TEXT_TRAINING, "text_rate": 1.0, "train_batch_size": 2048},
+        upsampler=Preset(
+            description="64x64 to 256x256",
+            system="glide",
+            model={
+                **_GLIDE_MODEL,
+                "upsampling": 4,
+                "channel_multipliers": (1, 1, 2, 2, 4, 4),
+                "blocks_per_level": 2,
+            },
+            process={**_GLIDE_PROCESS, "beta_schedule": "linear"},
+            training={
+                **_GLIDE_TRAINING,
+                **_UPSAMPLER_TRAINING,
+                "train_batch_size": 512,
+                "max_train_steps": 1_600_000,
+            },
+        ),
+        inpainting={"max_train_steps": 100_000},  # ours: the paper does not tell
     ),
 }
 

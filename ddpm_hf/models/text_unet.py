@@ -25,6 +25,8 @@ def text_unet_config(
 
     Attention, within a level and to the caption's states together, has heads of up to 32 channels. The states are
     pooled by attention and added to the time embedding: GLIDE adds the last one, which no stock pipeline can tell.
+    Two more things differ from GLIDE: the states are projected to the widest level first, and levels without attention
+    are halved by a convolution instead of a residual block.
 
     Args:
         resolution: side of the images; each level halves it, without a remainder.

@@ -6,12 +6,12 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from PIL import Image
 
 from ..conditions.class_labels import ClassLabels
 from ..conditions.condition import Condition
 from ..diffusion.process import LEARNED_VARIANCES
 from .denoising import Denoising
+from .inpainting import Pictures
 
 
 class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
@@ -77,8 +77,8 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
         guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
-        image: Image.Image | None = None,
-        mask_image: Image.Image | None = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
         callback_on_step_end: Callable[["DDPMPipeline", int, torch.Tensor, dict[str, Any]], dict | None] | None = None,
         **asked: Any,
     ) -> ImagePipelineOutput | tuple:
@@ -102,8 +102,8 @@ class DDPMPipeline(Denoising, diffusers.DDPMPipeline):
             latents: x_T, standard normal, (B, C, H, W), instead of drawing it.
             skip_steps: how many steps to skip at the start of the chain. `latents` must then be x_t at the first
                 remaining timestep, as made by the scheduler's `add_noise`.
-            image, mask_image: draw only where the mask is white, and keep the image elsewhere. Both have the model's
-                size.
+            image, mask_image: draw only where the mask is white, and keep the image elsewhere; one for all images,
+                or a list with one per image. Both have the model's size.
             callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`. The tensors
                 are "latents": x after the step, "network_input": x before it at unit variance, "model_output", and
                 "pred_original_sample": the scheduler's x_0, None if it returns none. May return a dict with other

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import Condition, Told, cycled
@@ -17,7 +16,7 @@ from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import check_guidance, guided, guides_at
-from .inpainting import Given, given_pixels
+from .inpainting import Given, Pictures, given_pixels
 from .steps import check_starts_midway, takes_variance, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -35,7 +34,7 @@ class Denoising:
     id2label: Mapping[int, str] | None = None
     """Class number -> class name; None without names."""
     keeps_given_clean = False
-    """Whether the network was trained to see given pixels without noise."""
+    """Whether the network was trained for inpainting: to see given pixels without noise."""
 
     @classmethod
     def load_config(cls, *args, **kwargs):
@@ -97,8 +96,8 @@ class Denoising:
         callback: Callable | None,
         guidance_interval: Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
-        image: Image.Image | None = None,
-        mask_image: Image.Image | None = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
     ) -> ImagePipelineOutput | tuple:
         """The call of a pipeline, with arguments as in `DDPMPipeline`; `asked` as in `ask`."""
         # 1. Check the arguments and turn words into what the network is told
@@ -225,8 +224,8 @@ class Denoising:
 
     def given(
         self,
-        image: Image.Image | None = None,
-        mask_image: Image.Image | None = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
         noise: torch.Tensor | None = None,
     ) -> Given | None:
         """The pixels that stay as they are; None if all are drawn. Without noise it only checks the pictures.
@@ -241,6 +240,9 @@ class Denoising:
             raise ValueError(f"`scheduler` must be one that keeps x_t at unit variance, such as dpm-sde, got {name}.")
         x_0, hole = given_pixels(image, mask_image, self.image_shape, self.codec)
         if noise is not None:
+            for name, several in (("image", x_0), ("mask_image", hole)):
+                if len(several) not in (1, len(noise)):
+                    raise ValueError(f"`{name}` must be one per image, got {len(several)} for {len(noise)} images.")
             x_0, hole = x_0.to(noise.device), hole.to(noise.device)
         return Given(x_0=x_0, hole=hole, noise=noise, clean=self.keeps_given_clean)
 

@@ -1,6 +1,6 @@
 """Inpainting: drawing what is missing around pixels that are given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,17 @@ from torch.nn.functional import adaptive_max_pool2d
 from ..codecs.pixels import PixelCodec
 from ..data.transforms import RESAMPLING, to_channels, to_pixels
 
+# One for all images, or one per image.
+Pictures = Image.Image | Sequence[Image.Image]
+
 
 @dataclass(frozen=True)
 class Given:
     """Pixels that stay as they are while the others are drawn.
 
     Attributes:
-        x_0: of the picture, (1, C, H, W).
-        hole: what is drawn of x_0, bool (1, 1, H, W).
+        x_0: of the pictures, (1 or B, C, H, W).
+        hole: what is drawn of x_0, bool (1 or B, 1, H, W).
         noise: eps of the pictures, (B, C, H, W). All pixels of x_T have it, and at every later step the given ones
             are put back with as much of it as the others still have, so that any model can be told them
             (Lugmayr et al. 2022, arXiv 2201.09865, Eq. 8a, without going back and forth).
@@ -46,7 +49,7 @@ class Given:
 
 
 def given_pixels(
-    image: Image.Image, mask_image: Image.Image, shape: tuple[int, int, int], codec: PixelCodec
+    image: Pictures | None, mask_image: Pictures | None, shape: tuple[int, int, int], codec: PixelCodec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Given.x_0` and `Given.hole`.
 
@@ -56,31 +59,38 @@ def given_pixels(
         shape: (channels, height, width) of the model's pictures.
 
     Raises:
-        ValueError: one of them has another size, or the mask has no white pixel.
+        ValueError: one of them has another size, or a mask has no white pixel.
     """
     channels, height, width = shape
-    for name, picture in (("image", image), ("mask_image", mask_image)):
-        if picture is None or picture.size != (width, height):
-            got = "none" if picture is None else f"{picture.width}x{picture.height}"
-            raise ValueError(f"`{name}` must be a picture of the model's {width}x{height} pixels, got {got}.")
+    for name, pictures in (("image", image), ("mask_image", mask_image)):
+        for picture in _listed(pictures):
+            if picture is None or picture.size != (width, height):
+                got = "none" if picture is None else f"{picture.width}x{picture.height}"
+                raise ValueError(f"`{name}` must be a picture of the model's {width}x{height} pixels, got {got}.")
     hole = _pixels(mask_image, 1) >= 128
-    if not hole.any():
+    if not hole.flatten(1).any(1).all():
         raise ValueError("`mask_image` must be white where to draw, got one without white pixels.")
     x_0 = codec.encode({"images": _pixels(image, channels)})
     # Where x_0 is smaller than the picture, all of it that white pixels are part of is drawn.
     return x_0, adaptive_max_pool2d(hole.float(), x_0.shape[2:]) > 0
 
 
-def shrunk(given: Mapping[str, Image.Image], size: tuple[int, int]) -> dict[str, Image.Image]:
+def shrunk(given: Mapping[str, Pictures], size: tuple[int, int]) -> dict[str, Pictures]:
     """`image` and `mask_image` at the (height, width) of a base; its hole covers all that is then drawn larger."""
     to = size[::-1]
-    small = {name: picture.resize(to, RESAMPLING) for name, picture in given.items() if name == "image"}
-    if "mask_image" in given:
-        hole = to_channels(given["mask_image"], 1).point(lambda level: 255 * (level >= 128))
-        small["mask_image"] = hole.resize(to, Image.Resampling.BOX).point(lambda level: 255 * (level > 0))
-    return small
+
+    def small_hole(mask: Image.Image) -> Image.Image:
+        hole = to_channels(mask, 1).point(lambda level: 255 * (level >= 128))
+        return hole.resize(to, Image.Resampling.BOX).point(lambda level: 255 * (level > 0))
+
+    small = {"image": lambda picture: picture.resize(to, RESAMPLING), "mask_image": small_hole}
+    return {name: [small[name](picture) for picture in _listed(pictures)] for name, pictures in given.items()}
 
 
-def _pixels(image: Image.Image, channels: int) -> torch.Tensor:
-    """uint8 (1, C, H, W)."""
-    return torch.tensor(to_pixels(to_channels(image, channels)))[None]
+def _listed(pictures: Pictures | None) -> Sequence[Image.Image | None]:
+    return pictures if isinstance(pictures, Sequence) else [pictures]
+
+
+def _pixels(pictures: Pictures, channels: int) -> torch.Tensor:
+    """uint8 (B, C, H, W)."""
+    return torch.stack([torch.tensor(to_pixels(to_channels(picture, channels))) for picture in _listed(pictures)])

@@ -6,8 +6,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
+from huggingface_hub import snapshot_download
 
-from ..portable import INDEX_FILE, components, stock_component
+from ..portable import INDEX_FILE, INPAINTING_FOLDER, components, stock_component
 from .ddpm import DDPMPipeline
 
 # The class that an index names -> the module and the class that load it here, imported when they are needed: those
@@ -17,6 +18,7 @@ PIPELINES = {
     "DDPMPipeline": DDPMPipeline,
     "IFPipeline": ("text_to_image", "TextToImagePipeline"),
     "IFSuperResolutionPipeline": ("upsampling", "UpsamplingPipeline"),
+    "IFInpaintingPipeline": ("text_to_image", "InpaintingPipeline"),
 }
 _LIBRARIES = ("diffusers", "transformers")
 # Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.
@@ -50,6 +52,32 @@ def load_pipeline(name: str) -> DDPMPipeline:
     except ValueError as problem:
         raise ValueError(f"pipeline {name!r} has components that do not fit each other: {problem}") from None
     return pipeline
+
+
+def for_inpainting(pipeline: DDPMPipeline, name: str) -> DDPMPipeline:
+    """What draws a part of a picture best.
+
+    Args:
+        pipeline: from `load_pipeline`.
+        name: of the pipeline, as it was given there.
+
+    Returns:
+        The model that was fine-tuned from it for inpainting, with its upsampler; itself if there is none.
+
+    Raises:
+        ValueError: as `load_pipeline`.
+    """
+    if not hasattr(pipeline, "upsampler"):  # no text-to-image pipeline
+        return pipeline
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name, allow_patterns=f"{INPAINTING_FOLDER}/*"))
+    if not (folder / INPAINTING_FOLDER / INDEX_FILE).is_file():
+        return pipeline
+    tuned = load_pipeline(str(folder / INPAINTING_FOLDER))
+    tuned.upsampler = pipeline.upsampler
+    tuned.check_parts()
+    return tuned
 
 
 def class_for(name: str) -> type[DiffusionPipeline]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
 from huggingface_hub import snapshot_download
-from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -21,7 +20,7 @@ from ..models.text import CAPTION_LENGTH
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
 from .denoising import Denoising, check_output_type
-from .inpainting import shrunk
+from .inpainting import Pictures, shrunk
 
 if TYPE_CHECKING:
     from .upsampling import UpsamplingPipeline
@@ -216,8 +215,8 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
-        image: Image.Image | None = None,
-        mask_image: Image.Image | None = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
@@ -288,3 +287,13 @@ for _name in (
     *("reset_device_map", "set_attention_slice", "set_use_memory_efficient_attention_xformers"),
 ):
     setattr(TextToImagePipeline, _name, _of_every_stage(_name))
+
+
+class InpaintingPipeline(TextToImagePipeline):
+    """As `TextToImagePipeline`, fine-tuned to draw a part of a picture whose other pixels it sees.
+
+    It is saved as stock `IFInpaintingPipeline`, and draws the same pixels for the same generator. Without `image` and
+    `mask_image` it draws whole pictures.
+    """
+
+    keeps_given_clean = True

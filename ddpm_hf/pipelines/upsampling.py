@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..conditions.condition import Condition, Told
 from ..conditions.low_resolution import LowResolution
 from ..models.text_unet import LOW_SIDE
+from .inpainting import Pictures
 from .text_to_image import TextDenoiser, TextDenoising
 
 
@@ -106,8 +107,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
         guidance_rescale: float = 0.0,
         latents: torch.Tensor | None = None,
         skip_steps: int | None = None,
-        original_image: Image.Image | None = None,
-        mask_image: Image.Image | None = None,
+        original_image: Pictures | None = None,
+        mask_image: Pictures | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Enlarge pictures.

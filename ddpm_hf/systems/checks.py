@@ -59,8 +59,11 @@ def check(flags: dict[str, Any]) -> None:
         for name in names:
             if flags[name] and flags["system"] != system:
                 raise ValueError(f"--{name} is for --system {system}, got --system {flags['system']}; leave it out")
-    if flags["init_from"] is not None and "upsampler" in (flags["stage"] or ()):
-        raise ValueError("--init_from is for --stage base, got --stage upsampler too; leave one out")
+    if flags["init_from"] is not None and flags["stage"] not in (None, ["base"], ["inpainting"]):
+        raise ValueError(
+            f"--init_from is for --stage base or --stage inpainting alone, got {' '.join(flags['stage'])}; leave out "
+            "--init_from or the other stages"
+        )
     if flags["system"] == "glide" and flags["condition_dropout"] == 0:
         raise ValueError(
             "--condition_dropout must be above 0 for --system glide, got 0: pipelines guide by the empty caption, and "
@@ -93,6 +96,8 @@ def _check_text_encoder(flags: dict[str, Any]) -> None:
     for name in OF_LEARNED_ENCODER:
         if flags[name] is not None:
             raise ValueError(f"--{name} is for --text_encoder train, got --text_encoder {encoder}; leave it out")
+    if encoder == "frozen" and flags["stage"] == ["inpainting"]:
+        return
     if (encoder == "frozen") != (start is not None):
         choices = "train or a folder or Hub name" if start is None else f"train or frozen with --init_from {start}"
         raise ValueError(f"--text_encoder must be {choices}, got {encoder}")

@@ -74,10 +74,12 @@ class ModelArguments:
         "ddpm", help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder."
     )
     stage: list[str] | None = flag(
-        help="Of glide, base, upsampler or both, trained in this order; by default both, and with --init_from base. "
-        "All settings given are for each of them: train one after the other to give them different ones. The "
-        "upsampler enlarges pictures of the finished base in --output_dir, whose text encoder it takes, into "
-        "--output_dir/upsampler."
+        help="Of glide, one or more of base, upsampler and inpainting, trained in this order; by default the first "
+        "two, and with --init_from base. All settings given are for each of them: train one after the other to give "
+        "them different ones. The upsampler enlarges pictures of the finished base in --output_dir, whose text "
+        "encoder it takes, into --output_dir/upsampler. inpainting fine-tunes that base, or the model of "
+        "--init_from, to draw a part of a picture, into --output_dir/inpainting, by default for 500 steps in "
+        "glide-digits, 10000 in glide-64 and 100000 in glide-paper."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
@@ -101,14 +103,15 @@ class ModelArguments:
     )
     text_encoder: str | None = flag(
         help="train: a small one, learned with the U-Net. A folder or Hub name: an encoder of transformers, such as "
-        "T5, CLIP or BERT, kept as it is. frozen: that of --init_from, kept as it is. By default train."
+        "T5, CLIP or BERT, kept as it is. frozen: that of --init_from or of the base of --stage inpainting, kept as "
+        "it is. By default train."
     )
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     upsampling: int | None = flag(
         help="Factor by which glide's upsampler enlarges. --resolution is that of the small pictures. By default 2 in "
-        "glide-digits and 4 in glide-64."
+        "glide-digits and 4 in glide-64 and glide-paper."
     )
     gradient_checkpointing: bool = flag(
         False, help="Save memory in the U-Net, but not in a text encoder, for about 20 %% more time."

@@ -1,10 +1,12 @@
-"""GLIDE (Nichol et al. 2021, arXiv 2112.10741): pixels told a caption, by a text encoder learned with the U-Net, and
-an upsampler that is told the caption and the small picture.
+"""GLIDE (Nichol et al. 2021, arXiv 2112.10741): pixels told a caption, by a text encoder learned with the U-Net, an
+upsampler that is told the caption and the small picture, and a base fine-tuned for inpainting.
 
-Two things differ from the paper. The caption's states are pooled by attention for the time embedding, where the paper
-takes the state of the last token, which stock pipelines do not pass on. And the upsampler takes the base's text
+Three things differ from the paper. The caption's states are pooled by attention for the time embedding, where the
+paper takes the state of the last token, which stock pipelines do not pass on. The upsampler takes the base's text
 encoder as it is, where the paper learns a second one: most of what the caption says is in the small picture already,
-so the upsampler's loss would teach an encoder little. The base's encoder may also be a frozen one.
+so the upsampler's loss would teach an encoder little. (The base's encoder may also be a frozen one.) And for
+inpainting the paper gives the network the known pixels and the mask as four more channels, where stock pipelines put
+the known pixels into x_t, without noise: here the network is fine-tuned to draw a hole in such an x_t.
 """
 
 import copy
@@ -20,6 +22,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from ..codecs.pixels import PixelCodec
+from ..conditions.hole import Hole, Known, pictures
 from ..conditions.low_resolution import LowResolution
 from ..conditions.prompt import FrozenPrompt, Prompt, as_told
 from ..conditions.states import KeptStates
@@ -32,15 +35,15 @@ from ..models.text import CAPTION_LENGTH, fingerprint, load_text_encoder, small_
 from ..models.text_unet import new_text_unet
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
-from ..pipelines.text_to_image import TextDenoiser, TextToImagePipeline
+from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
-from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
+from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import derive_seed
 from .checks import OF_LEARNED_ENCODER
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
 from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
-from .system import Stage, System
+from .system import Stage, System, init_from
 
 
 def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
@@ -157,17 +160,17 @@ def _on(device: torch.device, encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder if encoder.device == device else copy.deepcopy(encoder).to(device)
 
 
-# The upsampler
+# The stages after the base
 
 
 def finished_base(config: Config) -> TextToImagePipeline | None:
-    """The base that lies above the upsampler's folder; None for a dry run before there is one.
+    """The base that lies above the folder of a later stage; None for a dry run before there is one.
 
     Raises:
         ValueError: there is none that has been trained to its end.
     """
-    folder = Path(config.run.output_dir).parent
-    needed = f"--stage upsampler needs a finished base in --output_dir {folder}"
+    stage, folder = Path(config.run.output_dir).name, Path(config.run.output_dir).parent
+    needed = f"--stage {stage} needs a finished base in --output_dir {folder}"
     summary = ModelFolder.read(folder).summary if (folder / INDEX_FILE).is_file() else {"status": "missing"}
     if summary.get("status") in ("missing", "running"):
         if config.run.dry_run:
@@ -273,6 +276,44 @@ def build_upsampler(config: Config, images: TrainingImages, base: TextToImagePip
     )
 
 
+def start_of_inpainting(config: Config) -> TextToImagePipeline | None:
+    """The model given to start from, or else the base as `finished_base` finds it."""
+    return finished_base(config) if config.model.init_from is None else init_from(config)
+
+
+def resolve_inpainting(config: Config, base: TextToImagePipeline | None) -> Config:
+    """The settings of the fine-tuning with every one filled in; as `resolve`, with the base's architecture."""
+    if base is not None and config.model.init_from is None:
+        names = (*ARCHITECTURE_FLAGS, "text_width", "text_layers")
+        there, flags = ModelFolder.read(Path(config.run.output_dir).parent).settings, config.flags()
+        for name in names:
+            if flags[name] not in (None, there.get(name)):
+                raise ValueError(
+                    f"--{name} {flags[name]} is not that of the base in --output_dir, {there.get(name)}; leave it out"
+                )
+        config = config.with_values(dict.fromkeys(names))
+    unet_config = None if base is None else dict(base.unet.config)
+    preset = choose_preset(config, unet_config)
+    return filled(config, replace(preset, training=preset.training | preset.inpainting), unet_config, base)
+
+
+def build_inpainting(config: Config, images: TrainingImages, base: TextToImagePipeline | None) -> System:
+    """The base, told random holes; arguments and errors as in `build`."""
+    system = build(config, images, base)
+    (prompt,), hole = system.conditions, Hole(seed=config.optimization.seed)
+    shown = images.some_batch(config.run.preview_images)
+    masks = [hole.drawn(images.shape[1:], "preview", number) for number in range(len(shown["images"]))]
+    return replace(
+        system,
+        conditions=[
+            replace(prompt, examples=list(map(str, shown["captions"]))),
+            Known(examples=pictures(shown["images"])),
+            replace(hole, examples=masks),
+        ],
+        pipeline=lambda network: InpaintingPipeline(**system.pipeline(network).components),
+    )
+
+
 STAGES = (
     Stage(name="base", resolve=resolve, build=build),
     Stage(
@@ -282,5 +323,13 @@ STAGES = (
         resolve=resolve_upsampler,
         resolution=upsampled,
         build=build_upsampler,
+    ),
+    Stage(
+        name="inpainting",
+        folder=INPAINTING_FOLDER,
+        by_default=False,
+        start=start_of_inpainting,
+        resolve=resolve_inpainting,
+        build=build_inpainting,
     ),
 )

@@ -81,11 +81,11 @@ class Plan:
 def stages_of(config: Config) -> Sequence[Stage]:
     """The stages that the settings ask for, in their order, imported now: text encoders take seconds.
 
-    By default all of the system's; of a model that is fine-tuned the first, which alone `--init_from` is for.
+    By default those of the system that need not be asked for; of a model that is fine-tuned the first.
     """
     stages = import_module(f".{config.model.system}", __package__).STAGES
     if config.model.stage is None:
-        return stages if config.model.init_from is None else stages[:1]
+        return [stage for stage in stages if stage.by_default] if config.model.init_from is None else stages[:1]
     names = [stage.name for stage in stages]
     for name in config.model.stage:
         if name not in names:

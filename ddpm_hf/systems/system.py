@@ -41,7 +41,8 @@ class System:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def _init_from(config: Config) -> DDPMPipeline | None:
+def init_from(config: Config) -> DDPMPipeline | None:
+    """The pipeline that `--init_from` names, if it is given."""
     return load_pipeline(config.model.init_from) if config.model.init_from is not None else None
 
 
@@ -52,6 +53,7 @@ class Stage:
     Attributes:
         name: for `--stage`, if the system has several.
         folder: where its results and checkpoints go, below `--output_dir`.
+        by_default: whether it is trained without being asked for.
         start: (settings, with its own folder as `--output_dir`) -> the pipeline to start from, if there is one.
         resolve: (settings, pipeline to start from) -> settings with every one filled in. Also called without a
             pipeline before earlier stages train, so that a setting that cannot be used is found then.
@@ -61,7 +63,8 @@ class Stage:
 
     name: str | None = None
     folder: str = "."
-    start: Callable[[Config], DDPMPipeline | None] = _init_from
+    by_default: bool = True
+    start: Callable[[Config], DDPMPipeline | None] = init_from
     resolve: Callable[[Config, DDPMPipeline | None], Config]
     resolution: Callable[[Config], str] = lambda config: config.data.resolution
     build: Callable[[Config, TrainingImages, DDPMPipeline | None], System]

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import data_path  # noqa: E402
 import gpu  # noqa: E402
 import image_files  # noqa: E402
+import inpainting  # noqa: E402
 import measuring  # noqa: E402
 import overheads  # noqa: E402
 import prompt_following  # noqa: E402
@@ -288,3 +290,12 @@ def test_an_interrupted_sampling_goes_on_with_the_same_images(tmp_path, monkeypa
         sampling.draw_images(dies_in_the_second_batch, 5, tmp_path / "parts")
     assert np.array_equal(sampling.draw_images(draw, 5, tmp_path / "parts"), whole)
     assert asked == [2, 2, 1, 2, 2, 1]
+
+
+def test_an_error_in_a_hole_is_of_its_pixels_alone():
+    holes = np.zeros((2, 1, 2, 2), dtype=bool)
+    holes[0, 0, 0, 0] = holes[1] = True
+    real = np.arange(24).reshape(2, 3, 2, 2)
+    drawn = real + np.array([[3, 9], [9, 9]])
+    expected = [3, np.sqrt((9 + 3 * 81) / 4)]
+    np.testing.assert_allclose(inpainting.error_in(holes, drawn, real), expected)

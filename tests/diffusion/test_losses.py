@@ -116,6 +116,38 @@ def test_hybrid_is_simple_plus_bound_with_the_mean_stopped(prediction_type):
     torch.testing.assert_close(total, parts)
 
 
+# A hole.
+
+
+def test_the_network_sees_what_is_known_and_the_error_is_of_the_hole():
+    """v-prediction in numpy: v = √ᾱ eps - √(1 - ᾱ) x_0."""
+    x_0, eps, output, t = data(2), images(1, 2), images(2, 2), np.array([3, 700])
+    hole = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    hole[0, 0, 1:3, :2] = hole[1, 0, :, 3] = True
+    seen = []
+    loss = DiffusionLoss(LinearDDPMScheduler(prediction_type="v_prediction"))
+    found = loss(lambda x_t, t: seen.append(x_t) or output, x_0, eps, torch.from_numpy(t), hole=hole)
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[t, None, None, None]
+    x, noise, mask = x_0.numpy(), eps.numpy(), hole.numpy()
+    x_t = np.sqrt(alpha_bar) * x + np.sqrt(1 - alpha_bar) * noise
+    np.testing.assert_allclose(seen[0].numpy(), mask * x_t + ~mask * x, rtol=1e-6)
+    squares = (output.numpy() - np.sqrt(alpha_bar) * noise + np.sqrt(1 - alpha_bar) * x) ** 2
+    expected = (squares[0, :, 1:3, :2].mean(), squares[1, :, :, 3].mean())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["hybrid", "vlb"])
+def test_a_hole_and_all_around_it_make_the_whole(loss):
+    """Every loss is a mean of pixels, at the first timestep too, where the term is of the decoder."""
+    loss = DiffusionLoss(LinearDDPMScheduler(variance_type="learned_range"), loss)
+    output, arguments = images(2, channels=4), (data(), images(1), torch.tensor([0, 1, 10, 500, 900, 999]))
+    hole = torch.rand(6, 1, 4, 4, generator=generator(3)) < 0.3
+    share = hole.double().mean((1, 2, 3))
+    inside, outside, whole = (loss(lambda x_t, t: output, *arguments, hole=h) for h in (hole, ~hole, None))
+    torch.testing.assert_close(share * inside + (1 - share) * outside, whole)
+    assert (inside - outside).abs().min() > 0 and ((share > 0) & (share < 1)).all()
+
+
 @pytest.mark.parametrize(
     "loss, variance_type", [("simple", "fixed_small"), ("vlb", "fixed_large"), ("hybrid", "learned_range")]
 )

@@ -6,10 +6,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_hf.hub.card import render_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.stock import DDPM, betas_argument, fast_samplers, obstacles
+from ddpm_hf.pipelines.text_to_image import InpaintingPipeline
 from ddpm_hf.sampling.samplers import make_fast_sampler
 
 KINDS = {
@@ -123,12 +125,26 @@ def test_where_the_pipeline_of_stock_cannot_the_lines_of_the_card_draw_what_ours
     check(whole[whole.index("x = torch.randn") :], steps)
 
 
-def test_the_lines_of_the_card_draw_with_an_upsampler_too(tiny_cascade, tmp_path, monkeypatch):
+def test_the_lines_of_the_card_draw_with_an_upsampler_and_a_part_too(tiny_cascade, tmp_path, monkeypatch):
     ours = tiny_cascade(prediction_type="v_prediction")
     ours.save_pretrained(tmp_path)
+    tuned = InpaintingPipeline(**ours.components)
+    tuned.save_pretrained(tmp_path / "inpainting")
     card = render_card(ModelFolder.read(tmp_path))
-    _, both, own, _ = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    _, both, part, own, _ = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    pictures = {"image": Image.effect_mandelbrot((8, 8), (-2, -1, 1, 1), 9), "mask_image": Image.new("1", (8, 8))}
+    pictures["mask_image"].paste(1, (2, 2, 7, 5))
+    for picture, file in zip(pictures.values(), ("photo.png", "mask.png"), strict=True):
+        picture.save(file)
+    call = {"num_inference_steps": 8, "guidance_scale": 3.0, "generator": torch.Generator().manual_seed(0)}
+    expected = np.asarray(tuned("a red apple", **call, **pictures).images[0]).astype(int)
+    code = part.replace(
+        "num_inference_steps=1000", "num_inference_steps=8, generator=torch.Generator().manual_seed(0)"
+    )
+    exec(code, names := {"torch": torch})
+    np.testing.assert_allclose(np.asarray(names["image"]).astype(int), expected, atol=1)
+    assert type(names["pipe"]).__name__ == "IFInpaintingPipeline" and "ddpm_hf" not in part
     torch.manual_seed(0)
     expected = np.asarray(ours("a red apple", num_inference_steps=8, guidance_scale=3.0).images[0]).astype(int)
     code = both.replace("num_inference_steps=1000", "num_inference_steps=8")
@@ -140,7 +156,12 @@ def test_the_lines_of_the_card_draw_with_an_upsampler_too(tiny_cascade, tmp_path
     large = render_card(ModelFolder.read(tmp_path / "upsampler"))
     assert "enlarges RGB images of 8x8 pixels, which have captions, to 16x16" in large.text
     assert large.data.pipeline_tag == "image-to-image" and "```python" not in large.text
-    for text in (card.text, large.text):
+    inpainting = render_card(ModelFolder.read(tmp_path / "inpainting"))
+    assert "draws a part of RGB images of 8x8 pixels" in inpainting.text and "```python" not in inpainting.text
+    tuned.save_pretrained(tmp_path / "no base" / "alone")
+    alone = render_card(ModelFolder.read(tmp_path / "no base" / "alone"), "alice/parts")
+    assert 'IFInpaintingPipeline.from_pretrained("alice/parts")' in alone.text, "no other card has the lines"
+    for text in (card.text, large.text, inpainting.text, alone.text):
         assert "{{" not in text and "{%" not in text and "None" not in text
 
 

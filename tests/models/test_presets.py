@@ -112,7 +112,9 @@ def test_paper_presets_are_the_paper(name):
     )
 
 
-@pytest.mark.parametrize(("name", "tokens", "millions"), [("glide-digits", 358, 1.7), ("glide-64", 8451, 115)])
+@pytest.mark.parametrize(
+    ("name", "tokens", "millions"), [("glide-digits", 358, 1.7), ("glide-64", 8451, 115), ("glide-paper", 8451, 387)]
+)
 def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper_does(name, tokens, millions):
     preset = get_preset(name)
     model = {**preset.model}
@@ -125,7 +127,9 @@ def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper
     assert preset.training["condition_dropout"] == 0.2  # arXiv 2112.10741, section 4
 
 
-@pytest.mark.parametrize(("name", "factor", "millions"), [("glide-digits", 2, 1.04), ("glide-64", 4, 17.4)])
+@pytest.mark.parametrize(
+    ("name", "factor", "millions"), [("glide-digits", 2, 1.04), ("glide-64", 4, 17.4), ("glide-paper", 4, 323)]
+)
 def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
     base, preset = get_preset(name), get_preset(name).upsampler
     model = {**preset.model}
@@ -136,6 +140,38 @@ def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
         unet = new_text_unet(low_side, resolution=factor * low_side, text_width=base.model["text_width"], **model)
     assert unet.num_parameters() / 1e6 == pytest.approx(millions, rel=0.03)
     assert (unet.config.in_channels, unet.config.out_channels) == (6, 6)
+
+
+# Of glide-text2im (commit 69b5307): its `create_model` with its default options, built and counted.
+GLIDE = {"base": 385_030_726, "upsampler": 398_361_286}
+
+
+@pytest.mark.parametrize("stage", GLIDE)
+def test_glide_paper_is_the_published_model_but_for_what_stock_pipelines_cannot_tell(stage):
+    """They pass on no last token, which GLIDE projects, and the paper's blocks change the size by residual blocks."""
+    base, text_width, layers, tokens, positions = get_preset("glide-paper"), 512, 16, 50257, 128
+    preset = base if stage == "base" else base.upsampler
+    resolution = 64 * preset.model.get("upsampling", 1)
+    names = inspect.signature(text_unet_config).parameters.keys() & preset.model.keys()
+    model = {name: preset.model[name] for name in names} | {"resolution": resolution, "text_width": text_width}
+    config = text_unet_config(**model) | {"in_channels": 3 if stage == "base" else 6}
+    blocks = {"DownBlock2D": "ResnetDownsampleBlock2D", "UpBlock2D": "ResnetUpsampleBlock2D"}
+    glides = config | {
+        **{name: tuple(blocks.get(b, b) for b in config[name]) for name in ("down_block_types", "up_block_types")},
+        **{"encoder_hid_dim": None, "encoder_hid_dim_type": None, "cross_attention_dim": text_width},
+        **{"addition_embed_type": None, "class_embed_type": "simple_projection"},
+        "projection_class_embeddings_input_dim": text_width,
+    }
+    with torch.device("meta"):
+        ours, published = (UNet2DConditionModel(**each).num_parameters() for each in (config, glides))
+    # Weights and biases of attention, of the two layers after it, and of three norms; words, positions and padding.
+    transformer = layers * (12 * text_width**2 + 13 * text_width) + 2 * text_width
+    transformer += (tokens + 2 * positions) * text_width
+    assert published == GLIDE[stage] - transformer
+    assert 0 < ours / published - 1 < 0.024
+    assert (base.model["text_width"], base.model["text_layers"]) == (text_width, layers)
+    assert preset.process["variance_type"] == "learned_range" and preset.process["prediction_type"] == "epsilon"
+    assert preset.process["beta_schedule"] == {"base": "squaredcos_cap_v2", "upsampler": "linear"}[stage]
 
 
 @pytest.mark.parametrize(

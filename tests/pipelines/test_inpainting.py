@@ -1,15 +1,13 @@
-"""Given pixels stay, and the hole is drawn as stock diffusers draws it."""
+"""Given pixels stay; that the hole is drawn as stock diffusers draws it: test_text_to_image.py."""
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, IFInpaintingPipeline
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 
 from ddpm_hf.pipelines.inpainting import shrunk
 from ddpm_hf.pipelines.steps import rebuild
-
-PROMPTS = ["a red apple", "красное яблоко", "🍎"]
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +19,18 @@ def pictures():
     return {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(mask)}
 
 
-@pytest.mark.parametrize("prompt", [PROMPTS[0], PROMPTS], ids=["one", "three"])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_what_is_given_clean_is_drawn_around_as_stock_does(tiny_text_pipeline, pictures, prompt, scale):
-    pipeline = tiny_text_pipeline(prediction_type="v_prediction", variance_type="fixed_small")
-    pipeline.keeps_given_clean = True
-    stock = IFInpaintingPipeline(**pipeline.components, requires_safety_checker=False)
-    stock.set_progress_bar_config(disable=True)
-    call = {"guidance_scale": scale, "num_inference_steps": 6, "output_type": "np", **pictures}
-    ours = pipeline(prompt, generator=torch.Generator().manual_seed(3), **call).images
-    x_0 = torch.from_numpy(np.array(pictures["image"])).permute(2, 0, 1) / 127.5 - 1
-    call["image"] = x_0.expand(len(ours), 3, 8, 8)
-    theirs = stock(prompt, generator=torch.Generator().manual_seed(3), clean_caption=False, **call).images
-    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
-    assert ours[:, :, 4:].std() > 0.05
+def test_each_image_may_have_its_own_picture_and_hole(tiny_text_pipeline, pictures):
+    pipeline, upright = tiny_text_pipeline(), pictures
+    lying = {name: picture.rotate(90) for name, picture in pictures.items()}
+    call = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "np"}
+    several = {name: [upright[name], lying[name]] for name in pictures}
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    together = pipeline("a red apple", batch_size=2, generator=generators, **call, **several).images
+    for seed, given in enumerate((upright, lying)):
+        alone = pipeline("a red apple", generator=torch.Generator().manual_seed(seed), **call, **given).images[0]
+        np.testing.assert_allclose(together[seed], alone, atol=1e-3)
+    with pytest.raises(ValueError, match="`image` must be one per image, got 2 for 3 images"):
+        pipeline("a red apple", batch_size=3, **call, **several)
 
 
 @pytest.mark.parametrize("sampler", [None, DPMSolverMultistepScheduler])
@@ -68,9 +64,9 @@ def test_a_cascade_keeps_what_is_given_at_the_large_size(tiny_cascade):
     mask = np.zeros((height, width), dtype=np.uint8)
     mask[3:5, 3:5] = 255
     pictures = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(mask)}
-    small = shrunk(pictures, pipeline.image_shape[1:])
-    assert small["image"].size == small["mask_image"].size == pipeline.image_shape[:0:-1]
-    hole = np.kron(np.asarray(small["mask_image"]), np.ones((2, 2)))
+    (image,), (small_mask,) = shrunk(pictures, pipeline.image_shape[1:]).values()
+    assert image.size == small_mask.size == pipeline.image_shape[:0:-1]
+    hole = np.kron(np.asarray(small_mask), np.ones((2, 2)))
     assert (hole[mask == 255] == 255).all() and (hole == 255).sum() == 16, "the 2x2 pixels that the hole touches"
     drawn = pipeline("a red apple", num_inference_steps=2, guidance_scale=1, output_type="np", **pictures).images
     levels = (drawn[0] * 255).round()

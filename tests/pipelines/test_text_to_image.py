@@ -10,6 +10,7 @@ import torch
 from accelerate.hooks import CpuOffload
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import SlicedAttnAddedKVProcessor
+from PIL import Image
 from texts import write_encoder
 
 from ddpm_hf.conditions.condition import tell
@@ -17,8 +18,8 @@ from ddpm_hf.conditions.prompt import Prompt
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.models.text import CAPTION_LENGTH, small_text_encoder, train_tokenizer
 from ddpm_hf.models.text_unet import text_unet_config
-from ddpm_hf.pipelines.loading import load_pipeline
-from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
+from ddpm_hf.pipelines.loading import for_inpainting, load_pipeline
+from ddpm_hf.pipelines.text_to_image import InpaintingPipeline, TextToImagePipeline
 from ddpm_hf.sampling.generation import generate
 
 PROMPTS = ["a red apple", "🍎 красное яблоко", "  Ein GRÜNER Käse "]
@@ -38,20 +39,23 @@ import json, os, sys
 sys.modules["ddpm_hf"] = None  # importing it raises ImportError
 import numpy, torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 calls, folders = json.loads(sys.argv[1]), sys.argv[2:]
 more = {"num_inference_steps": 6, "clean_caption": False}
 for folder in folders:
     pipe = DiffusionPipeline.from_pretrained(folder)
-    large = DiffusionPipeline.from_pretrained(folder + "/upsampler") if os.path.isdir(folder + "/upsampler") else None
+    stages = [folder + stage for stage in ("/upsampler", "/inpainting") if os.path.isdir(folder + stage)]
+    large, inpaint = map(DiffusionPipeline.from_pretrained, stages) if stages else (None, None)
     assert type(pipe).__name__ == "IFPipeline"
     assert large is None or type(large).__name__ == "IFSuperResolutionPipeline"
     if large is not None:  # the others have tokenizers of transformers
         tokens = pipe.tokenizer("<pad> a </s> b").input_ids
         assert tokens.index(pipe.tokenizer.eos_token_id) == len(tokens) - 1, tokens
         assert pipe.tokenizer.pad_token_id not in tokens, tokens
+    assert inpaint is None or type(inpaint).__name__ == "IFInpaintingPipeline"
     drawn = {}
-    for stock in (pipe, large or pipe):
+    for stock in (pipe, large or pipe, inpaint or pipe):
         assert type(stock.scheduler).__module__.startswith("diffusers.")
         stock.set_progress_bar_config(disable=True)
     for name, call in calls.items():
@@ -64,6 +68,9 @@ for folder in folders:
         drawn[name + ", enlarged"] = large(**told, **more, guidance_scale=1.0, generator=generator).images
         guided = {**call, **more, "image": small, "output_type": "np", "noise_level": 999}
         drawn[name + ", guided too"] = large(**guided, generator=torch.Generator().manual_seed(8)).images
+        given = {"image": [Image.open("photo.png")] * len(small), "mask_image": Image.open("mask.png")}
+        told = {**call, **more, **given, "output_type": "np"}
+        drawn[name + ", a part"] = inpaint(**told, generator=torch.Generator().manual_seed(9)).images
     numpy.savez(folder + "/drawn.npz", **drawn)
 """
 
@@ -72,7 +79,13 @@ for folder in folders:
 def test_stock_draws_the_same_pixels_without_this_package(tiny_cascade, tiny_text_pipeline, tmp_path):
     for variance in VARIANCES:
         process = {"variance_type": variance, "prediction_type": "v_prediction"}
-        tiny_cascade(**process).save_pretrained(tmp_path / variance)
+        cascade = tiny_cascade(**process)
+        cascade.save_pretrained(tmp_path / variance)
+        InpaintingPipeline(**cascade.components).save_pretrained(tmp_path / variance / "inpainting")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    given = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(np.eye(8, dtype=np.uint8) * 255)}
+    for name, picture in zip(("photo.png", "mask.png"), given.values(), strict=True):
+        picture.save(tmp_path / name)
     for kind in ENCODERS:
         tiny_text_pipeline(encoder=write_encoder(tmp_path / f"{kind} alone", kind)).save_pretrained(tmp_path / kind)
     command = [sys.executable, "-c", STOCK, json.dumps(CALLS), *(tmp_path / name for name in (*VARIANCES, *ENCODERS))]
@@ -81,7 +94,9 @@ def test_stock_draws_the_same_pixels_without_this_package(tiny_cascade, tiny_tex
     assert "safety" not in done.stderr and "not expected" not in done.stderr
     for name in (*VARIANCES, *ENCODERS):
         pipeline = load_pipeline(str(tmp_path / name))
-        pipeline.set_progress_bar_config(disable=True)
+        tuned = for_inpainting(pipeline, str(tmp_path / name)).alone()
+        for each in (pipeline, tuned):
+            each.set_progress_bar_config(disable=True)
         with np.load(tmp_path / name / "drawn.npz") as stock:
             assert stock["one"].std() > 0.05
             assert np.abs(stock["three"] - stock["three, guided"]).max() > 0.01, "captions matter"
@@ -90,13 +105,16 @@ def test_stock_draws_the_same_pixels_without_this_package(tiny_cascade, tiny_tex
                 assert np.abs(stock["three, enlarged"] - stock["three, guided, enlarged"]).max() > 0.01
             for what, call in CALLS.items():
                 more = {"num_inference_steps": 6, "output_type": "np"}
-                seven, again, eight = (torch.Generator().manual_seed(seed) for seed in (7, 7, 8))
+                seven, again, eight, nine = (torch.Generator().manual_seed(seed) for seed in (7, 7, 8, 9))
                 small = pipeline.alone()(**call, **more, generator=seven).images
                 ours = {what: small}
                 if pipeline.upsampler is not None:
                     told = {"image": 2 * torch.from_numpy(small).permute(0, 3, 1, 2) - 1, **more}
                     ours[f"{what}, enlarged"] = pipeline(**call, **more, generator=again).images
                     ours[f"{what}, guided too"] = pipeline.upsampler(**call, **told, generator=eight).images
+                    part = ours[f"{what}, a part"] = tuned(**call, **given, **more, generator=nine).images
+                    known = (part * 255).round()[:, ~np.eye(8, dtype=bool)]
+                    assert (known == pixels[~np.eye(8, dtype=bool)]).all() and part.std() > 0.05
                 for which, images in ours.items():
                     np.testing.assert_allclose(images, stock[which], atol=1e-4, rtol=0, err_msg=f"{name}, {which}")
 

@@ -1,4 +1,4 @@
-"""The two stages of GLIDE, trained by one command that is killed in the second, and by two commands."""
+"""The stages of GLIDE, trained by one command that is killed in the second and the third, and by a command each."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
+from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.sampling.generation import generate
 from ddpm_hf.systems.glide import resolve_upsampler
@@ -28,7 +29,7 @@ GLIDE = [
 ]
 WEIGHTS = [
     f"{place}{part}.safetensors"
-    for place in ("", "upsampler/")
+    for place in ("", "upsampler/", "inpainting/")
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model")
 ]
 
@@ -45,39 +46,44 @@ def stop():
 
 @pytest.fixture(scope="module")
 def cascade(image_folder, tmp_path_factory):
-    """8x8 and 16x16, in float32; killed after the third step of the second stage."""
+    """8x8, 16x16 and a hole, in float32; killed after the third step of the second stage and of the third."""
     out = tmp_path_factory.mktemp("cascade") / "out"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        report = Trainer._report
-        there = out / "upsampler"
-        patch.setattr(
-            Trainer,
-            "_report",
-            lambda trainer: stop() if (trainer.output.path, trainer.step) == (there, 3) else report(trainer),
-        )
-        run(image_folder, out, "--preview_steps", "2")
-    run(image_folder, out, "--preview_steps", "2")
+    flags = ("--preview_steps", "2", "--stage", "base", "upsampler", "inpainting")
+    report = Trainer._report
+    for there in (out / "upsampler", out / "inpainting"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(
+                Trainer,
+                "_report",
+                lambda trainer, at=there: (
+                    stop() if (trainer.output.path, trainer.step) == (at, 3) else report(trainer)
+                ),
+            )
+            run(image_folder, out, *flags)
+    run(image_folder, out, "--preview_steps", "2", "--stage", "inpainting")
     return out
 
 
-def test_it_goes_on_in_the_second_stage_to_the_bits_of_two_commands(cascade, image_folder, tmp_path, capsys):
-    for stage in ("base", "upsampler"):
+def test_it_goes_on_in_a_later_stage_to_the_bits_of_three_commands(cascade, image_folder, tmp_path, capsys):
+    for stage in ("base", "upsampler", "inpainting"):
         run(image_folder, tmp_path / "apart", "--stage", stage)
     for name in WEIGHTS:
         ours, apart = load_file(cascade / name), load_file(tmp_path / "apart" / name)
         assert ours.keys() == apart.keys() and all(torch.equal(weight, apart[key]) for key, weight in ours.items())
-    base, own = (load_file(cascade / name) for name in WEIGHTS[1::2])
+    base, own, tuned = (load_file(cascade / name) for name in WEIGHTS[1::2])
     assert all(torch.equal(weight, own[key]) for key, weight in base.items()), "the base's encoder stays as it is"
+    assert not all(torch.equal(weight, tuned[key]) for key, weight in base.items()), "and is fine-tuned for inpainting"
     capsys.readouterr()
     run(image_folder, cascade)
     assert capsys.readouterr().out.count("has finished its 6 steps") == 2
 
 
 def test_each_stage_has_results_of_its_own(cascade):
-    for folder, side in ((cascade, 8), (cascade / "upsampler", 16)):
+    for folder, side in ((cascade, 8), (cascade / "upsampler", 16), (cascade / "inpainting", 8)):
         model = ModelFolder.read(folder)
         assert model.summary["image_shape"] == [3, side, side] and model.summary["status"] == "finished"
-        assert (model.settings["resolution"], model.settings["stage"]) == ("8", [folder.name if side > 8 else "base"])
+        stage = "base" if folder == cascade else folder.name
+        assert (model.settings["resolution"], model.settings["stage"]) == ("8", [stage])
         assert [metric["name"] for metric in model.metrics] == ["bits_per_dim"]
         for name in ("samples.png", "loss.png", "previews/step-0000002.png", "checkpoint-6"):
             assert (folder / name).exists()
@@ -89,6 +95,8 @@ def test_each_stage_has_results_of_its_own(cascade):
     files = page_files(ModelFolder.read(cascade))
     expected = ("model_index.json", "README.md", "evaluation.json", "tokenizer/tokenizer.json")
     assert {f"upsampler/{name}" for name in expected} | set(WEIGHTS) <= files.keys()
+    private = {f"inpainting/{name}" for name in ("samples.png", "denoising.png", "denoising.gif")}
+    assert "upsampler/samples.png" in files and not private & files.keys(), "they keep pixels of training images"
 
 
 def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path, capsys):
@@ -119,6 +127,37 @@ def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path, ca
     with pytest.raises(SystemExit):
         main([str(cascade / "upsampler"), *common, str(tmp_path / "alone")])
     assert "upsampler only enlarges pictures; give the folder above it" in capsys.readouterr().err
+
+
+def test_sample_py_draws_a_part_with_what_was_fine_tuned_for_it(cascade, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    hole = np.zeros((16, 16), dtype=bool)
+    hole[4:12, 8:] = True
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    Image.fromarray(hole).save(tmp_path / "mask.png")
+    arguments = f"--num_images 1 --num_inference_steps 4 --image {tmp_path}/photo.png --mask_image {tmp_path}/mask.png"
+    arguments += f" --output_dir {tmp_path}/part --prompt"
+    load_script("sample.py").main([str(cascade), *arguments.split(), "a cat"])
+    drawn = np.asarray(Image.open(tmp_path / "part" / "00000.png"))
+    assert (drawn[~hole] == pixels[~hole]).all() and (drawn[hole] != pixels[hole]).any()
+    settings = json.loads((tmp_path / "part" / "samples.json").read_text())["settings"]
+    tuned = load_pipeline(str(cascade / "inpainting"))
+    assert settings["weights"] == weights_fingerprint(tuned) and "upsampler" in settings
+
+
+def test_inpainting_is_fine_tuned_from_a_base_as_it_is_or_from_a_model_that_is_named(cascade, image_folder, tmp_path):
+    with pytest.raises(ValueError, match="--text_width 96 is not that of the base in --output_dir, 64; leave it out"):
+        run(image_folder, cascade, "--stage", "inpainting", "--text_width", "96")
+    flags = "--system glide --stage inpainting --init_caption_from_labels a{} --text_encoder frozen".split()
+    flags += ["--train_data_dir", str(image_folder), "--holdout", "0", "--train_batch_size", "4"]
+    assert parse_training_arguments(flags).model.init_from is None
+    config = parse_training_arguments([*flags, "--init_from", str(cascade), "--output_dir", str(tmp_path)])
+    forget_accelerator()
+    (stage,) = stages_of(config)
+    system = make_plan(config, make_accelerator(config), stage).system
+    start, network = load_pipeline(str(cascade)), system.network
+    assert type(system.pipeline(network)).__name__ == "InpaintingPipeline" and network.text_encoder is None
+    assert torch.equal(network.unet.conv_in.weight, start.unet.conv_in.weight)
 
 
 def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_folder, tmp_path):
@@ -178,8 +217,8 @@ def test_both_stages_train_on_captioned_digits_that_the_base_can_draw(tmp_path):
     config = parse_training_arguments(["--system", "glide", "--output_dir", str(tmp_path / "upsampler")])
     assert [stage.name for stage in stages_of(config)] == ["base", "upsampler"]
     assert [stage.name for stage in stages_of(config.with_values({"init_from": "somewhere"}))] == ["base"]
-    with pytest.raises(ValueError, match="--stage must be among base, upsampler for --system glide, got inpainting"):
-        stages_of(config.with_values({"stage": ["base", "inpainting"]}))
+    with pytest.raises(ValueError, match="--stage must be among base, upsampler, inpainting for .* glide, got prior"):
+        stages_of(config.with_values({"stage": ["base", "prior"]}))
     preset = config.with_values({"preset": "glide-64"})
     recorded = resolve_upsampler(preset, None)
     assert resolve_upsampler(recorded, None) == recorded, "recorded settings agree with their preset"
