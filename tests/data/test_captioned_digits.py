@@ -27,6 +27,13 @@ from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_of_the_training_pictures(few_captioned_digits):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(HANDWRITING, "train", few_captioned_digits)
+        yield
+
+
 @pytest.fixture(scope="module", params=list(CAPTIONS))
 def plan(request):
     """A level and its plans: split -> handwriting and ids."""
