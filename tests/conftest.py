@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than there are CPUs: a test that waits for a launcher, a kill or a server leaves its own idle."""
+    return os.cpu_count() + 1
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter):
     """In one line what was skipped and why, for those who look at nothing but the end."""
@@ -60,6 +66,35 @@ def lasting_imports():
     import diffusers  # noqa: F401
 
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_captioned_digits():
+    """800 pictures to train on, for no test learns from them; data/test_captioned_digits.py looks at all 20,000."""
+    from ddpm_hf.data.captioned_digits import HANDWRITING
+
+    every = HANDWRITING["train"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(HANDWRITING, "train", every[:100])
+        yield every
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_forecast_for_equal_networks():
+    """Counting a pass takes a third of what a tiny run takes, and is the same for the next run of that network."""
+    from ddpm_hf.systems import forecast
+
+    known, count = {}, forecast.count_pass
+
+    def remember(network, *arguments):
+        key = repr((network, [weight.requires_grad for weight in network.parameters()], arguments))
+        if key not in known:
+            known[key] = count(network, *arguments)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecast, "count_pass", remember)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import runpy
 import subprocess
 import sys
@@ -12,26 +13,46 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from running import ROOT
+from running import ROOT, SCRIPTS
 
+# In one process: diffusers' pipeline, our package, then every script, which is asked for help and told nonsense; then
+# the package at work. Prints the names of the modules that each of the first three has added, and a class.
 USE = """
-import runpy
-import sys
+import contextlib, importlib.util, io, json, sys
 from pathlib import Path
+
+added, before = [], set(sys.modules)
+
+def count():
+    added.append(sorted(set(sys.modules) - before))
+    before.update(sys.modules)
+
+from diffusers import DDPMPipeline
+count()
 import ddpm_hf
+count()
+for name in ("train", "sample", "evaluate", "push"):
+    specification = importlib.util.spec_from_file_location(name, Path(sys.argv[1]) / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    for arguments, status in ((["--help"], 0), (["model", "--no_such_flag"], 2), (["--seed", "one"], 2)):
+        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
+            try:
+                module.main(arguments)
+            except SystemExit as stop:
+                assert stop.code == status, (name, arguments, stop.code)
+            else:
+                raise AssertionError((name, arguments))
+        assert said.getvalue().startswith(f"usage: {name}.py ") == (status == 0)
+count()
+print(json.dumps(added))
+
 from ddpm_hf.data.sources import load_images
-assert {target!r} in ddpm_hf.__file__, ddpm_hf.__file__
 assert load_images().num_rows == 5000
 assert "card_data" in (Path(ddpm_hf.__file__).parent / "model_card.md").read_text()
-unet = ddpm_hf.DDPMUNet2D.from_paper(**{{**ddpm_hf.get_preset("digits").model}})
+unet = ddpm_hf.DDPMUNet2D.from_paper(**{**ddpm_hf.get_preset("digits").model})
 ddpm_hf.DDPMPipeline(unet, ddpm_hf.LinearDDPMScheduler()).save_pretrained("saved")
-print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__)
-for name in ("train", "sample", "evaluate", "push"):
-    sys.argv = [name, "--help"]
-    try:
-        runpy.run_module(f"ddpm_hf.cli.{{name}}", run_name="__main__")
-    except SystemExit as end:
-        assert end.code in (0, None)
+print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__, ddpm_hf.__file__)
 """
 
 # Imported name -> distribution, for those that the environment cannot be asked about: extras, not installed for tests.
@@ -70,7 +91,7 @@ def test_every_import_is_declared(monkeypatch):
 
 
 @pytest.mark.processes
-def test_the_wheel_works_outside_the_checkout(tmp_path):
+def test_the_wheel_works_outside_the_checkout_and_loads_little_before_it_must(tmp_path):
     # A copy, because building leaves folders beside setup.py.
     files = subprocess.run(["git", "ls-files", "ddpm_hf", "setup.py", "README.md", "model_card.md", "LICENSE"], **RUN)
     for name in files.stdout.split():
@@ -92,14 +113,20 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     archive.extractall(site)  # all that installing a wheel of nothing but Python means
     (borrowed,) = Path(sys.prefix).glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(f"{borrowed}\n")
-    code = USE.format(target=str(site))
     result = subprocess.run(
-        [environment / "bin" / "python", "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+        [environment / "bin" / "python", "-I", "-c", USE, SCRIPTS], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("DDPMUNet2D\n")
-    for name in ("train", "sample", "evaluate", "push"):
-        assert f"usage: {name}.py " in result.stdout
+    modules, last = result.stdout.splitlines()
+    assert last == f"DDPMUNet2D {site / 'ddpm_hf' / '__init__.py'}"
+
+    # Counted in modules and not in seconds: import, help and errors load little beyond the stock pipeline. No
+    # third-party module that diffusers does not load itself, and for the scripts no package.
+    stock, package, scripts = (
+        {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) for names in json.loads(modules)
+    )
+    assert package == {"ddpm_hf"} and scripts - stock <= {"ddpm_hf"}
+    assert not stock & {"datasets", "pyarrow", "pandas", "matplotlib", "wandb", "trackio", "tensorboard"}
 
 
 RUN = {"cwd": ROOT, "check": True, "capture_output": True, "text": True}

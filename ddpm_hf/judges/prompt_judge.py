@@ -34,7 +34,7 @@ _LONGER = {size: frame * 20 / 28 / SIDE for size, frame in FRAMES.items()}
 _WINDOWS = {size: 1.25 * longer for size, longer in _LONGER.items()}
 _EPOCHS, _DROPOUT = 50, 0.4
 # Increase it when the classifier would get other weights.
-_VERSION = 1
+_VERSION = 2
 
 
 class PromptJudge:

@@ -1,8 +1,6 @@
 """Captioned digits: true captions, real handwriting, and nothing of the test side in training."""
 
 import hashlib
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -27,6 +25,13 @@ from ddpm_hf.data.captioned_digits import (
 )
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_of_the_training_pictures(few_captioned_digits):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(HANDWRITING, "train", few_captioned_digits)
+        yield
 
 
 @pytest.fixture(scope="module", params=list(CAPTIONS))
@@ -151,14 +156,17 @@ def test_other_captions_are_not_understood(asked, found):
 
 
 @pytest.mark.processes
-def test_every_process_makes_the_same_pictures():
-    program = (
+def test_every_process_makes_the_same_pictures(command, tmp_path):
+    """Of another seed for the hashes of strings, which order what is in a set."""
+    script = tmp_path / "script.py"
+    script.write_text(
         "from hashlib import sha256; from ddpm_hf.data.captioned_digits import *\n"
         "for level in CAPTIONS: print(sha256(compose(plans(level)['test']).tobytes()).hexdigest())"
     )
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    other = command(script)
+    assert other.wait() == 0, other.err
     expected = [hashlib.sha256(compose(plans(level)["test"]).tobytes()).hexdigest() for level in CAPTIONS]
-    assert output.split() == expected
+    assert other.out.split() == expected
 
 
 def test_the_folder_is_a_data_set_to_train_on_and_is_built_once(tmp_path, monkeypatch):

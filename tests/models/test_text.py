@@ -1,8 +1,6 @@
 """A tokenizer of a run's own captions: whole words, every character, and the same in every process."""
 
 import random
-import subprocess
-import sys
 
 import pytest
 import transformers
@@ -57,12 +55,15 @@ def test_words_beyond_the_vocabulary_are_spelled():
         assert comes_back(tokenizer, caption)
 
 
-def test_another_process_has_the_same_tokens():
-    here = train_tokenizer(many_captions(), 200).get_vocab()
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_text; "
+@pytest.mark.processes
+def test_another_process_has_the_same_tokens(command, tmp_path):
+    """Of another seed for the hashes of strings, which order what is in a set."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {__file__.rpartition('/')[0]!r}); import test_text; "
         "print(sorted(test_text.train_tokenizer(test_text.many_captions(), 200).get_vocab().items()))"
     )
-    command = [sys.executable, "-c", code, __file__.rpartition("/")[0]]
-    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert there.strip() == str(sorted(here.items()))
+    other = command(script)
+    assert other.wait() == 0, other.err
+    here = train_tokenizer(many_captions(), 200).get_vocab()
+    assert other.out.strip() == str(sorted(here.items()))

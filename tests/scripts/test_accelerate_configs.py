@@ -105,13 +105,13 @@ SCONTROL = """#!/bin/bash
 # In the place of train.py, whose imports take longer: who met whom, and what each was told.
 MEET = """
 import json, sys
-from accelerate import PartialState
-from accelerate.utils import gather_object
-state = PartialState(cpu=True)
-met = gather_object([[state.process_index, sys.argv[1:]]])
-if state.is_main_process:
+import torch.distributed as dist
+dist.init_process_group("gloo")
+met = [None] * dist.get_world_size()
+dist.all_gather_object(met, [dist.get_rank(), sys.argv[1:]])
+if dist.get_rank() == 0:
     print(json.dumps(met))
-state.destroy_process_group()
+dist.destroy_process_group()
 """
 
 
