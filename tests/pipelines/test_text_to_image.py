@@ -42,6 +42,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 calls, folders = json.loads(sys.argv[1]), sys.argv[2:]
+photo, mask = (Image.open(f"{os.path.dirname(sys.argv[0])}/{name}.png") for name in ("photo", "mask"))
 more = {"num_inference_steps": 3, "clean_caption": False}
 for folder in folders:
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -69,7 +70,7 @@ for folder in folders:
         drawn[name + ", enlarged"] = large(**told, **more, guidance_scale=1.0, generator=generator).images
         guided = {**call, **more, "image": small, "output_type": "np", "noise_level": 999}
         drawn[name + ", guided too"] = large(**guided, generator=torch.Generator().manual_seed(8)).images
-        given = {"image": [Image.open("photo.png")] * len(small), "mask_image": Image.open("mask.png")}
+        given = {"image": [photo] * len(small), "mask_image": mask}
         told = {**call, **more, **given, "output_type": "np"}
         drawn[name + ", a part"] = inpaint(**told, generator=torch.Generator().manual_seed(9)).images
     numpy.savez(folder + "/drawn.npz", **drawn)
