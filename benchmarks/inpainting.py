@@ -26,9 +26,8 @@ from ddpm_hf.sampling.samplers import make_fast_sampler
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    parser.add_argument(
-        "--images", type=int, default=500, help="Held-out pictures; a fifth, without hole, is left out."
-    )
+    told = "Held-out pictures; those of which nothing is known, about a fifth, are left out."
+    parser.add_argument("--images", type=int, default=500, help=told)
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     options = parser.parse_args(arguments)
     base = load_pipeline(options.folder)

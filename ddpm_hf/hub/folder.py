@@ -176,8 +176,8 @@ class ModelFolder:
 
     @property
     def draws_on_data(self) -> bool:
-        """Whether its samples keep pixels of training images, which are not published."""
-        return self.index["_class_name"] == "IFInpaintingPipeline"
+        """Whether its samples show training images, in part or enlarged, which are not published."""
+        return self.index["_class_name"] in ("IFInpaintingPipeline", "IFSuperResolutionPipeline")
 
     def _stage(self, name: str) -> "ModelFolder | None":
         folder = self.path / name

@@ -73,6 +73,8 @@ def obstacles(model: DDPM) -> list[str]:
     (height, width), (more, wider, multiple) = model.size, _padding(model)
     if (more or wider) and model.index["_class_name"] == "DDPMPipeline":  # `UNet2DConditionModel` crops
         found.append(f"Stock `UNet2DModel` needs sides divisible by {multiple}; these images are {width}x{height}.")
+    if model.index["_class_name"] == "IFInpaintingPipeline" and (height % 8 or width % 8):
+        found.append(f"Stock `IFInpaintingPipeline` needs sides divisible by 8; these images are {width}x{height}.")
     variance_type = model.scheduler.get("variance_type")
     if variance_type == "learned":
         found.append("Stock `DDPMScheduler` takes the learned log-variance for a variance, giving NaN images.")

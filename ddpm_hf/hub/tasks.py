@@ -62,7 +62,7 @@ def _text_values(folder: ModelFolder) -> dict[str, Any]:
         "asked": '"a red apple", guidance_scale=3.0, ',
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
-        "inpaints": folder.inpainting is not None,
+        "inpaints": folder.inpainting is not None and not obstacles(_network_and_process(folder.inpainting)),
     }
 
 
@@ -71,7 +71,7 @@ def _inpainting_values(folder: ModelFolder) -> dict[str, Any]:
         "tags": ["glide", "inpainting", "diffusion-models", "ddpm_hf"],
         "fewer_steps": None,
         "asked": '"a red apple", guidance_scale=3.0, ',
-        "has_base": (folder.path.resolve().parent / INDEX_FILE).is_file(),
+        "has_base": (folder.path.resolve().parent / INDEX_FILE).is_file() and not folder.settings.get("init_from"),
     }
 
 

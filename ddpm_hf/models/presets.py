@@ -198,14 +198,17 @@ PRESETS: dict[str, Preset] = {
         process=_SMALL_PROCESS,
         training={**_SMALL_TRAINING, "max_train_steps": 50_000},
     ),
+    # The text encoder hardly learns in such a short run. At a tenth of the U-Net's rate it follows the colours, which
+    # decide the loss at first, and loses the digits: after 1,000 steps 27 % of them were right, and 42 % with an
+    # encoder that did not learn.
     "glide-digits": Preset(
-        description="captioned digits, 16x16, 1.7 M parameters, minutes on two CPU cores",
+        description="captioned digits, 16x16, 2.1 M parameters, minutes on two CPU cores",
         system="glide",
         model={
             "resolution": 16,
             "channels": 3,
             "base_channels": 32,
-            "channel_multipliers": (1, 1, 2),
+            "channel_multipliers": (1, 2, 2),
             "attention_resolutions": (8, 4),
             "blocks_per_level": 1,
             "dropout": 0.0,
@@ -216,9 +219,10 @@ PRESETS: dict[str, Preset] = {
         training={
             **_MINUTES_TRAINING,
             **_TEXT_TRAINING,
+            "text_rate": 0.01,
             "learning_rate": 2e-3,
             "train_batch_size": 32,
-            "max_train_steps": 2500,
+            "max_train_steps": 2400,
         },
         upsampler=Preset(
             description="16x16 to 32x32",

@@ -63,10 +63,11 @@ def given_pixels(
     """
     channels, height, width = shape
     for name, pictures in (("image", image), ("mask_image", mask_image)):
-        for picture in _listed(pictures):
-            if picture is None or picture.size != (width, height):
-                got = "none" if picture is None else f"{picture.width}x{picture.height}"
-                raise ValueError(f"`{name}` must be a picture of the model's {width}x{height} pixels, got {got}.")
+        for picture in _listed(pictures) or [None]:
+            is_picture = isinstance(picture, Image.Image)
+            if not is_picture or picture.size != (width, height):
+                got = f"{picture.width}x{picture.height}" if is_picture else type(picture).__name__
+                raise ValueError(f"`{name}` must be a PIL image of the model's {width}x{height} pixels, got {got}.")
     hole = _pixels(mask_image, 1) >= 128
     if not hole.flatten(1).any(1).all():
         raise ValueError("`mask_image` must be white where to draw, got one without white pixels.")

@@ -37,7 +37,9 @@ def load_pipeline(name: str) -> DDPMPipeline:
             requires custom code, weights do not match their config, or the components do not fit each other.
     """
     if Path(name).is_dir() and not (Path(name) / INDEX_FILE).is_file():
-        raise ValueError(f"pipeline {name!r} has no {INDEX_FILE}")
+        inside = Path(name, INPAINTING_FOLDER)
+        advice = f"; give {inside}, which has one" if (inside / INDEX_FILE).is_file() else ""
+        raise ValueError(f"pipeline {name!r} has no {INDEX_FILE}{advice}")
     try:
         index = DDPMPipeline.load_config(name)
         pipeline_class = check_index(index, name)

@@ -292,8 +292,8 @@ for _name in (
 class InpaintingPipeline(TextToImagePipeline):
     """As `TextToImagePipeline`, fine-tuned to draw a part of a picture whose other pixels it sees.
 
-    It is saved as stock `IFInpaintingPipeline`, and draws the same pixels for the same generator. Without `image` and
-    `mask_image` it draws whole pictures.
+    It is saved as stock `IFInpaintingPipeline`, and draws the same pixels for the same generator where stock does not
+    stretch the pictures: their sides must be multiples of 8. Without `image` and `mask_image` it draws whole pictures.
     """
 
     keeps_given_clean = True

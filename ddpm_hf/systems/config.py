@@ -204,7 +204,7 @@ class RunArguments(MachineArguments):
 
     output_dir: str = flag("ddpm-model", help="Folder for the pipeline, its card, curves and checkpoints.")
     overwrite_output_dir: bool = flag(
-        False, help="Delete the run in --output_dir, of a base with its upsampler, and start over."
+        False, help="Delete the run in --output_dir, of a base with upsampler/ and inpainting/ in it, and start over."
     )
     resume_from_checkpoint: str | None = flag(help="A checkpoint or 'latest'. The same command resumes by itself.")
     checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")

@@ -292,6 +292,13 @@ def resolve_inpainting(config: Config, base: TextToImagePipeline | None) -> Conf
                     f"--{name} {flags[name]} is not that of the base in --output_dir, {there.get(name)}; leave it out"
                 )
         config = config.with_values(dict.fromkeys(names))
+        encoder, wanted = there.get("text_encoder"), config.model.text_encoder
+        if wanted not in (None, "train", "frozen", encoder):
+            raise ValueError(
+                f"--text_encoder must be train or frozen for the encoder of the base in --output_dir, got {wanted}"
+            )
+        if wanted != "train" and encoder not in (None, "train"):
+            config = config.with_values({"text_encoder": "frozen"})  # as it was in the base's own training
     unet_config = None if base is None else dict(base.unet.config)
     preset = choose_preset(config, unet_config)
     return filled(config, replace(preset, training=preset.training | preset.inpainting), unet_config, base)

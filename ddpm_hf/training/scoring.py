@@ -50,7 +50,10 @@ class Scorer:
             names += figure_names(self.extractor, self.metrics, fewest)
         self.asked, self.exams = {}, []
         if run.eval_steps is not None and set(run.eval_metrics) != {"nll"}:
-            self.asked = words_for(plan.system.conditions, self.images, run.eval_num_images)
+            # What the pipeline itself is told, as in evaluate.py: one that fills holes draws whole pictures here, for
+            # it would else be scored on pictures that are known but for a part.
+            told = plan.system.pipeline(plan.system.network).conditions
+            self.asked = words_for(told, self.images, run.eval_num_images)
             judges = {"cache_dir": plan.config.data.cache_dir, "clip_model": run.eval_clip_model}
             arguments = (run.eval_metrics, "--eval_metrics", self.asked, self.images)
             self.exams = exams_for(*arguments, device=accelerator.device, **judges)

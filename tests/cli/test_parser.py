@@ -139,7 +139,7 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
 
     for name, preset in PRESETS.items():
         if preset.inpainting:
-            assert f"{preset.inpainting['max_train_steps']} in {name}" in " ".join(entries)
+            assert re.search(rf"\b{preset.inpainting['max_train_steps']}( steps)? in {name}", " ".join(entries))
         config = parse_training_arguments(["--train_data_dir", "x", "--system", preset.system, "--preset", name])
         empty = [flag for flag, value in config.flags().items() if value is None]
         config = stages_of(config)[0].resolve(config, None)

@@ -113,7 +113,7 @@ def test_paper_presets_are_the_paper(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "millions"), [("glide-digits", 358, 1.7), ("glide-64", 8451, 115), ("glide-paper", 8451, 387)]
+    ("name", "tokens", "millions"), [("glide-digits", 358, 2.1), ("glide-64", 8451, 115), ("glide-paper", 8451, 387)]
 )
 def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper_does(name, tokens, millions):
     preset = get_preset(name)

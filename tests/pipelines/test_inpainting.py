@@ -76,9 +76,11 @@ def test_a_cascade_keeps_what_is_given_at_the_large_size(tiny_cascade):
 def test_pictures_and_samplers_that_do_not_suit(tiny_pipeline, pictures):
     pipeline, larger = tiny_pipeline(), Image.new("RGB", (9, 8))
     for change, words in (
-        ({"image": larger}, "`image` must be a picture of the model's 8x8 pixels, got 9x8"),
-        ({"mask_image": larger}, "`mask_image` must be a picture of the model's 8x8 pixels, got 9x8"),
-        ({"mask_image": None}, "`mask_image` must be a picture of the model's 8x8 pixels, got none"),
+        ({"image": larger}, "`image` must be a PIL image of the model's 8x8 pixels, got 9x8"),
+        ({"mask_image": larger}, "`mask_image` must be a PIL image of the model's 8x8 pixels, got 9x8"),
+        ({"image": torch.zeros(3, 8, 8)}, "`image` must be a PIL image of the model's 8x8 pixels, got Tensor"),
+        ({"image": []}, "`image` must be a PIL image of the model's 8x8 pixels, got NoneType"),
+        ({"mask_image": None}, "`mask_image` must be a PIL image of the model's 8x8 pixels, got NoneType"),
         ({"mask_image": Image.new("L", (8, 8), 127)}, "`mask_image` must be white where to draw"),
         ({"skip_steps": 1, "latents": torch.zeros(1, 3, 8, 8)}, "`skip_steps` must be left out with `image`, got 1"),
     ):

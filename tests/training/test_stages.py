@@ -17,7 +17,7 @@ from ddpm_hf.hub.push import page_files
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.sampling.generation import generate
-from ddpm_hf.systems.glide import resolve_upsampler
+from ddpm_hf.systems.glide import resolve_inpainting, resolve_upsampler
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
@@ -95,8 +95,9 @@ def test_each_stage_has_results_of_its_own(cascade):
     files = page_files(ModelFolder.read(cascade))
     expected = ("model_index.json", "README.md", "evaluation.json", "tokenizer/tokenizer.json")
     assert {f"upsampler/{name}" for name in expected} | set(WEIGHTS) <= files.keys()
-    private = {f"inpainting/{name}" for name in ("samples.png", "denoising.png", "denoising.gif")}
-    assert "upsampler/samples.png" in files and not private & files.keys(), "they keep pixels of training images"
+    pictures, later = ("samples.png", "denoising.png", "denoising.gif"), ("upsampler", "inpainting")
+    assert "samples.png" in files
+    assert not {f"{stage}/{name}" for stage in later for name in pictures} & files.keys(), "they show training images"
 
 
 def test_what_was_trained_is_what_stock_and_sample_py_draw(cascade, tmp_path, capsys):
@@ -148,6 +149,18 @@ def test_sample_py_draws_a_part_with_what_was_fine_tuned_for_it(cascade, tmp_pat
 def test_inpainting_is_fine_tuned_from_a_base_as_it_is_or_from_a_model_that_is_named(cascade, image_folder, tmp_path):
     with pytest.raises(ValueError, match="--text_width 96 is not that of the base in --output_dir, 64; leave it out"):
         run(image_folder, cascade, "--stage", "inpainting", "--text_width", "96")
+    other = parse_training_arguments(
+        ["--system", "glide", "--text_encoder", "t5", "--output_dir", f"{cascade}/inpainting"]
+    )
+    with pytest.raises(
+        ValueError, match="--text_encoder must be train or frozen for the encoder of the base in .*, got t5"
+    ):
+        resolve_inpainting(other, load_pipeline(str(cascade)))
+    shutil.copytree(cascade, tmp_path / "frozen")
+    settings = tmp_path / "frozen" / "training_config.yaml"
+    settings.write_text(settings.read_text().replace("text_encoder: train", "text_encoder: t5"))
+    told_nothing = other.with_values({"text_encoder": None, "output_dir": str(tmp_path / "frozen" / "inpainting")})
+    assert resolve_inpainting(told_nothing, load_pipeline(str(cascade))).model.text_encoder == "frozen"
     flags = "--system glide --stage inpainting --init_caption_from_labels a{} --text_encoder frozen".split()
     flags += ["--train_data_dir", str(image_folder), "--holdout", "0", "--train_batch_size", "4"]
     assert parse_training_arguments(flags).model.init_from is None
@@ -156,7 +169,9 @@ def test_inpainting_is_fine_tuned_from_a_base_as_it_is_or_from_a_model_that_is_n
     (stage,) = stages_of(config)
     system = make_plan(config, make_accelerator(config), stage).system
     start, network = load_pipeline(str(cascade)), system.network
-    assert type(system.pipeline(network)).__name__ == "InpaintingPipeline" and network.text_encoder is None
+    pipeline = system.pipeline(network)
+    assert type(pipeline).__name__ == "InpaintingPipeline" and network.text_encoder is None
+    assert [condition.name for condition in pipeline.conditions] == ["prompt"], "scores are of whole pictures"
     assert torch.equal(network.unet.conv_in.weight, start.unet.conv_in.weight)
 
 

@@ -51,8 +51,8 @@ def test_a_run_told_captions_is_the_same_when_it_is_killed_and_on_two_processes(
     command, on_two_processes, captioned, tmp_path, start
 ):
     flags = [*TINY, *RUN, "--train_data_dir", captioned]
-    both = ["--stage", "base", "upsampler", "--upsampling", "2", "--beta_schedule", "squaredcos_cap_v2"]
-    unbroken = command("train.py", *flags, *both, "--output_dir", tmp_path / "unbroken")
+    every = ["--stage", "base", "upsampler", "inpainting", "--upsampling", "2", "--beta_schedule", "squaredcos_cap_v2"]
+    unbroken = command("train.py", *flags, *every, "--output_dir", tmp_path / "unbroken")
     assert unbroken.wait() == 0, unbroken.err
     expected = final_state(tmp_path / "unbroken")
     assert sum(name.startswith("ema text_encoder.") for name in expected) > 5
@@ -68,8 +68,8 @@ def test_a_run_told_captions_is_the_same_when_it_is_killed_and_on_two_processes(
     found = final_state(tmp_path / "killed")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
-    on_two_processes("train.py", *flags, *both, "--train_batch_size", "2", "--output_dir", tmp_path / "two")
-    for stage, tolerance in ((".", 1e-5), ("upsampler", 1e-4)):
+    on_two_processes("train.py", *flags, *every, "--train_batch_size", "2", "--output_dir", tmp_path / "two")
+    for stage, tolerance in ((".", 1e-5), ("upsampler", 1e-4), ("inpainting", 1e-4)):
         expected, found = (final_state(tmp_path / name / stage) for name in ("unbroken", "two"))
         assert found.keys() == expected.keys()
         assert max((found[name] - expected[name]).abs().max().item() for name in expected) <= tolerance
