@@ -16,6 +16,7 @@ from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
 from .quality import QUALITY_METRICS, check_quality, extractor_for, few_images
+from .reconstruction import check_kind, measure_reconstruction
 from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
 from .request import Request
 from .samples import Samples, draw_samples, prepared, read_samples, words_for
@@ -36,7 +37,9 @@ class Evaluator:
         self.request = request
         self.accelerator = Accelerator()
         self.pipeline: DDPMPipeline | None = None
+        self.is_autoencoder = False
         if request.of_samples:
+            request.metrics = request.metrics or ["nll"]
             self.samples = read_samples(request.model, request.num_images)
             if {"nll", "prompt", "clip"} & set(request.metrics) or request.compare is not None:
                 raise ValueError(
@@ -50,9 +53,12 @@ class Evaluator:
                 )
         else:
             self.pipeline, self.samples = self._load(request.model), None
+            self.is_autoencoder = self.pipeline.scheduler is None
+            request.metrics = request.metrics or ["reconstruction" if self.is_autoencoder else "nll"]
             shape = self.pipeline.stages[-1].image_shape
             if "nll" in request.metrics and self.pipeline.stages[1:]:
                 raise ValueError("--metrics nll is of one network: measure it alone, or add --stage base")
+        check_kind(request.metrics, "--metrics", self.is_autoencoder)
         told = {condition.name for condition in self.pipeline.conditions} if self.pipeline is not None else set()
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline)
         self.report = request.folder / EVALUATION_FILE
@@ -121,6 +127,9 @@ class Evaluator:
         if self.accelerator.is_main_process:
             save_grid([samples.images[:_GRID]], self.details / "samples.png")
         entries += self._judge(samples)
+        if "reconstruction" in request.metrics:
+            pictures = self._asked(self.pipeline)["image"]
+            entries += measure_reconstruction(self.pipeline, samples, pictures, self.reference)
         for exam in self.exams:
             entries += exam.measure(samples)
         if "memorization" in request.metrics:
@@ -204,6 +213,7 @@ class Evaluator:
         if count is None:
             raise ValueError("--num_images must be given, because the length of a streamed data set is unknown")
         fewest = count if real is None else min(count, real)
+        count = fewest if self.is_autoencoder else count
         if self.quality_metrics:
             check_quality(self.extractor, self.quality_metrics, fewest, request.resamples)
         if "frechet" in self.quality_metrics and (warning := few_images(self.extractor, fewest)):

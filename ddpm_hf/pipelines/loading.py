@@ -17,6 +17,7 @@ PIPELINES = {
     "DDPMPipeline": DDPMPipeline,
     "IFPipeline": ("text_to_image", "TextToImagePipeline"),
     "IFSuperResolutionPipeline": ("upsampling", "UpsamplingPipeline"),
+    "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
 }
 _LIBRARIES = ("diffusers", "transformers")
 # Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.

@@ -77,19 +77,38 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
         preset = get_preset(config.model.preset)
         if preset.system != system:
             raise ValueError(f"--preset {config.model.preset} is for --system {preset.system}, got {system}")
-        for name in ARCHITECTURE_FLAGS:
-            given, fixed = getattr(config.model, name), _plain(preset.model[name])
-            if given is not None and given != fixed:
-                raise ValueError(
-                    f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
-                )
+        if system != "stable-diffusion":  # whose parts check their own
+            check_architecture(config, preset)
         return preset
     if system == "glide":
         return get_preset("glide-digits" if config.data.is_bundled else "glide-64")
+    if system == "stable-diffusion":
+        return get_preset("stable-diffusion-digits" if config.data.is_bundled else "stable-diffusion-256")
     if unet_config is None and config.data.is_bundled:
         return get_preset("digits")
     resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
     return get_preset("small-32" if min(parse_resolution(resolution)) <= 40 else "small-64")
+
+
+def check_architecture(config: Config, preset: Preset) -> None:
+    """Raises ValueError for flags that give the network of a preset that was asked for another shape."""
+    for name in (*ARCHITECTURE_FLAGS, "latent_channels"):
+        given, fixed = getattr(config.model, name), _plain(preset.model.get(name))
+        if config.model.preset is not None and None not in (given, fixed) and given != fixed:
+            raise ValueError(
+                f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
+            )
+
+
+def filled_from(config: Config, preset: Preset) -> Config:
+    """The settings with those of a preset filled in as they are, whatever the size of the images."""
+    values = {name: _plain(value) for name, value in (preset.model | preset.training).items()}
+    values["resolution"] = _resolution_text(preset.model["resolution"])
+    if not config.data.is_bundled:
+        del values["channels"]
+    if config.optimization.num_epochs is not None:
+        del values["max_train_steps"]
+    return config.filled(values)
 
 
 def _with_network(
