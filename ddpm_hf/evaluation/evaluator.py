@@ -41,9 +41,10 @@ class Evaluator:
         if request.of_samples:
             request.metrics = request.metrics or ["nll"]
             self.samples = read_samples(request.model, request.num_images)
-            if {"nll", "prompt", "clip"} & set(request.metrics) or request.compare is not None:
+            if {"nll", "prompt", "clip", "reconstruction"} & set(request.metrics) or request.compare is not None:
                 raise ValueError(
-                    f"--metrics nll, prompt or clip and --compare need a pipeline, but {request.model} holds samples"
+                    "--metrics nll, prompt, clip or reconstruction and --compare need a pipeline, but "
+                    f"{request.model} holds samples"
                 )
             shape = self.samples.images.shape[1:]
             recorded = tuple(request.settings.get("recorded", {}).get("image_shape", shape))

@@ -61,7 +61,10 @@ def measure_reconstruction(
         figures.append(("ssim", float(likeness.mean()), float(likeness.std()) / count**0.5 if count > 1 else None, {}))
     for name, values in (("latent_std", std), ("latent_mean", mean)):
         figures.append((name, float(values.mean()), None, {"channels": [round(float(value), 4) for value in values]}))
-    return [{"name": name, "value": value, **interval(value, error), **more, **about} for name, value, error, more in figures]
+    return [
+        {"name": name, "value": value, **interval(value, error), **more, **about}
+        for name, value, error, more in figures
+    ]
 
 
 def ssim(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:

@@ -118,9 +118,7 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
             raise ValueError(f"--metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
         others = sorted(set(self.metrics or ["nll"]) - set(QUALITY_METRICS))
         if self.compare is not None and others:
-            raise ValueError(
-                f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got {', '.join(others)}"
-            )
+            raise ValueError(f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got {', '.join(others)}")
         check_guidance(self.guidance_scale, **self.finer_guidance)
         if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
             raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")

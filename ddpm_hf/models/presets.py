@@ -16,8 +16,8 @@ class Preset:
     Attributes:
         description: one line for a list of choices.
         system: that it is for.
-        model: arguments of `ddpm_hf.models.unet.paper_config`.
-        process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`.
+        model: arguments of `ddpm_hf.models.unet.paper_config`, or of `new_autoencoder`.
+        process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`; an autoencoder has none.
         training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
         upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
@@ -26,9 +26,9 @@ class Preset:
 
     description: str
     system: str = "ddpm"
-    model: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any]
     process: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any]
     upsampler: "Preset | None" = None
     autoencoder: "Preset | None" = None
 
@@ -148,8 +148,8 @@ _VAE_DIGITS = Preset(
     },
 )
 
-# f = 8, c = 4 of Rombach et al. 2022, which Stable Diffusion took over; the learning rate is that of their code, 4.5e-6 an
-# image of the batch.
+# f = 8, c = 4 of Rombach et al. 2022, which Stable Diffusion took over; learning rate as in their code, 4.5e-6 times
+# the batch.
 _VAE_F8 = Preset(
     description="autoencoder of Rombach et al. 2022 and Stable Diffusion, 256x256 to 32x32x4: 83.7 M parameters",
     system="stable-diffusion",
@@ -316,16 +316,6 @@ PRESETS: dict[str, Preset] = {
     ),
     "vae-digits": _VAE_DIGITS,
     "vae-f8": _VAE_F8,
-    "stable-diffusion-digits": Preset(
-        description="captioned digits, 32x32, by latents of vae-digits",
-        system="stable-diffusion",
-        autoencoder=_VAE_DIGITS,
-    ),
-    "stable-diffusion-256": Preset(
-        description="your own images at 256x256, by latents of vae-f8",
-        system="stable-diffusion",
-        autoencoder=_VAE_F8,
-    ),
 }
 
 

@@ -11,10 +11,10 @@ MAX_SIDE = 8192  # anything larger is a typing error
 # (lowest value, whether that value itself is allowed, highest value, flags)
 _RANGES = (
     (0, True, None, "dataloader_num_workers holdout lr_warmup_steps adam_weight_decay seed preview_steps kl_weight"),
-    (1, True, None, "shuffle_buffer base_channels latent_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
+    (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
-    (1, True, None, "eval_inference_steps"),
+    (1, True, None, "eval_inference_steps latent_channels"),
     (2, True, None, "eval_num_images upsampling"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),

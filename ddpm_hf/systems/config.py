@@ -152,7 +152,7 @@ class OptimizationArguments:
         help="Error of an autoencoder's reconstructions: absolute (l1) or squared (l2)."
     )
     kl_weight: float | None = flag(
-        help="Weight of an autoencoder's KL divergence, summed over a latent, beside the error, summed over a picture.",
+        help="Weight of an autoencoder's KL divergence, summed over a latent, beside the error summed over a picture.",
         aliases=("--kl_scale",),
     )
     loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weighting of the squared error by timestep.")
@@ -223,8 +223,8 @@ class RunArguments(MachineArguments):
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
     eval_steps: int | None = flag(
-        help="Steps between scores on held-out images; by default only bits/dim at the end, or of an autoencoder all of "
-        "--eval_metrics."
+        help="Steps between scores on held-out images; by default only bits/dim at the end, or, for an autoencoder, "
+        "all of --eval_metrics."
     )
     eval_metrics: list[str] | None = flag(
         help="One or more of nll, frechet, kid, prdc, is, prompt, clip, reconstruction (see scripts/evaluate.py)."

@@ -83,7 +83,7 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
     if system == "glide":
         return get_preset("glide-digits" if config.data.is_bundled else "glide-64")
     if system == "stable-diffusion":
-        return get_preset("stable-diffusion-digits" if config.data.is_bundled else "stable-diffusion-256")
+        return get_preset("vae-digits" if config.data.is_bundled else "vae-f8")
     if unet_config is None and config.data.is_bundled:
         return get_preset("digits")
     resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64

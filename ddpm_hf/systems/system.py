@@ -50,7 +50,12 @@ class System:
 
 
 def _init_from(config: Config) -> DDPMPipeline | None:
-    return load_pipeline(config.model.init_from) if config.model.init_from is not None else None
+    if config.model.init_from is None:
+        return None
+    pipeline = load_pipeline(config.model.init_from)
+    if pipeline.scheduler is None:
+        raise ValueError(f"--init_from must be a diffusion model, got the autoencoder {config.model.init_from}")
+    return pipeline
 
 
 @dataclass(frozen=True, kw_only=True)

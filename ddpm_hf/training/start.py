@@ -10,16 +10,7 @@ from accelerate import Accelerator, PartialState
 
 from ..cores import describe_processes
 from ..data.examples import TrainingImages
-from ..hub.folder import (
-    ANIMATION_FILE,
-    BEST_FOLDER,
-    CARD_FILE,
-    CHAIN_FILE,
-    CHECKPOINTS,
-    EVERY_RUN,
-    PREVIEWS_FOLDER,
-    RUN_FILES,
-)
+from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.checks import parse_duration
 from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
@@ -159,6 +150,7 @@ def _files(plan: Plan) -> list[str]:
     run = plan.config.run
     writers = {
         EVERY_RUN: True,
+        DIFFUSION_RUN: plan.system.scheduler is not None,
         "--holdout": plan.images.holdout.holds_out,
         "--preview_steps": 0 < plan.clock.preview_steps < plan.clock.steps,
         "--eval_steps": run.eval_steps is not None,
@@ -170,9 +162,7 @@ def _files(plan: Plan) -> list[str]:
         BEST_FOLDER: f" (by {run.save_best_by})",
         CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
     }
-    chain = () if plan.system.scheduler is not None else (CHAIN_FILE, ANIMATION_FILE)
-    written = (file.name for file in RUN_FILES if writers.get(file.writer) and file.name not in chain)
-    names = [name + notes.get(name, "") for name in written]
+    names = [file.name + notes.get(file.name, "") for file in RUN_FILES if writers.get(file.writer)]
     parts = plan.system.pipeline(plan.system.network).components.items()
     return [name for name, part in parts if part is not None] + names + [run.logging_dir] * (run.report_to != "none")
 

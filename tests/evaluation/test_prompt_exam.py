@@ -127,7 +127,7 @@ def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_pa
         ("text", "photos", "--metrics prompt needs captions of captioned digits, .*has others: 'photo number .'$"),
         ("text", "digits", "`caption_column` is not given and no column holds text"),
         ("classes", None, "--metrics prompt needs a text-to-image model, got one that is told class_labels"),
-        ("photos", "digits", "--metrics nll, prompt or clip and --compare need a pipeline"),
+        ("photos", "digits", "--metrics nll, prompt, clip or reconstruction and --compare need a pipeline"),
     ],
 )
 def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, words):
