@@ -6,6 +6,7 @@ one CPU process with the same number of threads, which determines the order of s
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -287,7 +288,8 @@ class Trainer:
         if self.step % self.run.checkpointing_steps == 0:
             self._checkpoint()
             if self.publisher is not None and self.saved_step == self.step and self.bookkeeper.table.rows:
-                self.publisher.checkpoint(self.pipeline(is_kept=True), self._summary_so_far(), self.picture)
+                kept = partial(self.pipeline, is_kept=True)
+                self.publisher.checkpoint(kept, self._summary_so_far(), self.picture)
 
     def _report(self) -> None:
         row = self.bookkeeper.write_row(self.step, self.grad_norm)

@@ -13,6 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
+from ddpm_hf.models.autoencoder import latent_statistics
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
@@ -67,8 +68,16 @@ def pictures_of(killed, image_folder, tmp_path):
     return training, torch.stack(condition.usual())
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(killed, image_folder, tmp_path):
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(killed, image_folder, tmp_path, monkeypatch):
+    measured = []
+
+    def count(*arguments):
+        measured.append(arguments)
+        return latent_statistics(*arguments)
+
+    monkeypatch.setattr("ddpm_hf.systems.autoencoder.latent_statistics", count)
     train(settings(image_folder, tmp_path / "apart"))
+    assert len(measured) == 1, "of an epoch, only when the pipeline is kept"
     for name in ("vae/diffusion_pytorch_model.safetensors", "samples.png"):
         assert (killed / name).read_bytes() == (tmp_path / "apart" / "autoencoder" / name).read_bytes()
 
