@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from diffusers import AutoencoderKL
 
+from .initialization import init_paper_weights
+
 
 def new_autoencoder(
     size: tuple[int, int],
@@ -15,14 +17,18 @@ def new_autoencoder(
     base_channels: int,
     channel_multipliers: Sequence[int],
     blocks_per_level: int,
+    generator: torch.Generator | None = None,
 ) -> AutoencoderKL:
-    """An autoencoder with random weights, whose reconstructions are grey at first.
+    """An autoencoder with the initial weights of `init_paper_weights`, whose reconstructions are grey at first.
+
+    With torch's own a small one reconstructs nothing but the mean colour for hundreds of steps.
 
     Args:
         size: (height, width) of its training pictures; each level but the first halves them.
         channels, latent_channels: of pictures and of latents.
         base_channels: of the first level; the others have `channel_multipliers` times as many.
         blocks_per_level: residual blocks of the encoder; the decoder has one more.
+        generator: of the weights.
     """
     height, width = size
     levels = len(channel_multipliers)
@@ -39,8 +45,7 @@ def new_autoencoder(
         norm_num_groups=math.gcd(32, max(1, base_channels // 4)),
         scaling_factor=1.0,  # see `standardize`
     )
-    torch.nn.init.zeros_(vae.decoder.conv_out.weight)
-    torch.nn.init.zeros_(vae.decoder.conv_out.bias)
+    init_paper_weights(vae, [vae.decoder.conv_out], generator)
     return vae
 
 

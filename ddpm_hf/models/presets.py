@@ -118,7 +118,13 @@ _SMALL_TRAINING = {
 _MINUTES_TRAINING = {**_SMALL_TRAINING, "lr_warmup_steps": 100, "adam_beta2": 0.95, "ema_decay": 0.995}
 
 # Of autoencoders. Rombach et al. 2022 (arXiv 2112.10752) train with L1, a perceptual term and a discriminator.
-_AUTOENCODER_TRAINING = {**_TRAINING, "kl_weight": 1e-6, "ema_warmup": True, "random_flip": False}
+_AUTOENCODER_TRAINING = {
+    **_TRAINING,
+    "kl_weight": 1e-6,
+    "ema_warmup": True,
+    "random_flip": False,
+    "eval_metrics": ["reconstruction"],
+}
 
 # A quarter of the height and width. Squared error, because with the absolute one a run of minutes draws nothing but
 # the ground.
@@ -143,8 +149,6 @@ _VAE_DIGITS = Preset(
         "train_batch_size": 16,
         "max_train_steps": 3000,
         "ema_decay": 0.995,
-        "eval_metrics": ["reconstruction", "frechet", "prompt"],
-        "eval_extractor": "digits",
     },
 )
 
@@ -170,7 +174,6 @@ _VAE_F8 = Preset(
         "train_batch_size": 12,
         "max_train_steps": 250_000,
         "ema_decay": 0.9999,
-        "eval_metrics": ["reconstruction"],
     },
 )
 

@@ -13,7 +13,7 @@ from ..diffusion.reconstruction import ReconstructionLoss
 from ..evaluation.image_sets import ImageSet
 from ..models.autoencoder import latent_statistics, new_autoencoder, standardize
 from ..pipelines.reconstruction import Autoencoder, ReconstructionPipeline
-from ..seeds import derive_seed
+from ..seeds import generator_for
 from .config import Config
 from .ddpm import check_size
 from .resolve import check_architecture, choose_preset, filled_from
@@ -40,8 +40,8 @@ def resolve_autoencoder(config: Config, start: None = None) -> Config:
     preset = choose_preset(config)
     preset = preset.autoencoder or preset
     check_architecture(config, preset)
-    if not config.data.is_bundled:  # only of bundled digits is it known what else can be measured
-        config = config.filled({"eval_metrics": ["reconstruction"]})
+    if config.data.is_bundled:  # digits, of which more can be told
+        config = config.filled({"eval_metrics": ["reconstruction", "frechet", "prompt"], "eval_extractor": "digits"})
     config = filled_from(config, preset)
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
     sides = parse_resolution(config.data.resolution)
@@ -63,20 +63,16 @@ def build_autoencoder(config: Config, images: TrainingImages, start: None = None
     """
     channels, *size = images.shape
 
-    def make():
-        architecture = {name: getattr(config.model, name) for name in ARCHITECTURE}
-        return new_autoencoder(tuple(size), channels=channels, **architecture)
-
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
     if config.model.latent_channels > channels * factor**2:
         raise ValueError(
             f"--latent_channels must be at most {channels * factor**2}, with which latents have as many numbers as "
             f"pictures, got {config.model.latent_channels}"
         )
-    check_size(lambda: [make()])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "autoencoder"))
-        vae = make()
+    architecture = {name: getattr(config.model, name) for name in ARCHITECTURE} | {"channels": channels}
+    check_size(lambda: [new_autoencoder(tuple(size), **architecture)])
+    generator = generator_for(config.optimization.seed, "initial weights", "autoencoder")
+    vae = new_autoencoder(tuple(size), **architecture, generator=generator)
     codec = PixelCodec(images.shape)
 
     def finish(network: Autoencoder) -> Autoencoder:

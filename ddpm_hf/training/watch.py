@@ -137,7 +137,7 @@ def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _sample(model: torch.nn.Module) -> torch.Tensor:
-    """The last layer of the U-Net, which comes first: small enough to copy, starts near zero and changes first."""
+    """Small enough to copy, and early to change: the last layer of a U-Net, or the first of a decoder of latents."""
     return list(next(model.children()).parameters())[-2].detach()
 
 
