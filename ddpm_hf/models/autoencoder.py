@@ -1,12 +1,13 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752): diffusers' `AutoencoderKL`."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import AutoencoderKL
 
 from .initialization import init_paper_weights
+
+_FIRST_LOG_VARIANCE = -6.0  # of the posterior
 
 
 def new_autoencoder(
@@ -21,7 +22,8 @@ def new_autoencoder(
 ) -> AutoencoderKL:
     """An autoencoder with the initial weights of `init_paper_weights`, whose reconstructions are grey at first.
 
-    With torch's own a small one reconstructs nothing but the mean colour for hundreds of steps.
+    With torch's own, a small one reconstructs nothing but the mean colour for hundreds of steps. For the same reason
+    its latents have little noise at first.
 
     Args:
         size: (height, width) of its training pictures; each level but the first halves them.
@@ -41,17 +43,19 @@ def new_autoencoder(
         layers_per_block=blocks_per_level,
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
-        # Alone in its group, a channel would lose its mean, and with it the colour of a ground.
-        norm_num_groups=math.gcd(32, max(1, base_channels // 4)),
+        norm_num_groups=_groups(base_channels),
         scaling_factor=1.0,  # see `standardize`
     )
     init_paper_weights(vae, [vae.decoder.conv_out], generator)
+    with torch.no_grad():
+        vae.quant_conv.weight[latent_channels:] = 0
+        vae.quant_conv.bias[latent_channels:] = _FIRST_LOG_VARIANCE
     return vae
 
 
-def downsampling(vae: AutoencoderKL) -> int:
-    """f, the factor by which latents are smaller than pictures, in height and in width."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+def _groups(channels: int) -> int:
+    """Of the norms, as many as leave each three channels: alone, one would lose its mean, the colour of a ground."""
+    return max(number for number in (1, 2, 4, 8, 16, 32) if channels % number == 0 and channels >= 3 * number - 2)
 
 
 @torch.no_grad()
