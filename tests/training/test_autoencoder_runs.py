@@ -22,7 +22,7 @@ from ddpm_hf.training.start import train
 
 FLAGS = [
     *("--system", "stable-diffusion", "--stage", "autoencoder", "--holdout", "4", "--center_crop"),
-    *("--latent_channels", "2", "--checkpointing_steps", "2", "--preview_steps", "2", "--preview_images", "4"),
+    *("--latent_channels", "2", "--checkpointing_steps", "2", "--preview_images", "4"),
 ]
 
 
