@@ -21,9 +21,9 @@ from .system import System
 
 FOLDER = "autoencoder"
 ARCHITECTURE = ("base_channels", "channel_multipliers", "blocks_per_level", "latent_channels")
-# Training pictures by which latents are standardised. The variance of the captioned digits' latents is then known
-# within 1 %.
-_MEASURED = 10_000
+# Training pictures by which latents are standardised, at most. Of two halves of 10,000 captioned digits, the variances
+# of a channel differed by up to 2.7 %; of so many they are known within 1 %.
+_MEASURED = 50_000
 
 
 def resolve_autoencoder(config: Config, start: None = None) -> Config:

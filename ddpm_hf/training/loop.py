@@ -275,7 +275,8 @@ class Trainer:
         self.bookkeeper.step_record.clear()
         if self.scorer is not None and self.scorer.is_due(self.step) and not self.bookkeeper.bad_in_a_row:
             with self.bookkeeper.pause():
-                self.scorer.score(self.pipeline(is_kept=True), self.step)
+                is_kept = last or self.run.save_best_by is not None  # to finish it may take long
+                self.scorer.score(self.pipeline(is_kept=is_kept), self.step)
         if last:
             return
         if self.plan.clock.preview_steps and self.step % self.plan.clock.preview_steps == 0:
