@@ -147,7 +147,7 @@ _VAE_DIGITS = Preset(
         "lr_warmup_steps": 50,
         "adam_beta2": 0.95,
         "train_batch_size": 16,
-        "max_train_steps": 2000,
+        "max_train_steps": 4000,
         "ema_decay": 0.995,
     },
 )

@@ -138,6 +138,7 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
     assert "None" not in shown.values()
 
     monkeypatch.setattr(DDPMUNet2D, "init_paper_weights", lambda unet, generator: None)  # 150 million, not looked at
+    monkeypatch.setattr("ddpm_hf.models.autoencoder.init_paper_weights", lambda *_: None)
     for number in range(128):  # as many as the largest batch
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("a grey square")
