@@ -6,7 +6,6 @@ one CPU process with the same number of threads, which determines the order of s
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -63,7 +62,7 @@ class Trainer:
         self.options, self.run = plan.config.optimization, plan.config.run
         self.step, self.saved_step = 0, 0
         self.picture, self.drawn = None, None  # the newest preview, and its facts for the card
-        self.finished: tuple[int, torch.nn.Module] | None = None  # the network to save, and after which step
+        self.finished = None, None  # the newest step after which a network was finished, and that network
         self.bookkeeper = Bookkeeper(plan, accelerator, output, summary)
         self.publisher = Publisher(plan.config, output, page, tqdm.write) if accelerator.is_main_process else None
         self.ema = None
@@ -275,8 +274,8 @@ class Trainer:
         self.bookkeeper.step_record.clear()
         if self.scorer is not None and self.scorer.is_due(self.step) and not self.bookkeeper.bad_in_a_row:
             with self.bookkeeper.pause():
-                is_kept = last or self.run.save_best_by is not None  # to finish it may take long
-                self.scorer.score(self.pipeline(is_kept=is_kept), self.step)
+                # Finishing may take long.
+                self.scorer.score(self.pipeline(is_kept=last or self.run.save_best_by is not None), self.step)
         if last:
             return
         if self.plan.clock.preview_steps and self.step % self.plan.clock.preview_steps == 0:
@@ -289,8 +288,8 @@ class Trainer:
         if self.step % self.run.checkpointing_steps == 0:
             self._checkpoint()
             if self.publisher is not None and self.saved_step == self.step and self.bookkeeper.table.rows:
-                kept = partial(self.pipeline, is_kept=True)
-                self.publisher.checkpoint(kept, self._summary_so_far(), self.picture)
+                summary = self._summary_so_far()
+                self.publisher.checkpoint(lambda: self.pipeline(is_kept=True), summary, self.picture)
 
     def _report(self) -> None:
         row = self.bookkeeper.write_row(self.step, self.grad_norm)
@@ -298,15 +297,13 @@ class Trainer:
         self.bar.set_postfix(shown, refresh=False)
 
     def pipeline(self, what: str = "sampling", is_kept: bool = False) -> DDPMPipeline:
-        """The pipeline of the averaged weights, if there are any.
+        """The pipeline of the averaged weights, if there are any; `what` labels its bar.
 
-        Args:
-            what: labels its bar.
-            is_kept: for one that is saved, or measured as what is saved: its network is finished by the system.
+        One that is kept, or measured as such, has the network that the system finishes.
         """
         network = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
         if is_kept and self.plan.system.finish is not None:
-            if self.finished is None or self.finished[0] != self.step:
+            if self.finished[0] != self.step:
                 self.finished = self.step, self.plan.system.finish(network)
             network = self.finished[1]
         pipeline = self.plan.system.pipeline(network)
