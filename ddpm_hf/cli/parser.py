@@ -40,7 +40,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
             values = {**preset.model, **preset.process, **preset.training}
             if action.dest in values and action.dest != "channels":  # they follow from the images
                 value = values[action.dest]
-                text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
                 presets_of.setdefault(text, []).append(name)
         if not presets_of:
             return action.help

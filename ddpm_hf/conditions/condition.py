@@ -59,6 +59,10 @@ class Condition:
         """Words for a picture of at least so many images, and the names of its rows, if it has any."""
         return cycled(self.usual(), range(count)), None
 
+    def beside(self, words: Sequence[Any]) -> torch.Tensor | None:
+        """x_0 to show to the left of what is drawn for each of these words in previews; by default nothing."""
+        return None
+
     def cut(self, words: Iterable[Any]) -> list[Any]:
         """Those of the words that are told only in part."""
         return []

@@ -16,6 +16,7 @@ from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
 from .quality import QUALITY_METRICS, check_quality, extractor_for, few_images
+from .reconstruction import check_kind, measure_reconstruction
 from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
 from .request import Request
 from .samples import Samples, draw_samples, prepared, read_samples, words_for
@@ -36,11 +37,14 @@ class Evaluator:
         self.request = request
         self.accelerator = Accelerator()
         self.pipeline: DDPMPipeline | None = None
+        self.is_autoencoder = False
         if request.of_samples:
+            request.metrics = request.metrics or ["nll"]
             self.samples = read_samples(request.model, request.num_images)
-            if {"nll", "prompt", "clip"} & set(request.metrics) or request.compare is not None:
+            if {"nll", "prompt", "clip", "reconstruction"} & set(request.metrics) or request.compare is not None:
                 raise ValueError(
-                    f"--metrics nll, prompt or clip and --compare need a pipeline, but {request.model} holds samples"
+                    "--metrics nll, prompt, clip or reconstruction and --compare need a pipeline, but "
+                    f"{request.model} holds samples"
                 )
             shape = self.samples.images.shape[1:]
             recorded = tuple(request.settings.get("recorded", {}).get("image_shape", shape))
@@ -50,11 +54,16 @@ class Evaluator:
                 )
         else:
             self.pipeline, self.samples = self._load(request.model), None
+            self.is_autoencoder = self.pipeline.scheduler is None
+            request.metrics = request.metrics or ["reconstruction" if self.is_autoencoder else "nll"]
             shape = self.pipeline.stages[-1].image_shape
             if "nll" in request.metrics and self.pipeline.stages[1:]:
                 raise ValueError("--metrics nll is of one network: measure it alone, or add --stage base")
-            if set(request.metrics) != {"nll"}:  # what cannot be drawn is refused before images are decoded
+            if not self.is_autoencoder and set(request.metrics) != {
+                "nll"
+            }:  # what cannot be drawn is refused before images are decoded
                 prepared(self.pipeline, request.scheduler, request.num_inference_steps, request.guidance_scale)
+        check_kind(request.metrics, "--metrics", self.is_autoencoder)
         self.contenders = [self._contender(word) for word in request.compare or ()]
         told = {condition.name for condition in self.pipeline.conditions} if self.pipeline is not None else set()
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline)
@@ -124,6 +133,9 @@ class Evaluator:
         if self.accelerator.is_main_process:
             save_grid([samples.images[:_GRID]], self.details / "samples.png")
         entries += self._judge(samples)
+        if "reconstruction" in request.metrics:
+            pictures = self._asked(self.pipeline)["image"]
+            entries += measure_reconstruction(self.pipeline, samples, pictures, self.reference)
         for exam in self.exams:
             entries += exam.measure(samples)
         if "memorization" in request.metrics:
@@ -206,6 +218,7 @@ class Evaluator:
         if count is None:
             raise ValueError("--num_images must be given, because the length of a streamed data set is unknown")
         fewest = count if real is None else min(count, real)
+        count = fewest if self.is_autoencoder else count
         if self.quality_metrics:
             check_quality(self.extractor, self.quality_metrics, fewest, request.resamples)
         if "frechet" in self.quality_metrics and (warning := few_images(self.extractor, fewest)):

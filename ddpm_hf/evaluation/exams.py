@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,8 +22,15 @@ def exams_for(
     clip_model: str | None,
     device: torch.device,
 ) -> list[PromptExam | ClipExam]:
-    """One for each of "prompt" and "clip" among the metrics; arguments and errors as for these."""
+    """One for each of "prompt" and "clip" among the metrics; arguments and errors as for these.
+
+    Of what is told pictures of images that have captions, these are the captions of the samples.
+    """
     exams = []
+    if {"prompt", "clip"} & set(metrics) and "prompt" not in asked and "image" in asked:
+        captions = (str(caption) for batch in images.batches(256) for caption in batch.get("captions", ()))
+        if found := list(islice(captions, len(asked["image"]))):
+            asked = {**asked, "prompt": found}
     if "prompt" in metrics:
         exams.append(PromptExam(flag, asked, images, cache_dir))
     if "clip" in metrics:

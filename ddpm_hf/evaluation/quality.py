@@ -19,7 +19,7 @@ from .features import Extractor, load_extractor
 
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
 HIGHER_IS_BETTER = frozenset(
-    "precision recall density coverage class_score inception_score clip_score clip_recall_at_1".split()
+    "precision recall density coverage class_score inception_score clip_score clip_recall_at_1 psnr ssim".split()
 )
 NEIGHBOURS = 5
 # Metric -> the scores it gives.

@@ -12,7 +12,7 @@ from ..sampling.samplers import SAMPLER_NAMES
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
 
-METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization")
+METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization", "reconstruction")
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 
 
@@ -65,12 +65,12 @@ class MeasureArguments:
 
     _argument_group_name = "measurement"
 
-    metrics: list[str] = flag(
-        ["nll"],
+    metrics: list[str] | None = flag(
         help="nll: bits/dim. frechet: Fréchet distance. kid: kernel distance. prdc: precision, recall, density, "
         "coverage. is: Inception or class score. prompt: how many samples follow their captions (captioned digits). "
         "clip: how well they follow any captions, by --clip_model. memorization: copies of training images, and "
-        "duplicates.",
+        "duplicates. reconstruction: PSNR and SSIM, and the latents' spread, of an autoencoder, for which it is the "
+        "default; else that is nll.",
     )
     clip_model: str | None = flag(
         help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32."
@@ -113,14 +113,12 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
                 raise ValueError(f"--{name} must be at least {lowest}, got {value}")
         if self.resamples == 1:
             raise ValueError("--resamples must be 0 or at least 2, got 1")
-        unknown = sorted(set(self.metrics) - set(METRICS))
-        if unknown or not self.metrics:
+        unknown = sorted(set(self.metrics or ()) - set(METRICS))
+        if unknown or self.metrics == []:
             raise ValueError(f"--metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
-        if self.compare is not None and not set(self.metrics) <= set(QUALITY_METRICS):
-            raise ValueError(
-                f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got "
-                f"{', '.join(sorted(set(self.metrics) - set(QUALITY_METRICS)))}"
-            )
+        others = sorted(set(self.metrics or ["nll"]) - set(QUALITY_METRICS))
+        if self.compare is not None and others:
+            raise ValueError(f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got {', '.join(others)}")
         usual = {entry.name: entry.default for entry in fields(SampleArguments) if entry.name != "num_images"}
         given = [f"--{name}" for name, value in usual.items() if getattr(self, name) != value]
         if self.of_samples and given:
@@ -138,7 +136,7 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
     @property
     def is_of_base(self) -> bool:
         """Whether pictures are not enlarged."""
-        return self.stage == "base" or set(self.metrics) == {"nll"}
+        return self.stage == "base" or set(self.metrics or ["nll"]) == {"nll"}
 
     @property
     def folder(self) -> Path:

@@ -83,7 +83,7 @@ def draw_samples(
     """
     guidance = {"guidance_scale": guidance_scale, **finer_guidance}
     pipeline, steps = prepared(pipeline, sampler, num_inference_steps, guidance_scale)
-    calls = sum(len(stage.scheduler.timesteps) for stage in pipeline.stages)
+    calls = network_calls(pipeline)
     if asked is None:
         asked = {condition.name: condition.usual() for condition in pipeline.conditions}
     state = PartialState()
@@ -106,6 +106,8 @@ def draw_samples(
     if guidance_scale not in (0.0, 1.0):
         total, interval = pipeline.scheduler.config.num_train_timesteps, guidance.get("guidance_interval")
         guided = sum(guides_at(t, total, interval) for t in pipeline.scheduler.timesteps)
+    if pipeline.scheduler is None:
+        return Samples(images=np.ascontiguousarray(images), about={"seed": seed, "sampler": None, "steps": None})
     about = {
         "seed": seed,
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
@@ -117,13 +119,22 @@ def draw_samples(
     return Samples(images=np.ascontiguousarray(images), about=about)
 
 
+def network_calls(pipeline: DDPMPipeline) -> int:
+    """Calls of networks for an image without guidance, by samplers that have been set to their steps."""
+    return sum(1 if stage.scheduler is None else len(stage.scheduler.timesteps) for stage in pipeline.stages)
+
+
 def prepared(
     pipeline: DDPMPipeline, sampler: str | None, num_inference_steps: int | None, guidance_scale: float
 ) -> tuple[DDPMPipeline, int]:
     """A pipeline with the same network and a new sampler set to its steps, and the number of steps.
 
-    Arguments and errors as for `draw_samples`.
+    Arguments and errors as for `draw_samples`. An autoencoder has no sampler and takes one step.
     """
+    if pipeline.scheduler is None:
+        if sampler is not None:
+            raise ValueError(f"`scheduler` must be left out for an autoencoder, got {sampler}.")
+        return pipeline, num_inference_steps or 1
     scheduler = pipeline.scheduler if sampler is None else make_sampler(sampler, pipeline.scheduler)
     pipeline = copy.copy(pipeline)
     pipeline.scheduler = rebuild(type(scheduler), scheduler)

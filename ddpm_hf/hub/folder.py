@@ -48,14 +48,15 @@ class RunFile(NamedTuple):
 
 
 EVERY_RUN, KILLED_RUN, OLDER_VERSION = "train.py", "a killed train.py", "an older version"
+DIFFUSION_RUN = "train.py, but not of an autoencoder"
 # Everything a run leaves, except for the pipeline's components and the trackers' folders in `--logging_dir`.
 # `--overwrite_output_dir` removes all of these and nothing else; `--dry_run` and the push to the Hub choose from them.
 RUN_FILES = (
     RunFile(INDEX_FILE, EVERY_RUN, on_page=True),
     RunFile(CARD_FILE, EVERY_RUN, on_page=True),
     RunFile(SAMPLES_FILE, EVERY_RUN, on_page=True),
-    RunFile(CHAIN_FILE, EVERY_RUN, on_page=True),
-    RunFile(ANIMATION_FILE, EVERY_RUN, on_page=True),
+    RunFile(CHAIN_FILE, DIFFUSION_RUN, on_page=True),
+    RunFile(ANIMATION_FILE, DIFFUSION_RUN, on_page=True),
     RunFile(LOSS_FILE, EVERY_RUN, on_page=True),
     RunFile(CURVE_FILE, EVERY_RUN, on_page=True),
     RunFile(CONFIG_FILE, EVERY_RUN, on_page=True),
@@ -176,8 +177,9 @@ class ModelFolder:
 
     @property
     def draws_on_data(self) -> bool:
-        """Whether its samples show training images, in part or enlarged, which are not published."""
-        return self.index["_class_name"] in ("IFInpaintingPipeline", "IFSuperResolutionPipeline")
+        """Whether its samples show images of the data, in part, enlarged or reconstructed, which are not published."""
+        kinds = ("IFInpaintingPipeline", "IFSuperResolutionPipeline", "ReconstructionPipeline")
+        return self.index["_class_name"] in kinds
 
     def _stage(self, name: str) -> "ModelFolder | None":
         folder = self.path / name

@@ -9,11 +9,14 @@ from .folder import ModelFolder
 from .stock import DDPM, betas_argument, fast_samplers, network_lines, obstacles
 
 
+def _kind(channels: int) -> str:
+    return {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels}-channel")
+
+
 def _common_values(model: DDPM) -> dict[str, Any]:
     height, width = model.size
-    kinds = {1: "grey", 3: "RGB", 4: "RGBA"}
     return {
-        "kind": kinds.get(model.channels, f"{model.channels}-channel"),
+        "kind": _kind(model.channels),
         "height": height,
         "width": width,
         "timesteps": model.timesteps,
@@ -84,10 +87,27 @@ def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _autoencoder_values(folder: ModelFolder) -> dict[str, Any]:
+    vae = folder.configs["vae"]
+    height, width = (vae["sample_size"],) * 2 if isinstance(vae["sample_size"], int) else vae["sample_size"]
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    return {
+        "tags": ["autoencoder", "diffusion-models", "ddpm_hf"],
+        "kind": _kind(vae["in_channels"]),
+        "channels": vae["in_channels"],
+        "height": height,
+        "width": width,
+        "factor": factor,
+        "latent_channels": vae["latent_channels"],
+        "compression": vae["in_channels"] * factor**2 / vae["latent_channels"],
+    }
+
+
 # For each of `pipelines.loading.PIPELINES` its task on the Hub, and what gives a model's tags and the card's values.
 TASKS = {
     "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),
     "IFPipeline": ("text-to-image", _text_values),
     "IFSuperResolutionPipeline": ("image-to-image", _upsampler_values),
     "IFInpaintingPipeline": ("image-to-image", _inpainting_values),
+    "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
 }

@@ -1,152 +1,36 @@
-"""Presets: the networks of Ho et al. 2020 (arXiv 2006.11239) and of GLIDE, and small ones of our own.
+"""Presets: the networks of Ho et al. 2020 (arXiv 2006.11239), small ones of our own, and those of other systems.
 
 The paper's numbers are from its appendix B and the authors' code (github.com/hojonathanho/diffusion,
 `scripts/run_cifar.py`, `run_lsun.py`, `run_celebahq.py`). All presets of DDPMs are unconditional with T = 1000, so a
 trained network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)()`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """Settings of a network, its diffusion process and its training.
-
-    Attributes:
-        description: one line for a list of choices.
-        system: that it is for.
-        model: arguments of `ddpm_hf.models.unet.paper_config`.
-        process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`.
-        training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
-            where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
-        upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
-        inpainting: values of `training` that are others when it is fine-tuned for inpainting.
-    """
-
-    description: str
-    system: str = "ddpm"
-    model: dict[str, Any]
-    process: dict[str, Any]
-    training: dict[str, Any]
-    upsampler: "Preset | None" = None
-    inpainting: Mapping[str, Any] = field(default_factory=dict)
-
-
-# Spacing is explicit, because diffusers' default, "leading", starts short chains below T - 1, where x_t is not pure
-# noise.
-_PROCESS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "rescale_betas_zero_snr": False,
-    "clip_sample": True,
-    "timestep_spacing": "linspace",
-}
-
-# Plain Adam. The authors clip gradients on each replica before averaging; here the average is clipped.
-_TRAINING = {
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
-    "adam_weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "loss_weighting": "none",
-    "condition_dropout": 0.1,
-    "preview_guidance_scale": 1.0,
-}
-
-# Captions are hidden as often as in GLIDE (Nichol et al. 2021, arXiv 2112.10741, §4), and guided as in its figures.
-_TEXT_TRAINING = {
-    "condition_dropout": 0.2,
-    "preview_guidance_scale": 3.0,
-    "text_encoder": "train",
-    "text_rate": 0.1,
-}
-
-# The upsampler is not guided, as in GLIDE's published code, and has the linear schedule (arXiv 2112.10741, §4).
-_UPSAMPLER_TRAINING = {"condition_dropout": 0.2, "preview_guidance_scale": 1.0}
-
-_PAPER_MODEL = {"channels": 3, "base_channels": 128, "attention_resolutions": (16,), "blocks_per_level": 2}
-
-_PAPER_PROCESS = {**_PROCESS, "beta_schedule": "linear", "prediction_type": "epsilon"}
-
-_PAPER_TRAINING = {
-    **_TRAINING,
-    "lr_scheduler": "constant_with_warmup",
-    "lr_warmup_steps": 5000,
-    "ema_decay": 0.9999,
-    "ema_warmup": False,
-    "timestep_sampling": "uniform",
-    "random_flip": True,
-}
-
-# For a user's own images at 32 or 64 pixels. The paper's dropout, because small sets are soon memorized.
-_SMALL_MODEL = {"channels": 3, "base_channels": 64, "dropout": 0.1}
-
-# - The cosine schedule, because at these sizes the linear one spends many of its last steps near pure noise (Nichol &
-#   Dhariwal 2021, arXiv 2102.09672, §3.2).
-# - v-prediction (Salimans & Ho 2022, arXiv 2202.00512), because at large t an epsilon network's error is multiplied by
-#   1/√ᾱ in x_0 and shows as a colour cast, worst on data of low variance; v has no such factor.
-# - The small variance, because few-step ancestral sampling fails with the large one (Song et al. 2021,
-#   arXiv 2010.02502, table 1: FID 41 against 367 at 10 steps on CIFAR-10).
-_SMALL_PROCESS = {
-    **_PROCESS,
-    "beta_schedule": "squaredcos_cap_v2",
-    "variance_type": "fixed_small",
-    "prediction_type": "v_prediction",
-}
-
-# - Learning rate: 1e-3 at batch 512 (Karras et al. 2022, arXiv 2206.00364), scaled by the square root of the batch.
-# - Cosine decay, because the run is short and a low final rate averages out gradient noise.
-# - EMA over about the last 2,000 steps; the paper's 0.9999 averages 10,000, a third of such a run.
-# - No flips: images may contain text, digits or logos.
-_SMALL_TRAINING = {
-    **_TRAINING,
-    "learning_rate": 3.5e-4,
-    "lr_scheduler": "cosine",
-    "lr_warmup_steps": 500,
-    "train_batch_size": 64,
-    "ema_decay": 0.9995,
-    "ema_warmup": True,
-    "timestep_sampling": "stratified",
-    "random_flip": False,
-}
-
-# For runs of minutes: adam_beta2 averages 20 squared gradients, because 1,000 are the whole run.
-_MINUTES_TRAINING = {**_SMALL_TRAINING, "lr_warmup_steps": 100, "adam_beta2": 0.95, "ema_decay": 0.995}
-
-_GLIDE_MODEL = {
-    "resolution": 64,
-    "channels": 3,
-    "base_channels": 192,
-    "attention_resolutions": (32, 16, 8),
-    "dropout": 0.1,
-}
-_GLIDE_PROCESS = {**_PROCESS, "prediction_type": "epsilon", "variance_type": "learned_range"}
-_GLIDE_TRAINING = {
-    **_PAPER_TRAINING,
-    "lr_scheduler": "constant",
-    "lr_warmup_steps": 0,
-    "learning_rate": 1e-4,
-    "max_train_steps": 2_500_000,
-    "random_flip": False,
-}
+from .autoencoder_presets import VAE_DIGITS, VAE_F8
+from .glide_presets import GLIDE_PRESETS
+from .preset import (
+    MINUTES_TRAINING,
+    PAPER_MODEL,
+    PAPER_PROCESS,
+    PAPER_TRAINING,
+    SMALL_MODEL,
+    SMALL_PROCESS,
+    SMALL_TRAINING,
+    Preset,
+)
 
 PRESETS: dict[str, Preset] = {
     "ddpm-cifar10": Preset(
         description="Ho et al. 2020 on CIFAR-10: 32x32, 35.7 M parameters, 800,000 steps of batch 128",
-        model={**_PAPER_MODEL, "resolution": 32, "channel_multipliers": (1, 2, 2, 2), "dropout": 0.1},
-        process={**_PAPER_PROCESS, "variance_type": "fixed_large"},
-        training={**_PAPER_TRAINING, "learning_rate": 2e-4, "train_batch_size": 128, "max_train_steps": 800_000},
+        model={**PAPER_MODEL, "resolution": 32, "channel_multipliers": (1, 2, 2, 2), "dropout": 0.1},
+        process={**PAPER_PROCESS, "variance_type": "fixed_large"},
+        training={**PAPER_TRAINING, "learning_rate": 2e-4, "train_batch_size": 128, "max_train_steps": 800_000},
     ),
     "ddpm-256": Preset(
         description="Ho et al. 2020 on CelebA-HQ and LSUN: 256x256, 114 M parameters, 500,000 steps of batch 64",
-        model={**_PAPER_MODEL, "resolution": 256, "channel_multipliers": (1, 1, 2, 2, 4, 4), "dropout": 0.0},
-        process={**_PAPER_PROCESS, "variance_type": "fixed_small"},
+        model={**PAPER_MODEL, "resolution": 256, "channel_multipliers": (1, 1, 2, 2, 4, 4), "dropout": 0.0},
+        process={**PAPER_PROCESS, "variance_type": "fixed_small"},
         # CelebA-HQ's steps. The paper's LSUN runs: 2.4 M (bedroom), 1.8 M (cat, without flips) and 1.2 M (church).
-        training={**_PAPER_TRAINING, "learning_rate": 2e-5, "train_batch_size": 64, "max_train_steps": 500_000},
+        training={**PAPER_TRAINING, "learning_rate": 2e-5, "train_batch_size": 64, "max_train_steps": 500_000},
     ),
     # Sized for two CPU cores: three levels down to 4x4, one block each, attention where it is nearly free, and more
     # width only at 4x4: at 8x8 it costs more than it gives. Batches of 64, because smaller ones leave a core waiting.
@@ -162,9 +46,9 @@ PRESETS: dict[str, Preset] = {
             "blocks_per_level": 1,
             "dropout": 0.0,
         },
-        process=_SMALL_PROCESS,
+        process=SMALL_PROCESS,
         training={
-            **_MINUTES_TRAINING,
+            **MINUTES_TRAINING,
             "learning_rate": 4e-3,
             "train_batch_size": 64,
             "max_train_steps": 1000,
@@ -175,151 +59,32 @@ PRESETS: dict[str, Preset] = {
     "small-32": Preset(
         description="your own images at 32x32: 6.5 M parameters, 30,000 steps of batch 64",
         model={
-            **_SMALL_MODEL,
+            **SMALL_MODEL,
             "resolution": 32,
             "channel_multipliers": (1, 2, 2),
             "attention_resolutions": (16,),
             "blocks_per_level": 2,
         },
-        process=_SMALL_PROCESS,
-        training={**_SMALL_TRAINING, "max_train_steps": 30_000},
+        process=SMALL_PROCESS,
+        training={**SMALL_TRAINING, "max_train_steps": 30_000},
     ),
     # One level more for the doubled side, wider at the lower levels where width is cheap, and one block per level,
     # because the 64x64 level takes most of the time.
     "small-64": Preset(
         description="your own images at 64x64: 15.1 M parameters, 50,000 steps of batch 64",
         model={
-            **_SMALL_MODEL,
+            **SMALL_MODEL,
             "resolution": 64,
             "channel_multipliers": (1, 2, 3, 4),
             "attention_resolutions": (16, 8),
             "blocks_per_level": 1,
         },
-        process=_SMALL_PROCESS,
-        training={**_SMALL_TRAINING, "max_train_steps": 50_000},
+        process=SMALL_PROCESS,
+        training={**SMALL_TRAINING, "max_train_steps": 50_000},
     ),
-    # The text encoder hardly learns in such a short run. At a tenth of the U-Net's rate it follows the colours, which
-    # decide the loss at first, and loses the digits: after 1,000 steps 27 % of them were right, and 42 % with an
-    # encoder that did not learn.
-    "glide-digits": Preset(
-        description="captioned digits, 16x16, 2.1 M parameters, minutes on two CPU cores",
-        system="glide",
-        model={
-            "resolution": 16,
-            "channels": 3,
-            "base_channels": 32,
-            "channel_multipliers": (1, 2, 2),
-            "attention_resolutions": (8, 4),
-            "blocks_per_level": 1,
-            "dropout": 0.0,
-            "text_width": 128,
-            "text_layers": 2,
-        },
-        process=_SMALL_PROCESS,
-        training={
-            **_MINUTES_TRAINING,
-            **_TEXT_TRAINING,
-            "text_rate": 0.01,
-            "learning_rate": 2e-3,
-            "train_batch_size": 32,
-            "max_train_steps": 2400,
-        },
-        upsampler=Preset(
-            description="16x16 to 32x32",
-            system="glide",
-            model={
-                "resolution": 16,
-                "upsampling": 2,
-                "channels": 3,
-                "base_channels": 32,
-                "channel_multipliers": (1, 1, 2),
-                "attention_resolutions": (8,),
-                "blocks_per_level": 1,
-                "dropout": 0.0,
-            },
-            process={**_SMALL_PROCESS, "beta_schedule": "linear"},
-            training={
-                **_MINUTES_TRAINING,
-                **_UPSAMPLER_TRAINING,
-                "learning_rate": 2e-3,
-                "train_batch_size": 32,
-                "max_train_steps": 300,
-            },
-        ),
-        inpainting={"learning_rate": 1e-3, "max_train_steps": 500},
-    ),
-    "glide-64": Preset(
-        description="your own captioned images at 64x64: 115 M parameters, 50,000 steps of batch 64 on a GPU",
-        system="glide",
-        model={
-            **_SMALL_MODEL,
-            "resolution": 64,
-            "base_channels": 128,
-            "channel_multipliers": (1, 2, 3, 4),
-            "attention_resolutions": (32, 16, 8),
-            "blocks_per_level": 2,
-            "text_width": 256,
-            "text_layers": 4,
-        },
-        process=_SMALL_PROCESS,
-        training={**_SMALL_TRAINING, **_TEXT_TRAINING, "max_train_steps": 50_000},
-        # Half the base's width, and attention only where it is nearly free: the small picture says most.
-        upsampler=Preset(
-            description="64x64 to 256x256",
-            system="glide",
-            model={
-                **_SMALL_MODEL,
-                "resolution": 64,
-                "upsampling": 4,
-                "channel_multipliers": (1, 1, 2, 3, 4),
-                "attention_resolutions": (16,),
-                "blocks_per_level": 1,
-            },
-            process={**_SMALL_PROCESS, "beta_schedule": "linear"},
-            training={**_SMALL_TRAINING, **_UPSAMPLER_TRAINING, "train_batch_size": 32, "max_train_steps": 50_000},
-        ),
-        inpainting={"learning_rate": 1e-4, "max_train_steps": 10_000},
-    ),
-    # GLIDE (Nichol et al. 2021, arXiv 2112.10741) in the size of its published model, the "filtered" one of
-    # github.com/openai/glide-text2im with 385 M + 398 M parameters; the paper's own has 3.5 B + 1.5 B. Network and
-    # process are those of its `model_creation.py`, steps and batches the paper's (§4.1), and the learning rate and the
-    # average, which neither tells, those of Dhariwal & Nichol 2021 (arXiv 2105.05233). What differs:
-    # - The U-Nets are in the form that stock pipelines run, 2 and 0.2 % larger: see `text_unet_config`. Their heads,
-    #   and those of the text encoder, have 32 channels instead of 64.
-    # - The text encoder is a transformer of T5's kind, whose gated layers are larger. It reads 77 tokens instead of
-    #   128, of 8 k of the run's own words instead of 50 k, and serves both U-Nets.
-    # - Captions are hidden in the whole training; the paper fine-tunes for that.
-    "glide-paper": Preset(
-        description="GLIDE in the size of its published model: 64x64, 387 M parameters, 2,500,000 steps of batch 2048",
-        system="glide",
-        model={
-            **_GLIDE_MODEL,
-            "channel_multipliers": (1, 2, 3, 4),
-            "blocks_per_level": 3,
-            "text_width": 512,
-            "text_layers": 16,
-        },
-        process={**_GLIDE_PROCESS, "beta_schedule": "squaredcos_cap_v2"},
-        training={**_GLIDE_TRAINING, **_TEXT_TRAINING, "text_rate": 1.0, "train_batch_size": 2048},
-        upsampler=Preset(
-            description="64x64 to 256x256",
-            system="glide",
-            model={
-                **_GLIDE_MODEL,
-                "upsampling": 4,
-                "channel_multipliers": (1, 1, 2, 2, 4, 4),
-                "blocks_per_level": 2,
-            },
-            process={**_GLIDE_PROCESS, "beta_schedule": "linear"},
-            training={
-                **_GLIDE_TRAINING,
-                **_UPSAMPLER_TRAINING,
-                "train_batch_size": 512,
-                "max_train_steps": 1_600_000,
-            },
-        ),
-        inpainting={"max_train_steps": 100_000},  # ours: the paper does not tell
-    ),
+    **GLIDE_PRESETS,
+    "vae-digits": VAE_DIGITS,
+    "vae-f8": VAE_F8,
 }
 
 

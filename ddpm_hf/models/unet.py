@@ -18,14 +18,10 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from torch import nn
 
+from ddpm_hf.models.initialization import init_paper_weights
 from ddpm_hf.portable import PortableConfig, StrictWeights
-
-# The paper's code replaces a scale of 0 by this.
-NEAR_ZERO_SCALE = 1e-10
 
 
 class SelfAttnProcessor:
@@ -137,33 +133,8 @@ class DDPMUNet2D(StrictWeights, PortableConfig, UNet2DModel, AttentionMixin, Pef
 
     @torch.no_grad()
     def init_paper_weights(self, generator: torch.Generator | None = None) -> None:
-        """Reinitialise the weights as the authors' code does (github.com/hojonathanho/diffusion, `nn.py`).
-
-        Kernels are uniform with variance `scale / fan_avg`, fan_avg = (fan_in + fan_out)/2; biases are zero. The
-        scale is 1, but 1e-10 in the last layer of each residual branch (second convolution, attention output) and of
-        the network, so that residual blocks start as the identity and the prediction as zero. Norms start as the
-        identity. The paper has no classes; their embedding is standard normal, as in Dhariwal & Nichol 2021.
-
-        Args:
-            generator: on the device of the weights; the global one if None.
-        """
-        closing = {self.conv_out}
-        for module in self.modules():
-            if isinstance(module, ResnetBlock2D):
-                closing.add(module.conv2)
-            elif isinstance(module, Attention):
-                closing.add(module.to_out[0])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                # Xavier's uniform distribution has variance gain² / fan_avg.
-                gain = math.sqrt(NEAR_ZERO_SCALE) if module in closing else 1.0
-                nn.init.xavier_uniform_(module.weight, gain=gain, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, generator=generator)
-            elif isinstance(module, nn.GroupNorm):
-                module.reset_parameters()
+        """Reinitialise the weights as in the paper; see `initialization.init_paper_weights`."""
+        init_paper_weights(self, [self.conv_out], generator)
 
     def forward(
         self,

@@ -19,6 +19,7 @@ PIPELINES = {
     "IFPipeline": ("text_to_image", "TextToImagePipeline"),
     "IFSuperResolutionPipeline": ("upsampling", "UpsamplingPipeline"),
     "IFInpaintingPipeline": ("text_to_image", "InpaintingPipeline"),
+    "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
 }
 _LIBRARIES = ("diffusers", "transformers")
 # Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.

@@ -10,11 +10,11 @@ MAX_SIDE = 8192  # anything larger is a typing error
 
 # (lowest value, whether that value itself is allowed, highest value, flags)
 _RANGES = (
-    (0, True, None, "dataloader_num_workers holdout lr_warmup_steps adam_weight_decay seed preview_steps"),
+    (0, True, None, "dataloader_num_workers holdout lr_warmup_steps adam_weight_decay seed preview_steps kl_weight"),
     (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
-    (1, True, None, "eval_inference_steps"),
+    (1, True, None, "eval_inference_steps latent_channels"),
     (2, True, None, "eval_num_images upsampling"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
@@ -32,18 +32,13 @@ _EXCLUSIVE = (
     ("init_from", "model_config_name_or_path"),
 )
 OF_LEARNED_ENCODER = ("text_width", "text_layers", "text_rate")
-# Flags that only one system has.
-_OF_SYSTEM = {
+# Flags that only some systems have.
+_OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
-    "ddpm": ("class_conditional", "model_config_name_or_path", "compile"),
-    "glide": (
-        "caption_column",
-        "init_caption_from_labels",
-        "text_encoder",
-        *OF_LEARNED_ENCODER,
-        "stage",
-        "upsampling",
-    ),
+    ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
+    ("glide",): ("text_encoder", *OF_LEARNED_ENCODER, "upsampling"),
+    ("stable-diffusion",): ("latent_channels", "rec_loss", "kl_weight"),
+    ("glide", "stable-diffusion"): ("caption_column", "init_caption_from_labels", "stage"),
 }
 
 
@@ -55,11 +50,13 @@ def check(flags: dict[str, Any]) -> None:
     for first, second in _EXCLUSIVE:
         if flags[first] is not None and flags[second] is not None:
             raise ValueError(f"--{first} {flags[first]} excludes --{second} {flags[second]}: give one of them")
-    for system, names in _OF_SYSTEM.items():
+    for systems, names in _OF_SYSTEMS.items():
         for name in names:
-            if flags[name] and flags["system"] != system:
-                raise ValueError(f"--{name} is for --system {system}, got --system {flags['system']}; leave it out")
-    if flags["init_from"] is not None and flags["stage"] not in (None, ["base"], ["inpainting"]):
+            if flags[name] and flags["system"] not in systems:
+                raise ValueError(
+                    f"--{name} is for --system {' or '.join(systems)}, got --system {flags['system']}; leave it out"
+                )
+    if flags["system"] == "glide" and flags["init_from"] and flags["stage"] not in (None, ["base"], ["inpainting"]):
         raise ValueError(
             f"--init_from is for --stage base or --stage inpainting alone, got {' '.join(flags['stage'])}; leave out "
             "--init_from or the other stages"
@@ -79,9 +76,9 @@ def check(flags: dict[str, Any]) -> None:
             raise ValueError(f"--{name} needs --push_to_hub: add it, or leave out --{name}")
     if flags["save_best_by"] is not None and flags["eval_steps"] is None:
         raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
-    choices = ("nll", *QUALITY_METRICS, "prompt", "clip")
-    unknown = sorted(set(flags["eval_metrics"]) - set(choices))
-    if unknown or not flags["eval_metrics"]:
+    choices = ("nll", *QUALITY_METRICS, "prompt", "clip", "reconstruction")
+    unknown = sorted(set(flags["eval_metrics"] or ()) - set(choices))
+    if unknown or flags["eval_metrics"] == []:
         raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")
     if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
         raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}")

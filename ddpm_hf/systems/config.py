@@ -70,8 +70,10 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    system: Literal["ddpm", "glide"] = flag(
-        "ddpm", help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder."
+    system: Literal["ddpm", "glide", "stable-diffusion"] = flag(
+        "ddpm",
+        help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder. "
+        "stable-diffusion: so far its autoencoder, which turns pictures into small latents and back.",
     )
     stage: list[str] | None = flag(
         help="Of glide, one or more of base, upsampler and inpainting, trained in this order; by default the first "
@@ -79,7 +81,8 @@ class ModelArguments:
         "them different ones. The upsampler enlarges pictures of the finished base in --output_dir, whose text "
         "encoder it takes, into --output_dir/upsampler. inpainting fine-tunes that base, or the model of "
         "--init_from, to draw a part of a picture, into --output_dir/inpainting, by default for 500 steps in "
-        "glide-digits, 10000 in glide-64 and 100000 in glide-paper."
+        "glide-digits, 10000 in glide-64 and 100000 in glide-paper. Of "
+        "stable-diffusion, autoencoder, which is trained into --output_dir/autoencoder."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
@@ -95,6 +98,7 @@ class ModelArguments:
     base_channels: int | None = flag(help="Channels of the first level.")
     channel_multipliers: list[int] | None = flag(help="Channels of each level as multiples of --base_channels.")
     blocks_per_level: int | None = flag(help="Residual blocks per level.")
+    latent_channels: int | None = flag(help="Channels of an autoencoder's latents.")
     attention_resolutions: list[int] | None = flag(help="Feature map sizes with self-attention.")
     dropout: float | None = flag(help="Dropout in the residual blocks, 0 to 1.")
     class_conditional: bool = flag(False, help="Condition on class labels; needs labelled data.")
@@ -147,6 +151,13 @@ class OptimizationArguments:
     loss: Literal["simple", "vlb", "hybrid"] | None = flag(
         help="simple: squared error; vlb: the variational bound; hybrid: both. By default simple, or hybrid with a "
         "learned variance."
+    )
+    rec_loss: Literal["l1", "l2"] | None = flag(
+        help="Error of an autoencoder's reconstructions: absolute (l1) or squared (l2)."
+    )
+    kl_weight: float | None = flag(
+        help="Weight of an autoencoder's KL divergence, summed over a latent, beside the error summed over a picture.",
+        aliases=("--kl_scale",),
     )
     loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weighting of the squared error by timestep.")
     timestep_sampling: Literal["uniform", "stratified", "importance"] | None = flag(
@@ -217,9 +228,12 @@ class RunArguments(MachineArguments):
     preview_inference_steps: int = flag(
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
-    eval_steps: int | None = flag(help="Steps between scores on held-out images; by default only bits/dim at the end.")
-    eval_metrics: list[str] = flag(
-        ["nll"], help="One or more of nll, frechet, kid, prdc, is, prompt, clip (see scripts/evaluate.py)."
+    eval_steps: int | None = flag(
+        help="Steps between scores on held-out images; by default only bits/dim at the end, or, for an autoencoder, "
+        "all of --eval_metrics."
+    )
+    eval_metrics: list[str] | None = flag(
+        help="One or more of nll, frechet, kid, prdc, is, prompt, clip, reconstruction (see scripts/evaluate.py)."
     )
     eval_num_images: int = flag(500, help="Number of samples to score, and at most as many held-out images.")
     eval_inference_steps: int = flag(50, help="Denoising steps per scored sample, or terms of the bound per image.")

@@ -65,7 +65,7 @@ class Plan:
     @property
     def preview_inference_steps(self) -> int:
         """Denoising steps of a preview."""
-        return min(self.config.run.preview_inference_steps, self.system.scheduler.config.num_train_timesteps)
+        return min(self.config.run.preview_inference_steps, self.system.num_timesteps)
 
     def preview_layout(self) -> tuple[int, dict[str, list[Any]], list[str] | None, int | None]:
         """Number of images in a preview, what is asked for in each, row names, and images per row."""
@@ -83,7 +83,7 @@ def stages_of(config: Config) -> Sequence[Stage]:
 
     By default those of the system that need not be asked for; of a model that is fine-tuned the first.
     """
-    stages = import_module(f".{config.model.system}", __package__).STAGES
+    stages = import_module(f".{config.model.system.replace('-', '_')}", __package__).STAGES
     if config.model.stage is None:
         return [stage for stage in stages if stage.by_default] if config.model.init_from is None else stages[:1]
     names = [stage.name for stage in stages]
@@ -93,6 +93,13 @@ def stages_of(config: Config) -> Sequence[Stage]:
                 f"--stage must be among {', '.join(names)} for --system {config.model.system}, got {name}"
             )
     return [stage for stage in stages if stage.name in config.model.stage]
+
+
+def has_captions(config: Config) -> bool:
+    """Whether captions of the images are read."""
+    data, system = config.data, config.model.system
+    asked = data.is_bundled or data.caption_column is not None or data.init_caption_from_labels is not None
+    return system == "glide" or (system == "stable-diffusion" and asked)
 
 
 def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = None) -> Plan:
@@ -107,7 +114,7 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
     settings = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
     settings["resolution"] = stage.resolution(config)
     settings["class_conditional"] = config.model.class_conditional
-    settings["captioned"] = config.model.system == "glide"
+    settings["captioned"] = has_captions(config)
     images = open_training_images(config.optimization.seed, **settings)
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
     system = stage.build(config, images, start)

@@ -5,7 +5,8 @@ from typing import Any
 from ..data.transforms import parse_resolution
 from ..diffusion.noise_schedules import scaled_ends
 from ..diffusion.process import LEARNED_VARIANCES
-from ..models.presets import Preset, get_preset
+from ..models.preset import Preset
+from ..models.presets import get_preset
 from ..models.unet import DDPMUNet2D, default_depth
 from ..pipelines.ddpm import DDPMPipeline
 from .checks import OF_LEARNED_ENCODER
@@ -33,12 +34,7 @@ def filled(
     config: Config, preset: Preset, unet_config: dict[str, Any] | None = None, start: DDPMPipeline | None = None
 ) -> Config:
     """As `resolve`, from this preset, which may be that of an upsampler."""
-    for name in ARCHITECTURE_FLAGS if config.model.preset is not None else ():
-        given, fixed = getattr(config.model, name), _plain(preset.model[name])
-        if given is not None and given != fixed:
-            raise ValueError(
-                f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
-            )
+    check_architecture(config, preset)
     config = _with_network(config, preset, unet_config, start)
     process, wanted = dict(preset.process), config.process.num_train_timesteps
     if wanted not in (None, process["num_train_timesteps"]):
@@ -86,10 +82,33 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
         return preset
     if system == "glide":
         return get_preset("glide-digits" if config.data.is_bundled else "glide-64")
+    if system == "stable-diffusion":
+        return get_preset("vae-digits" if config.data.is_bundled else "vae-f8")
     if unet_config is None and config.data.is_bundled:
         return get_preset("digits")
     resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
     return get_preset("small-32" if min(parse_resolution(resolution)) <= 40 else "small-64")
+
+
+def check_architecture(config: Config, preset: Preset) -> None:
+    """Raises ValueError for flags that give the network of a preset that was asked for another shape."""
+    for name in (*ARCHITECTURE_FLAGS, "latent_channels"):
+        given, fixed = getattr(config.model, name), _plain(preset.model.get(name))
+        if config.model.preset is not None and None not in (given, fixed) and given != fixed:
+            raise ValueError(
+                f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
+            )
+
+
+def filled_from(config: Config, preset: Preset) -> Config:
+    """The settings with those of a preset filled in as they are, whatever the size of the images."""
+    values = {name: _plain(value) for name, value in (preset.model | preset.training).items()}
+    values["resolution"] = _resolution_text(preset.model["resolution"])
+    if not config.data.is_bundled:
+        del values["channels"]
+    if config.optimization.num_epochs is not None:
+        del values["max_train_steps"]
+    return config.filled(values)
 
 
 def _with_network(

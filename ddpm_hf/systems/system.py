@@ -9,6 +9,7 @@ from ..codecs.pixels import PixelCodec
 from ..conditions.condition import Condition
 from ..data.examples import TrainingImages
 from ..diffusion.losses import DiffusionLoss
+from ..diffusion.reconstruction import ReconstructionLoss
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import load_pipeline
@@ -24,26 +25,38 @@ class System:
         conditions: what the network is told, in the order in which it is hidden.
         network: (x_t, t, **told) -> output. Its children are the parts of the pipeline that are trained and averaged,
             by their names there; one without gradients is frozen.
-        scheduler: the process.
+        scheduler: the process; None for an autoencoder, which has none.
         loss: (network, x_0, noise, t, **told) -> one loss per image.
         pipeline: makes the pipeline of such a network.
         rates: the learning rate of a part, as a multiple of that of the others.
+        finish: makes of the network, which stays as it is, the one that is saved; by default that is the same.
         facts: entries of `plan.Facts` that only it knows.
     """
 
     codec: PixelCodec
     conditions: Sequence[Condition]
     network: nn.Module
-    scheduler: LinearDDPMScheduler
-    loss: DiffusionLoss
+    scheduler: LinearDDPMScheduler | None
+    loss: DiffusionLoss | ReconstructionLoss
     pipeline: Callable[[nn.Module], DDPMPipeline]
     rates: Mapping[str, float] = field(default_factory=dict)
+    finish: Callable[[nn.Module], nn.Module] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T; 1 without a process, where the network is called once."""
+        return 1 if self.scheduler is None else self.scheduler.config.num_train_timesteps
 
 
 def init_from(config: Config) -> DDPMPipeline | None:
-    """The pipeline that `--init_from` names, if it is given."""
-    return load_pipeline(config.model.init_from) if config.model.init_from is not None else None
+    """The pipeline that `--init_from` names, if it is given; ValueError if it does not denoise."""
+    if config.model.init_from is None:
+        return None
+    pipeline = load_pipeline(config.model.init_from)
+    if pipeline.scheduler is None:
+        raise ValueError(f"--init_from must be a diffusion model, got the autoencoder {config.model.init_from}")
+    return pipeline
 
 
 @dataclass(frozen=True, kw_only=True)

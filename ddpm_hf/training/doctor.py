@@ -99,7 +99,7 @@ def _height_width(source: ImageData, row: RawRow) -> tuple[int, int] | None:
 
 
 def _captions(plan: Plan) -> Iterator[Finding]:
-    if plan.facts.caption_column is None:
+    if not any(condition.name == "prompt" for condition in plan.system.conditions):
         return
     count, names = plan.images.uncaptioned()
     if count:
@@ -120,6 +120,8 @@ def _captions(plan: Plan) -> Iterator[Finding]:
 
 
 def _process(plan: Plan) -> Iterator[Finding]:
+    if plan.system.scheduler is None:
+        return
     amplitude, noise = (
         plan.system.scheduler.coefficients.table(name, "cpu", torch.float64)
         for name in ("root_alpha_bar", "root_noise")
@@ -239,7 +241,7 @@ def _clock(plan: Plan) -> Iterator[Finding]:
         )
     count = plan.images.count
     seen = plan.clock.steps * plan.facts.global_batch_size
-    if count is not None and count < 1000 and seen > 100 * count:
+    if count is not None and count < 1000 and seen > 100 * count and plan.system.scheduler is not None:
         yield Finding(
             name="few-images",
             what=f"each of the {count} images is seen {seen / count:,.0f} times",

@@ -22,7 +22,7 @@ class StepDraws:
     def __init__(self, plan: Plan):
         self.seed = plan.config.optimization.seed
         self.batch = plan.facts.global_batch_size
-        self.num_timesteps = plan.system.scheduler.config.num_train_timesteps
+        self.num_timesteps = plan.system.num_timesteps
         self.sampling = plan.config.optimization.timestep_sampling
         self.sampler = SecondMomentSampler(self.num_timesteps) if self.sampling == "importance" else None
         self.conditions = plan.system.conditions

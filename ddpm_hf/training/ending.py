@@ -69,26 +69,34 @@ class Ending:
         self.plan, self.accelerator, self.scorer = plan, accelerator, scorer
         self.budget = Budget(max(LEAST_SECONDS, SHARE_OF_TRAINING * seconds))
         self.left_out: dict[str, str] = {}
-        work = ["bits/dim of held-out images"] * (scorer is not None) + [SAMPLES_FILE, CHAIN_FILE]
+        self.has_process = plan.system.scheduler is not None
+        self.figure = "bits/dim" if self.has_process else "the reconstruction"
+        work = [f"{self.figure} of held-out images"] * (scorer is not None)
+        work += [SAMPLES_FILE, CHAIN_FILE] if self.has_process else [SAMPLES_FILE]
         accelerator.print(
             f"training is done and the pipeline saved; still to come, in at most {self.budget.seconds:.0f} s: "
             f"{', '.join(work)}"
         )
 
     def measure(self, pipeline: DDPMPipeline, step: int, output: OutputFolder) -> None:
-        """Write bits/dim of held-out images into the evaluation report, unless they were scored after this step."""
+        """Write bits/dim of held-out images, or of an autoencoder all that is asked for, into the evaluation report.
+
+        What was scored after this step is not measured again.
+        """
         if self.scorer is None:
-            self._leave_out("bits_per_dim", "Bits/dim was not measured, because no images were held out of training.")
+            figure = self.figure[0].upper() + self.figure[1:]
+            self._leave_out("bits_per_dim", f"{figure} was not measured, because no images were held out of training.")
             return
-        if any(figure["name"] == "bits_per_dim" for figure in self.scorer.figures_after(step)):
+        measured = self.scorer.figures_after(step)
+        if any(figure["name"] == "bits_per_dim" or not self.has_process for figure in measured):
             return
-        figures = self._bits_per_dim(pipeline, step)
+        figures = self._bits_per_dim(pipeline, step) if self.has_process else self.scorer.measure(pipeline)
         if figures and self.accelerator.is_main_process:
             with output.sparing_the_run(EVALUATION_FILE):
                 update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline), figures)
 
     def _bits_per_dim(self, pipeline: DDPMPipeline, step: int) -> list[dict[str, Any]]:
-        wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.system.scheduler.config.num_train_timesteps)
+        wanted, terms = self.scorer.images.most, min(_TERMS, self.plan.system.num_timesteps)
         batch = self.plan.config.optimization.train_batch_size
         each = terms * self._seconds_per_call(pipeline, batch) / batch / self.accelerator.num_processes
         budget = self.budget.part(0.5)  # the rest is for the pictures
@@ -121,7 +129,9 @@ class Ending:
         return 0
 
     def has_time_for_chain(self, pipeline: DDPMPipeline, steps: int) -> bool:
-        """Whether there is time to draw a denoising chain of this many steps."""
+        """Whether there is time to draw a denoising chain of this many steps, if there is a process."""
+        if not self.has_process:
+            return False
         if steps:
             with self.accelerator.autocast():
                 each = self._seconds_per_call(pipeline, CHAIN_IMAGES)
@@ -146,7 +156,8 @@ class Ending:
         told = usual(system.conditions, images, device)
         for _ in range(2):
             started = time.monotonic()
-            network(x_t, timesteps, **told).sum().item()  # waits for the device
+            output = network(x_t, timesteps, **told)
+            (output if self.has_process else output[0]).sum().item()  # waits for the device
         return time.monotonic() - started
 
     def _leave_out(self, name: str, sentence: str) -> None:

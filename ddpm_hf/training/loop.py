@@ -62,6 +62,7 @@ class Trainer:
         self.options, self.run = plan.config.optimization, plan.config.run
         self.step, self.saved_step = 0, 0
         self.picture, self.drawn = None, None  # the newest preview, and its facts for the card
+        self.finished = None, None  # the newest step after which a network was finished, and that network
         self.bookkeeper = Bookkeeper(plan, accelerator, output, summary)
         self.publisher = Publisher(plan.config, output, page, tqdm.write) if accelerator.is_main_process else None
         self.ema = None
@@ -209,7 +210,7 @@ class Trainer:
     def _look_back(self) -> dict:
         """Measure and draw what there is time for; returns entries for the summary."""
         ending, facts = Ending(self.plan, self.accelerator, self.scorer, self.bookkeeper.seconds), {}
-        ending.measure(self.pipeline(), self.step, self.output)
+        ending.measure(self.pipeline(is_kept=True), self.step, self.output)
         steps = ending.preview_steps(self.pipeline())
         if steps:
             self._preview(SAMPLES_FILE, steps)
@@ -273,7 +274,8 @@ class Trainer:
         self.bookkeeper.step_record.clear()
         if self.scorer is not None and self.scorer.is_due(self.step) and not self.bookkeeper.bad_in_a_row:
             with self.bookkeeper.pause():
-                self.scorer.score(self.pipeline(), self.step)
+                # Finishing may take long.
+                self.scorer.score(self.pipeline(is_kept=last or self.run.save_best_by is not None), self.step)
         if last:
             return
         if self.plan.clock.preview_steps and self.step % self.plan.clock.preview_steps == 0:
@@ -286,16 +288,24 @@ class Trainer:
         if self.step % self.run.checkpointing_steps == 0:
             self._checkpoint()
             if self.publisher is not None and self.saved_step == self.step and self.bookkeeper.table.rows:
-                self.publisher.checkpoint(self.pipeline(), self._summary_so_far(), self.picture)
+                summary = self._summary_so_far()
+                self.publisher.checkpoint(lambda: self.pipeline(is_kept=True), summary, self.picture)
 
     def _report(self) -> None:
         row = self.bookkeeper.write_row(self.step, self.grad_norm)
         shown = {"loss": f"{row['loss']:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
         self.bar.set_postfix(shown, refresh=False)
 
-    def pipeline(self, what: str = "sampling") -> DDPMPipeline:
-        """The pipeline as it would be saved now, with the averaged weights if there are any; `what` labels its bar."""
+    def pipeline(self, what: str = "sampling", is_kept: bool = False) -> DDPMPipeline:
+        """The pipeline of the averaged weights, if there are any; `what` labels its bar.
+
+        One that is kept, or measured as such, has the network that the system finishes.
+        """
         network = self.ema.model if self.ema is not None else self.accelerator.unwrap_model(self.model)
+        if is_kept and self.plan.system.finish is not None:
+            if self.finished[0] != self.step:
+                self.finished = self.step, self.plan.system.finish(network)
+            network = self.finished[1]
         pipeline = self.plan.system.pipeline(network)
         hidden = not self.accelerator.is_local_main_process
         pipeline.set_progress_bar_config(desc=what, leave=False, disable=hidden)
@@ -316,7 +326,7 @@ class Trainer:
         """Write the pipeline into the output folder itself, where diffusers' own example puts it."""
         try:
             if self.accelerator.is_main_process:
-                self.pipeline().save_pretrained(self.output.path)
+                self.pipeline(is_kept=True).save_pretrained(self.output.path)
         finally:
             self.accelerator.wait_for_everyone()
 

@@ -22,7 +22,10 @@ CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
 def draw_preview(
     pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator, steps: int
 ) -> tuple[Image.Image, dict[str, Any]]:
-    """A labelled grid of images with fixed seeds, drawn by all processes together, and its facts for the card."""
+    """A labelled grid of images with fixed seeds, drawn by all processes together, and its facts for the card.
+
+    What a condition shows `beside` images stands to their left.
+    """
     count, asked, row_names, columns = plan.preview_layout()
     share = math.ceil(count / accelerator.num_processes)
     indices = [min(accelerator.process_index * share + k, count - 1) for k in range(share)]
@@ -39,6 +42,10 @@ def draw_preview(
         )
         images = torch.from_numpy(np.concatenate([images for _, images in batches])).to(accelerator.device)
     images = accelerator.gather(images).cpu().numpy()[:count]
+    for condition in plan.system.conditions:
+        if (left := condition.beside(asked[condition.name])) is not None:
+            images = np.stack([plan.system.codec.pictures(left), images], axis=1).reshape(-1, *images.shape[1:])
+            columns = 2 * max(1, round(math.sqrt(count / 2)))
     facts = {"count": count, "seed": options.seed, "num_inference_steps": steps, "ema": options.use_ema}
     return image_grid(images, columns, row_names), facts | {"classes": row_names}
 

@@ -58,13 +58,13 @@ class Publisher:
         if page is not None:
             disable_progress_bars()  # they would draw over ours
 
-    def checkpoint(self, pipeline: DDPMPipeline, summary: dict[str, Any], picture: Path | None) -> None:
+    def checkpoint(self, pipeline: Callable[[], DDPMPipeline], summary: dict[str, Any], picture: Path | None) -> None:
         """Push the state at a checkpoint in the background, if asked for.
 
         A checkpoint that comes while the previous upload is running is not pushed, nor that of a part of a model.
 
         Args:
-            pipeline: as it would be saved now.
+            pipeline: makes the one that would be saved now.
             summary: of the run at this step.
             picture: samples to show, if there are any yet.
         """
@@ -74,7 +74,7 @@ class Publisher:
             self.say(f"the previous upload is still running; step {summary['step']} is not pushed")
             return
         with self._sparing_the_run(f"step {summary['step']} was not pushed"):
-            self._stage(pipeline, summary, picture)
+            self._stage(pipeline(), summary, picture)
             self.upload = threading.Thread(target=self._push_staged, args=(summary["step"],), daemon=True)
             self.upload.start()
 

@@ -13,6 +13,12 @@ from ..evaluation.exams import exams_for
 from ..evaluation.image_sets import ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, extractor_for, figure_names
+from ..evaluation.reconstruction import (
+    RECONSTRUCTION_FIGURES,
+    check_kind,
+    measure_reconstruction,
+    reconstruction_figures,
+)
 from ..evaluation.record import MARKS, update_report
 from ..evaluation.samples import draw_samples, words_for
 from ..files import partial_path, remove, replacing, write_json
@@ -40,7 +46,10 @@ class Scorer:
     def __init__(self, plan: Plan, accelerator: Accelerator):
         run, self.plan, self.accelerator = plan.config.run, plan, accelerator
         self.images = _held_out(plan, run.eval_num_images)
-        self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and run.eval_steps is not None]
+        is_autoencoder = plan.system.scheduler is None
+        check_kind(run.eval_metrics, "--eval_metrics", is_autoencoder)
+        draws = is_autoencoder or run.eval_steps is not None  # else only bits/dim, at the end
+        self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and draws]
         choice = (run.eval_extractor, self.images.name, accelerator.device, plan.config.data.cache_dir)
         self.extractor = extractor_for(self.metrics, *choice, prefix="eval_")
         names = ["bits_per_dim"] * ("nll" in run.eval_metrics)
@@ -48,8 +57,10 @@ class Scorer:
             fewest = min(run.eval_num_images, self.images.count or run.eval_num_images)
             check_quality(self.extractor, self.metrics, fewest, resamples=0)
             names += figure_names(self.extractor, self.metrics, fewest)
+        if is_autoencoder:
+            names += reconstruction_figures(run.eval_metrics, self.images.size)
         self.asked, self.exams = {}, []
-        if run.eval_steps is not None and set(run.eval_metrics) != {"nll"}:
+        if draws and set(run.eval_metrics) != {"nll"}:
             # What the pipeline itself is told, as in evaluate.py: one that fills holes draws whole pictures here, for
             # it would else be scored on pictures that are known but for a part.
             told = plan.system.pipeline(plan.system.network).conditions
@@ -58,6 +69,7 @@ class Scorer:
             arguments = (run.eval_metrics, "--eval_metrics", self.asked, self.images)
             self.exams = exams_for(*arguments, device=accelerator.device, **judges)
             names += [name for exam in self.exams for name in exam.names]
+        self.count = len(self.asked["image"]) if is_autoencoder else run.eval_num_images
         if run.save_best_by not in (None, *names):
             raise ValueError(
                 f"--save_best_by must be one of {', '.join(names)} with --eval_metrics {' '.join(run.eval_metrics)}, "
@@ -96,7 +108,7 @@ class Scorer:
         """Measure the pipeline, report the figures, and keep it if it is the best; called by every process."""
         modes = [(part, part.training) for part in pipeline.network.children()]
         try:
-            figures = self._measure(pipeline)
+            figures = self.measure(pipeline)
         finally:
             for part, was_training in modes:
                 part.train(was_training)
@@ -117,23 +129,26 @@ class Scorer:
         shown = ", ".join(_in_words(figure) for figure in figures if _is_whole(figure["name"]))
         tqdm.write(f"step {step}: {shown}{self._keep_if_best(pipeline, figures, step)}")
 
-    def _measure(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
+    def measure(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
+        """What `--eval_metrics` asks for, as entries of a report; called by every process."""
         run, figures = self.plan.config.run, []
-        calls = min(run.eval_inference_steps, self.plan.system.scheduler.config.num_train_timesteps)
+        calls = min(run.eval_inference_steps, self.plan.system.num_timesteps)
         if "nll" in run.eval_metrics:
             figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **self._common))
-        if self.metrics or self.exams:
+        if self.asked or self.metrics:
             with self.accelerator.autocast():
                 samples = draw_samples(
                     pipeline,
-                    run.eval_num_images,
+                    self.count,
                     asked=self.asked,
                     num_inference_steps=calls,
                     guidance_scale=run.preview_guidance_scale,
                     **self._common,
                 )
+        if "reconstruction" in run.eval_metrics:
+            figures += measure_reconstruction(pipeline, samples, self.asked["image"], self.images)
         if self.metrics:
-            training = self.images.training(most=run.eval_num_images)
+            training = self.images.training(most=self.count)
             arguments = (samples, self.images, training, self.extractor, self.metrics)
             figures += measure_quality(*arguments, resamples=0, **self._common)
         for exam in self.exams:
@@ -184,7 +199,7 @@ class Scorer:
 
 def _marks_of(name: str) -> dict[str, str]:
     """Which of `MARKS` stand beside a figure -> their columns in the table."""
-    if name == "bits_per_dim":
+    if name == "bits_per_dim" or name in RECONSTRUCTION_FIGURES:
         return {}
     marks = MARKS[1:] if name.startswith(("prompt_", "clip_")) else MARKS[:1]
     return {mark: f"{name}_{mark}" for mark in marks}

@@ -2,14 +2,15 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator, PartialState
 
 from ..cores import describe_processes
 from ..data.examples import TrainingImages
-from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..systems.checks import parse_duration
 from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
@@ -97,9 +98,9 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
 
 def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     """The run in a few lines; for `--dry_run` also its cost and the files it will write."""
-    options, images, process = plan.config.optimization, plan.images, plan.system.scheduler.config
+    options, images, scheduler = plan.config.optimization, plan.images, plan.system.scheduler
     channels, height, width = images.shape
-    levels = tuple(plan.system.network.unet.config.block_out_channels)
+    levels = tuple(next(plan.system.network.children()).config.block_out_channels)
     batch, on_cpu = plan.facts.global_batch_size, accelerator.device.type == "cpu"
     classes = f", {len(plan.facts.class_names)} classes" if plan.facts.class_names is not None else ""
     epochs = "" if images.count is None else f" ({plan.clock.steps * batch / images.count:.1f} epochs)"
@@ -109,7 +110,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         + (f"; {len(images.unreadable)} unreadable and left out" if images.unreadable else ""),
         "model": f"{plan.facts.parameters:,} parameters, channels {levels}",
         **{condition.name: text for condition in plan.system.conditions if (text := condition.describe())},
-        "process": f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}",
+        **({"loss": str(plan.system.loss)} if scheduler is None else {"process": _process(scheduler.config)}),
         "training": f"{plan.clock.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
         "machine": f"{describe_processes(accelerator.device, accelerator.num_processes)}, precision "
@@ -131,6 +132,10 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     return "\n".join(f"{name:>9}: {text}" for name, text in lines.items())
 
 
+def _process(process: Mapping[str, Any]) -> str:
+    return f"T = {process.num_train_timesteps}, {process.beta_schedule}, predicts {process.prediction_type}"
+
+
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
@@ -147,6 +152,7 @@ def _files(plan: Plan) -> list[str]:
     run = plan.config.run
     writers = {
         EVERY_RUN: True,
+        DIFFUSION_RUN: plan.system.scheduler is not None,
         "--holdout": plan.images.holdout.holds_out,
         "--preview_steps": 0 < plan.clock.preview_steps < plan.clock.steps,
         "--eval_steps": run.eval_steps is not None,

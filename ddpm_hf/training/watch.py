@@ -137,8 +137,8 @@ def untrained_losses(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _sample(model: torch.nn.Module) -> torch.Tensor:
-    """The U-Net's last layer: small enough to copy, starts near zero and changes first."""
-    return list(model.unet.parameters())[-2].detach()
+    """Small enough to copy, and early to change: the last layer of a U-Net, or the first of a decoder of latents."""
+    return list(next(model.children()).parameters())[-2].detach()
 
 
 def _poor_groups(step: int, groups: list[int], losses: list[float], timesteps: int) -> Finding:

@@ -10,11 +10,13 @@ from PIL import Image
 from running import load_script
 from texts import Copyist, begin_text_run, settings_of
 
+from ddpm_hf.conditions.picture import Picture
 from ddpm_hf.data.captioned_digits import DIGITS, captioned_digits
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.evaluation.evaluator import Evaluator
+from ddpm_hf.evaluation.exams import exams_for
 from ddpm_hf.evaluation.request import Request
-from ddpm_hf.evaluation.samples import words_for
+from ddpm_hf.evaluation.samples import Samples, words_for
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.loading import load_pipeline
 
@@ -64,6 +66,18 @@ def test_an_untrained_model_is_at_chance(text_run, tmp_path, capsys):
     header, first, *_ = capsys.readouterr().out.splitlines()
     assert header.split() == ["metric", "value", "ceiling", "chance", "n", "sampler", "data"]
     assert first.startswith("prompt_accuracy_seen ") and " to " in first
+
+
+def test_reconstructions_are_judged_by_the_captions_of_their_originals(text_run):
+    request = Request(model=str(text_run), settings=settings_of(text_run), metrics=["prompt"], num_images=300)
+    reference = Evaluator(request).reference
+    asked = words_for([Picture(shape=(3, 16, 16))], reference, 300)
+    places = {"cache_dir": None, "clip_model": None, "device": torch.device("cpu")}
+    (exam,) = exams_for(["prompt"], "--metrics", asked, reference, **places)
+    perfect = ((torch.stack(asked["image"]) + 1) * 127.5).round().to(torch.uint8).numpy()
+    entries = exam.measure(Samples(images=perfect))
+    assert [entry["name"] for entry in entries] == NAMES
+    assert all(entry["value"] > 0.93 and entry["chance"] < 0.3 for entry in entries)
 
 
 def test_real_pictures_of_the_captions_asked_for_are_at_the_ceiling(text_run):
@@ -127,7 +141,7 @@ def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_pa
         ("text", "photos", "--metrics prompt needs captions of captioned digits, .*has others: 'photo number .'$"),
         ("text", "digits", "`caption_column` is not given and no column holds text"),
         ("classes", None, "--metrics prompt needs a text-to-image model, got one that is told class_labels"),
-        ("photos", "digits", "--metrics nll, prompt or clip and --compare need a pipeline"),
+        ("photos", "digits", "--metrics nll, prompt, clip or reconstruction and --compare need a pipeline"),
     ],
 )
 def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, words):

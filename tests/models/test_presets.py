@@ -109,6 +109,7 @@ def test_paper_presets_are_the_paper(name):
         # Ours: the paper has neither classes nor captions.
         condition_dropout=0.1,
         preview_guidance_scale=1.0,
+        eval_metrics=["nll"],
     )
 
 

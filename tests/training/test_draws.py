@@ -31,7 +31,7 @@ def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout:
         ),
         facts=SimpleNamespace(global_batch_size=batch),
         system=SimpleNamespace(
-            scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000)),
+            num_timesteps=1000,
             conditions=[ClassLabels(count=2, hidden=dropout), Brightness(dropout)][: 1 + two],
         ),
     )

@@ -1,0 +1,63 @@
+"""Presets of the autoencoders of latent diffusion (Rombach et al. 2022, arXiv 2112.10752)."""
+
+from .preset import TRAINING, Preset
+
+# Of autoencoders. Rombach et al. 2022 (arXiv 2112.10752) train with L1, a perceptual term and a discriminator.
+_AUTOENCODER_TRAINING = {
+    **TRAINING,
+    "kl_weight": 1e-6,
+    "ema_warmup": True,
+    "random_flip": False,
+    "eval_metrics": ["reconstruction"],
+}
+
+# A quarter of the height and width, and squared error: drafts with the absolute one drew nothing but the ground in as
+# many steps. After 2,000 steps 90 % of the held-out pictures could be read, after 1,200 more 95 %.
+VAE_DIGITS = Preset(
+    description="autoencoder of captioned digits, 32x32 to 8x8x4, 0.5 M parameters, minutes on two CPU cores",
+    system="stable-diffusion",
+    model={
+        "resolution": 32,
+        "channels": 3,
+        "latent_channels": 4,
+        "base_channels": 24,
+        "channel_multipliers": (1, 2, 2),
+        "blocks_per_level": 1,
+    },
+    training={
+        **_AUTOENCODER_TRAINING,
+        "rec_loss": "l2",
+        "learning_rate": 2e-3,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 50,
+        "adam_beta2": 0.95,
+        "train_batch_size": 16,
+        "max_train_steps": 4000,
+        "ema_decay": 0.995,
+    },
+)
+
+# f = 8, c = 4 of Rombach et al. 2022, which Stable Diffusion took over; learning rate as in their code, 4.5e-6 times
+# the batch.
+VAE_F8 = Preset(
+    description="autoencoder of Rombach et al. 2022 and Stable Diffusion, 256x256 to 32x32x4: 83.7 M parameters",
+    system="stable-diffusion",
+    model={
+        "resolution": 256,
+        "channels": 3,
+        "latent_channels": 4,
+        "base_channels": 128,
+        "channel_multipliers": (1, 2, 4, 4),
+        "blocks_per_level": 2,
+    },
+    training={
+        **_AUTOENCODER_TRAINING,
+        "rec_loss": "l1",
+        "learning_rate": 5.4e-5,
+        "lr_scheduler": "constant_with_warmup",
+        "lr_warmup_steps": 1000,
+        "train_batch_size": 12,
+        "max_train_steps": 250_000,
+        "ema_decay": 0.9999,
+    },
+)
