@@ -59,9 +59,8 @@ class Evaluator:
             shape = self.pipeline.stages[-1].image_shape
             if "nll" in request.metrics and self.pipeline.stages[1:]:
                 raise ValueError("--metrics nll is of one network: measure it alone, or add --stage base")
-            if not self.is_autoencoder and set(request.metrics) != {
-                "nll"
-            }:  # what cannot be drawn is refused before images are decoded
+            # What cannot be drawn is refused before images are decoded.
+            if not self.is_autoencoder and set(request.metrics) != {"nll"}:
                 prepared(self.pipeline, request.scheduler, request.num_inference_steps, request.guidance_scale)
         check_kind(request.metrics, "--metrics", self.is_autoencoder)
         self.contenders = [self._contender(word) for word in request.compare or ()]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..codecs.pixels import to_images, to_levels
 from ..models.autoencoder import latent_statistics
 from ..pipelines.reconstruction import ReconstructionPipeline
+from ..pixels import to_images, to_levels
 from .image_sets import ImageSet
 from .quality import interval
 from .samples import Samples

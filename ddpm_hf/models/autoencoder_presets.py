@@ -12,8 +12,7 @@ _AUTOENCODER_TRAINING = {
 }
 
 # A quarter of the height and width, and squared error: drafts with the absolute one drew nothing but the ground in as
-# many steps. After 2,000 steps 90 % of the
-# held-out pictures could be read, after 4,000 97 %.
+# many steps. After 2,000 steps 90 % of the held-out pictures could be read, after 4,000 97 %.
 VAE_DIGITS = Preset(
     description="autoencoder of captioned digits, 32x32 to 8x8x4, 0.5 M parameters, minutes on two CPU cores",
     system="stable-diffusion",

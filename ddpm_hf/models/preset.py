@@ -18,7 +18,6 @@ class Preset:
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
         upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
         inpainting: values of `training` that are others when it is fine-tuned for inpainting.
-        autoencoder: of the network whose latents it works on.
     """
 
     description: str
@@ -28,7 +27,6 @@ class Preset:
     training: dict[str, Any]
     upsampler: "Preset | None" = None
     inpainting: Mapping[str, Any] = field(default_factory=dict)
-    autoencoder: "Preset | None" = None
 
 
 # Spacing is explicit, because diffusers' default, "leading", starts short chains below T - 1, where x_t is not pure

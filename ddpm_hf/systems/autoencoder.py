@@ -38,7 +38,6 @@ def resolve_autoencoder(config: Config, start: None = None) -> Config:
             "leave it out"
         )
     preset = choose_preset(config)
-    preset = preset.autoencoder or preset
     check_architecture(config, preset)
     if config.data.is_bundled:  # digits, of which more can be told
         config = config.filled({"eval_metrics": ["reconstruction", "frechet", "prompt"], "eval_extractor": "digits"})
