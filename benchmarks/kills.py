@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_hf.cli.parser import parse_training_arguments
-from ddpm_hf.training.checkpoint import list_checkpoints
+from ddpm_hf.outputs.checkpoint import list_checkpoints
 from ddpm_hf.training.start import prepare
 
 # All sources of randomness in a step; small steps and many saves, so that kills hit all parts of the run.

@@ -30,7 +30,7 @@ import torch
 from measuring import describe_machine, machine, print_table, write_report
 
 from ddpm_hf.cli import train
-from ddpm_hf.training.checkpoint import list_checkpoints
+from ddpm_hf.outputs.checkpoint import list_checkpoints
 
 SETTINGS = (
     "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --resolution 8 --train_batch_size 4 "

@@ -6,6 +6,7 @@ another kind of device draws other numbers from the same seed.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 
@@ -35,6 +36,20 @@ def image_seed(seed: int, index: int) -> int:
 def generator_for(*address: int | str) -> torch.Generator:
     """A CPU generator for an address; see `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(*address))
+
+
+def noise_at(address: tuple[int | str, ...], positions: Iterable[int], like: torch.Tensor) -> torch.Tensor:
+    """Standard normal numbers for each position, float32, with the shape and device of `like`.
+
+    Args:
+        address: with a position it is that of the numbers of an image.
+        like: (B, ...).
+    """
+    generator = torch.Generator(like.device)
+    seeds = (derive_seed(*address, position) for position in positions)
+    return torch.stack(
+        [torch.randn(like.shape[1:], generator=generator.manual_seed(s), device=like.device) for s in seeds]
+    )
 
 
 def image_generators(seed: int, indices: list[int]) -> list[torch.Generator]:

@@ -26,8 +26,9 @@ ALLOWED = {
     "evaluation": BELOW_JUDGEMENT | {"judges"},
     "hub": BELOW_JUDGEMENT | {"evaluation"},
     "systems": BELOW_JUDGEMENT | {"evaluation", "hub"},
-    "training": BELOW_JUDGEMENT | {"evaluation", "hub", "systems"},
-    "cli": BELOW_JUDGEMENT | {"evaluation", "hub", "systems", "training"},
+    "outputs": {"evaluation", "hub", "pipelines", "systems"},
+    "training": BELOW_JUDGEMENT | {"evaluation", "hub", "systems", "outputs"},
+    "cli": BELOW_JUDGEMENT | {"evaluation", "hub", "systems", "outputs", "training"},
     "__init__": {"diffusion", "models", "pipelines", "hub"},
 }
 

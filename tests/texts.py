@@ -29,9 +29,9 @@ from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.data.captioned_digits import captions, plans
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
+from ddpm_hf.outputs.folder import OutputFolder
 from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 from ddpm_hf.systems.plan import Plan, make_plan
-from ddpm_hf.training.output import OutputFolder
 
 _MODEL = "--system glide --resolution 16 --attention_resolutions 8 --text_width 64 --text_layers 1"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from ..hub.card import write_card
 from ..hub.folder import ModelFolder
 from ..hub.push import PushFailed, push
+from ..outputs.publish import page_for
 from ..pipelines.loading import load_pipeline
 from ..systems.config import PageArguments
-from ..training.publish import page_for
 from .parser import OneLineParser, one_line_errors
 
 

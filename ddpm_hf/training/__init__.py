@@ -1,1 +1,1 @@
-"""Learning: configuration, moving averages, checkpoints and the loop."""
+"""Learning: the loop, its moving averages, previews and scores."""

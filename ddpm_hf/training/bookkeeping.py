@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from ..files import write_json
 from ..hub.folder import CURVE_FILE, LOSS_FILE, SUMMARY_FILE
+from ..outputs.folder import LOSS_COLUMNS, OutputFolder, StepTable
 from ..systems.plan import Plan
 from .device import describe_hardware, peak_memory
 from .doctor import merged
-from .output import LOSS_COLUMNS, OutputFolder, StepTable
 from .watch import Watch
 
 

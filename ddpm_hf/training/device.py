@@ -10,8 +10,8 @@ from accelerate.state import PartialState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
 
 from ..cores import use_cores
+from ..outputs.folder import TRACKER_PROJECT
 from ..systems.config import Config
-from .output import TRACKER_PROJECT
 
 
 def native_precision(device: torch.device) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from ..conditions.condition import Told, tell
 from ..diffusion.losses import SecondMomentSampler, stratified_timesteps, uniform_timesteps
-from ..seeds import derive_seed, generator_for
+from ..seeds import derive_seed, generator_for, noise_at
 from ..systems.plan import Plan
 from .device import to_device
 
@@ -33,11 +33,7 @@ class StepDraws:
         Each image has its own seed, whatever the number of processes. The noise is drawn on the device, which then
         need not wait for the host; another kind of device draws other numbers.
         """
-        generator = torch.Generator(like.device)
-        seeds = (derive_seed(self.seed, "noise", position) for position in positions)
-        return torch.stack(
-            [torch.randn(like.shape[1:], generator=generator.manual_seed(s), device=like.device) for s in seeds]
-        )
+        return noise_at((self.seed, "noise"), positions, like)
 
     def timesteps(self, step: int, positions: range, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Timesteps (B,) int64 of these images, and the weights (B,) that keep the mean loss unbiased."""

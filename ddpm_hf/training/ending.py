@@ -12,10 +12,10 @@ from accelerate.utils import broadcast_object_list
 from ..conditions.condition import usual
 from ..evaluation.record import update_report
 from ..hub.folder import CHAIN_FILE, EVALUATION_FILE, SAMPLES_FILE
+from ..outputs.folder import OutputFolder
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
 from ..systems.plan import Plan
-from .output import OutputFolder
 from .previews import CHAIN_IMAGES
 from .scoring import Scorer
 

@@ -15,21 +15,21 @@ from ..data.order import PositionSampler
 from ..diffusion.losses import SecondMomentSampler
 from ..hub.access import Page
 from ..hub.folder import CHAIN_FILE, PREVIEWS_FOLDER, SAMPLES_FILE
+from ..outputs import checkpoint as checkpoints
+from ..outputs.folder import OutputFolder
+from ..outputs.publish import Publisher
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
 from ..systems.checks import parse_duration
 from ..systems.plan import Plan
 from .bookkeeping import Bookkeeper
-from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_partial_checkpoints, save_checkpoint
 from .device import start_trackers, to_device
 from .draws import StepDraws
 from .ema import EMA, whole
 from .ending import Ending
 from .interruption import Interruption, Stopped, describe_reason, exit_status
 from .optimizer import prepared
-from .output import OutputFolder
 from .previews import draw_chain, draw_preview, track_image
-from .publish import Publisher
 from .scoring import Scorer
 from .watch import Watch
 
@@ -150,14 +150,14 @@ class Trainer:
 
     def _resume(self) -> None:
         if self.accelerator.is_main_process:
-            remove_partial_checkpoints(self.output.path)
+            checkpoints.remove_partial_checkpoints(self.output.path)
         self.accelerator.wait_for_everyone()
         if self.run.resume_from_checkpoint is not None:
-            checkpoint = find_checkpoint(self.output.path, self.run.resume_from_checkpoint)
+            checkpoint = checkpoints.find_checkpoint(self.output.path, self.run.resume_from_checkpoint)
         else:
-            checkpoint = next(reversed(list_checkpoints(self.output.path)), None)
+            checkpoint = next(reversed(checkpoints.list_checkpoints(self.output.path)), None)
         if checkpoint is not None:
-            progress, tensors = load_checkpoint(self.accelerator, checkpoint)
+            progress, tensors = checkpoints.load_checkpoint(self.accelerator, checkpoint)
             for name, holder in self._holders().items():
                 holder.load_state_dict(tensors[name])
             self.step = self.saved_step = progress["step"]
@@ -171,8 +171,8 @@ class Trainer:
         holders = {"ema": self.ema, "timestep_sampler": self.draws.sampler}
         return {name: holder for name, holder in holders.items() if holder is not None}
 
-    def _micro_steps(self) -> Iterator[tuple[int, range, dict[str, torch.Tensor]]]:
-        """From the current step to the last: number within the step, positions, and this process's batch of them."""
+    def _micro_steps(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """From the current step to the last: number within the step, and this process's batch, with its positions."""
         sampler = PositionSampler(
             self.options.train_batch_size,
             start_step=self.step,
@@ -189,7 +189,7 @@ class Trainer:
                 name: to_device(value, self.accelerator.device) if torch.is_tensor(value) else value
                 for name, value in batch.items()
             }
-            yield micro_step, sampler.positions(self.step, micro_step), batch
+            yield micro_step, batch | {"positions": sampler.positions(self.step, micro_step)}
 
     def _finish(self) -> None:
         # Save first: the rest takes time, and the run may be killed meanwhile.
@@ -227,8 +227,9 @@ class Trainer:
 
     # One optimizer step
 
-    def _micro_step(self, micro_step: int, positions: range, batch: dict[str, torch.Tensor]) -> None:
+    def _micro_step(self, micro_step: int, batch: dict[str, torch.Tensor]) -> None:
         """Algorithm 1, lines 2 to 5, for this process's share of the images."""
+        positions = batch["positions"]
         # Before the backward pass, in which DeepSpeed takes its step.
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self.plan.clock.learning_rate_at(self.step)
@@ -344,5 +345,5 @@ class Trainer:
             }
             tensors = {name: holder.state_dict() for name, holder in self._holders().items()}
             limit = self.run.checkpoints_total_limit
-            if save_checkpoint(self.accelerator, self.output.path, progress, tensors, limit):
+            if checkpoints.save_checkpoint(self.accelerator, self.output.path, progress, tensors, limit):
                 self.saved_step = self.step

@@ -23,10 +23,10 @@ from ..evaluation.record import MARKS, update_report
 from ..evaluation.samples import draw_samples, words_for
 from ..files import partial_path, remove, replacing, write_json
 from ..hub.folder import BEST_FOLDER, CONFIG_FILE, EVALUATION_FILE, SCORES_CURVE, SCORES_FILE
+from ..outputs.folder import OutputFolder, StepTable
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
 from ..systems.plan import Plan
-from .output import OutputFolder, StepTable
 
 BEST_RECORD = "best.json"
 # Figures can be compared if they agree in these.

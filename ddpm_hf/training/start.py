@@ -11,6 +11,8 @@ from accelerate import Accelerator, PartialState
 from ..cores import describe_processes
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..outputs.folder import OutputFolder
+from ..outputs.publish import Publisher, page_for
 from ..systems.checks import parse_duration
 from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
@@ -19,8 +21,6 @@ from ..systems.system import Stage
 from .device import has_fused_optimizer, make_accelerator
 from .doctor import examine, merged
 from .loop import Trainer
-from .output import OutputFolder
-from .publish import Publisher, page_for
 from .scoring import Scorer
 
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from ddpm_hf.cli.parser import OneLineParser, parse_training_arguments
+from ddpm_hf.outputs.publish import push_command
 from ddpm_hf.systems.config import HUB_FLAGS, PageArguments
-from ddpm_hf.training.publish import push_command
 
 SECRET = "hf_ThisMustNotBeRepeated"
 
@@ -39,7 +39,7 @@ def test_flags_that_would_do_nothing_are_named(capsys, flag):
 
 
 def test_where_a_model_is_published_is_no_property_of_the_run(tmp_path):
-    from ddpm_hf.training.output import OutputFolder
+    from ddpm_hf.outputs.folder import OutputFolder
 
     config = parse_training_arguments(["--push_to_hub", "--hub_model_id", "alice/x", "--output_dir", str(tmp_path)])
     folder = OutputFolder(tmp_path)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from test_loop import assert_equal_weights, stop_after
 
-from ddpm_hf.training import checkpoint
-from ddpm_hf.training.checkpoint import list_checkpoints, remove_partial_checkpoints
+from ddpm_hf.outputs import checkpoint
+from ddpm_hf.outputs.checkpoint import list_checkpoints, remove_partial_checkpoints
 
 
 def names_of(folder: Path) -> list[str]:

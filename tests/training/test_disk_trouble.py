@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_loop import assert_equal_weights, rows_of
 
-from ddpm_hf.training.checkpoint import list_checkpoints
+from ddpm_hf.outputs.checkpoint import list_checkpoints
 
 
 def mount(*words: object) -> None:

@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_hf.cores import available_cores
 from ddpm_hf.diffusion.losses import DiffusionLoss
+from ddpm_hf.outputs.checkpoint import list_checkpoints
+from ddpm_hf.outputs.folder import OutputFolder
 from ddpm_hf.training import optimizer
-from ddpm_hf.training.checkpoint import list_checkpoints
 from ddpm_hf.training.interruption import TIME_UP, Interruption, Stopped, describe_reason, exit_status
-from ddpm_hf.training.output import OutputFolder
 
 
 def test_a_signal_is_noted_and_the_second_one_acts():
@@ -101,7 +101,7 @@ def test_two_runs_do_not_share_a_folder(command, tmp_path):
     first = OutputFolder(tmp_path)
     first.lock()
     script = tmp_path / "script.py"
-    script.write_text("import sys\nfrom ddpm_hf.training.output import OutputFolder\nOutputFolder(sys.argv[1]).lock()")
+    script.write_text("import sys\nfrom ddpm_hf.outputs.folder import OutputFolder\nOutputFolder(sys.argv[1]).lock()")
     second = command(script, tmp_path)
     assert second.wait() == 1 and f"is in use by process {os.getpid()} on" in second.err.splitlines()[-1]
     first.unlock()

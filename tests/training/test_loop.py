@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf import DDPMPipeline, DDPMUNet2D, LinearDDPMScheduler
-from ddpm_hf.training.checkpoint import list_checkpoints
-from ddpm_hf.training.output import OutputFolder
+from ddpm_hf.outputs.checkpoint import list_checkpoints
+from ddpm_hf.outputs.folder import OutputFolder
 
 
 def rows_of(folder) -> list[dict[str, float]]:

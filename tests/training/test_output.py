@@ -7,7 +7,7 @@ import pytest
 from test_loop import stop_after
 
 from ddpm_hf.cli.parser import parse_training_arguments
-from ddpm_hf.training.output import LOSS_COLUMNS, OutputFolder, StepTable
+from ddpm_hf.outputs.folder import LOSS_COLUMNS, OutputFolder, StepTable
 
 FACTS = {"steps": 10, "image_shape": (1, 8, 8)}
 

@@ -5,7 +5,7 @@ import sys
 import psutil
 
 from ddpm_hf.cli.parser import parse_training_arguments
-from ddpm_hf.training.publish import Publisher
+from ddpm_hf.outputs.publish import Publisher
 from ddpm_hf.training.start import prepare
 
 publish = Publisher.finish

@@ -19,7 +19,7 @@ from ..hub.push import push
 from ..hub.retry import one_line
 from ..pipelines.ddpm import DDPMPipeline
 from ..systems.config import Config, PageArguments
-from .output import OutputFolder
+from .folder import OutputFolder
 
 
 def page_for(hub: PageArguments, folder: Path, say: Callable[[str], None] = print) -> Page:
