@@ -12,6 +12,7 @@ from typing import Any
 PACKAGE = __name__.partition(".")[0]
 INDEX_FILE = "model_index.json"
 UPSAMPLER_FOLDER = "upsampler"  # in the folder of the pipeline whose pictures it enlarges
+AUTOENCODER_FOLDER = "autoencoder"  # in the folder of the pipeline whose latents it makes, as it was trained
 INPAINTING_FOLDER = "inpainting"  # in the folder of the pipeline from which it was fine-tuned
 
 # Our class -> the diffusers class with the same configuration and weights.
@@ -20,6 +21,7 @@ STOCK_PIPELINES = {
     "TextToImagePipeline": "IFPipeline",
     "UpsamplingPipeline": "IFSuperResolutionPipeline",
     "InpaintingPipeline": "IFInpaintingPipeline",
+    "LatentTextToImagePipeline": "StableDiffusionPipeline",
 }
 
 

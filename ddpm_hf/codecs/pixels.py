@@ -28,6 +28,9 @@ class PixelCodec:
     variance: ClassVar[float] = 0.25
     decoder = staticmethod(discretized_gaussian_log_likelihood)
 
+    def prepare(self, device: torch.device) -> None:
+        """Compute what training needs and what takes long, on this device: nothing here."""
+
     def encode(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """x_0, float32 (B, C, H, W), of a batch with uint8 "images", on their device."""
         return normalize(batch["images"])

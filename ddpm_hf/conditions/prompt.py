@@ -1,6 +1,6 @@
 """Captions, as tokens of fixed length, or as what a frozen text encoder says of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,26 +15,35 @@ from .states import KeptStates
 KEPT_AT_MOST = 20e9
 
 
-def as_told(caption: str) -> str:
-    """A caption as stock diffusers' IFPipeline tells it."""
+def lowered(caption: str) -> str:
+    """A caption as stock diffusers' IFPipeline reads it."""
     return caption.lower().strip()
+
+
+def as_it_is(caption: str) -> str:
+    """A caption as stock diffusers' StableDiffusionPipeline reads it."""
+    return caption
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Condition):
     """A caption, told as `input_ids` and `attention_mask`, int64 (B, length) each; "" when it is hidden.
 
-    Lower-cased and padded to the same length always, as stock diffusers' IFPipeline does: the network is told the
-    states of the padding too.
+    Padded to the same length always, as stock diffusers' pipelines do: the network is told the states of the padding
+    too.
 
     Attributes:
         length: tokens of a caption, padding included; what is longer is cut.
+        read: caption -> what is turned into tokens.
+        masked: whether the encoder is told `attention_mask`, and so does not attend to the padding.
         hidden: the fraction of training images whose caption is hidden; 0.2 in GLIDE (arXiv 2112.10741, §4).
         examples: captions to draw when nothing is asked for.
     """
 
     tokenizer: PreTrainedTokenizerBase
     length: int
+    read: Callable[[str], str] = lowered
+    masked: bool = True
     hidden: float = 0.0
     examples: Sequence[str] = ("",)
     name = "prompt"
@@ -50,13 +59,14 @@ class Prompt(Condition):
             if not isinstance(word, str):
                 raise ValueError(f"`prompt` must be {self.choices()}, got {word!r}.")
         tokens = self.tokenizer(
-            [as_told(word) for word in words],
+            [self.read(word) for word in words],
             padding="max_length",
             max_length=self.length,
             truncation=True,
             return_tensors="pt",
         )
-        return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        told = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
+        return {name: tokens[name].to(device) for name in told}
 
     def null(self, told: Told) -> Told:
         """The tokens of the empty caption."""
@@ -74,7 +84,7 @@ class Prompt(Condition):
     def cut(self, words: Iterable[str]) -> list[str]:
         """The captions of more tokens than are told."""
         words = list(dict.fromkeys(words))
-        tokens = self.tokenizer([as_told(word) for word in words]).input_ids if words else []
+        tokens = self.tokenizer([self.read(word) for word in words]).input_ids if words else []
         return [word for word, ids in zip(words, tokens, strict=True) if len(ids) > self.length]
 
     def choices(self) -> str:
@@ -136,7 +146,7 @@ class FrozenPrompt(Prompt):
 
     def _told(self, words: Sequence[str], device: torch.device) -> Told:
         if self._are_kept:
-            states = self.states[[as_told(word) for word in words]].to(device).float()
+            states = self.states[[self.read(word) for word in words]].to(device).float()
         else:
             states = self._encoded(words, device)
         return {"encoder_hidden_states": states}

@@ -16,6 +16,7 @@ class Preset:
         process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`; an autoencoder has none.
         training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
+        autoencoder: of the one that makes the latents on which it works.
         upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
         inpainting: values of `training` that are others when it is fine-tuned for inpainting.
     """
@@ -25,6 +26,7 @@ class Preset:
     model: dict[str, Any]
     process: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any]
+    autoencoder: "Preset | None" = None
     upsampler: "Preset | None" = None
     inpainting: Mapping[str, Any] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ trained network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)
 
 from .autoencoder_presets import VAE_DIGITS, VAE_F8
 from .glide_presets import GLIDE_PRESETS
+from .latent_presets import LATENT_PRESETS
 from .preset import (
     MINUTES_TRAINING,
     PAPER_MODEL,
@@ -83,6 +84,7 @@ PRESETS: dict[str, Preset] = {
         training={**SMALL_TRAINING, "max_train_steps": 50_000},
     ),
     **GLIDE_PRESETS,
+    **LATENT_PRESETS,
     "vae-digits": VAE_DIGITS,
     "vae-f8": VAE_F8,
 }

@@ -134,13 +134,13 @@ class Denoising:
                 return guided(network, x_t, t, told, null, scale, guidance_rescale)
 
             x_0 = self._denoise(scheduler, predict, x_t, skipped, generator, callback, given)
+
+            # 5. x_0 -> the output asked for
+            images = self._to_output(x_0, output_type)
         finally:
             for part, was_training in modes:
                 part.train(was_training)
             self.maybe_free_model_hooks()
-
-        # 5. x_0 -> the output asked for
-        images = self._to_output(x_0, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _denoise(

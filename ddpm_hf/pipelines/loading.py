@@ -19,6 +19,7 @@ PIPELINES = {
     "IFPipeline": ("text_to_image", "TextToImagePipeline"),
     "IFSuperResolutionPipeline": ("upsampling", "UpsamplingPipeline"),
     "IFInpaintingPipeline": ("text_to_image", "InpaintingPipeline"),
+    "StableDiffusionPipeline": ("latent_text_to_image", "LatentTextToImagePipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
 }
 _LIBRARIES = ("diffusers", "transformers")

@@ -21,16 +21,15 @@ from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
 from .denoising import Denoising, check_output_type
 from .inpainting import Pictures, shrunk
+from .quiet import quietly
 
 if TYPE_CHECKING:
     from .upsampling import UpsamplingPipeline
 
-logging.disable_progress_bar()  # of a file or two
-_verbosity = logging.get_verbosity()
-logging.set_verbosity_error()  # or it would miss torchvision, which nothing here needs
-from diffusers import IFPipeline  # noqa: E402
+with quietly():
+    from diffusers import IFPipeline
 
-logging.set_verbosity(_verbosity)
+logging.disable_progress_bar()  # of a file or two
 
 # Arguments of `from_pretrained` that say where in the Hub and on the disk a model is.
 _PLACE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -44,7 +43,7 @@ class TextDenoiser(Denoiser):
     An encoder without gradients is frozen: it stays in evaluation mode.
 
     Args:
-        unet: with twice as many outputs as inputs, as stock pipelines want it.
+        unet: may have twice as many outputs as inputs, as stock `IFPipeline` wants it, without learning a variance.
         text_encoder: of transformers; None if states are told.
         learns_variance: whether the second half of the outputs means anything.
     """
@@ -68,7 +67,8 @@ class TextDenoiser(Denoiser):
         """x_t (B, C, H, W) and timesteps, () or (B,), with tokens or states of captions -> (B, C or 2C, H, W)."""
         told = {name: states.to(self.unet.dtype) for name, states in self.encode(told).items()}
         output = super().forward(x_t, timesteps, **told)
-        return output if self.learns_variance else output.chunk(2, dim=1)[0]
+        learnt = output.shape[1] if self.learns_variance else x_t.shape[1]
+        return output[:, :learnt]
 
 
 class TextDenoising(Denoising):
@@ -77,10 +77,18 @@ class TextDenoising(Denoising):
     denoiser = TextDenoiser
     """The class of `network`."""
 
+    about_prompt = {"length": CAPTION_LENGTH}
+    """Attributes of `Prompt`: what stock's pipeline makes of captions."""
+
     @property
     def conditions(self) -> Sequence[Condition]:
         """What the network is told beside x_t and t."""
-        return [Prompt(tokenizer=self.tokenizer, length=CAPTION_LENGTH)]
+        return [Prompt(tokenizer=self.tokenizer, **self.about_prompt)]
+
+    @property
+    def outputs(self) -> int:
+        """Channels that the network must have for stock's call."""
+        return 2 * self.image_shape[0]
 
     @property
     def network(self) -> TextDenoiser:
@@ -94,17 +102,17 @@ class TextDenoising(Denoising):
             if getattr(self, name) is None:
                 raise ValueError(f"there is no {name}")
         unet, encoder = self.unet.config, self.text_encoder.config
-        width, positions = encoder.hidden_size, getattr(encoder, "max_position_embeddings", CAPTION_LENGTH)
+        length = self.about_prompt["length"]
+        width, positions = encoder.hidden_size, getattr(encoder, "max_position_embeddings", length)
         if unet.sample_size is None:
             raise ValueError("unet has no sample_size")
         expected = unet.encoder_hid_dim or unet.cross_attention_dim
         if width != expected:
             raise ValueError(f"text_encoder must have states of {expected} channels, as the unet expects, got {width}")
-        outputs = 2 * self.image_shape[0]
-        if unet.out_channels != outputs:
-            raise ValueError(f"unet must have {outputs} output channels, got {unet.out_channels}")
-        if positions < CAPTION_LENGTH:
-            raise ValueError(f"text_encoder must have at least {CAPTION_LENGTH} positions, got {positions}")
+        if unet.out_channels != self.outputs:
+            raise ValueError(f"unet must have {self.outputs} output channels, got {unet.out_channels}")
+        if positions < length:
+            raise ValueError(f"text_encoder must have at least {length} positions, got {positions}")
         tokens, known = len(self.tokenizer), encoder.vocab_size
         if tokens > known:
             raise ValueError(f"tokenizer must have at most the {known} tokens of the text_encoder, got {tokens}")

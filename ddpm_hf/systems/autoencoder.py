@@ -1,9 +1,11 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752), trained by itself before the rest."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.picture import Picture
@@ -19,7 +21,6 @@ from .ddpm import check_size
 from .resolve import check_architecture, choose_preset, filled_from
 from .system import System
 
-FOLDER = "autoencoder"
 ARCHITECTURE = ("base_channels", "channel_multipliers", "blocks_per_level", "latent_channels")
 # Training pictures by which latents are standardised, at most. Of two halves of 10,000 captioned digits, the variances
 # of a channel differed by up to 2.7 %; of so many they are known within 1 %.
@@ -37,21 +38,41 @@ def resolve_autoencoder(config: Config, start: None = None) -> Config:
             f"--init_from {config.model.init_from} is not for --stage autoencoder, which starts from random weights; "
             "leave it out"
         )
+    if config.model.vae is not None:
+        raise ValueError(f"--vae {config.model.vae} takes the place of --stage autoencoder; leave one out")
     preset = choose_preset(config)
+    preset = preset.autoencoder or preset
     check_architecture(config, preset)
     if config.data.is_bundled:  # digits, of which more can be told
         config = config.filled({"eval_metrics": ["reconstruction", "frechet", "prompt"], "eval_extractor": "digits"})
     config = filled_from(config, preset)
-    factor = 2 ** (len(config.model.channel_multipliers) - 1)
-    sides = parse_resolution(config.data.resolution)
+    check_divides(2 ** (len(config.model.channel_multipliers) - 1), config.data.resolution)
+    return config.with_values({"preview_guidance_scale": 1.0})
+
+
+def check_divides(factor: int, resolution: str) -> None:
+    """Raises ValueError, with the nearest that would do, for pictures that are no multiple of their latents."""
+    sides = parse_resolution(resolution)
     if any(side % factor for side in sides):
         near = [str(max(1, round(side / factor)) * factor) for side in sides]
         raise ValueError(
-            f"--resolution must be a multiple of {factor}, by which the autoencoder makes pictures smaller (half for "
-            f"each of --channel_multipliers but the first), got {config.data.resolution}; the nearest is "
-            f"{near[0] if sides[0] == sides[1] else 'x'.join(near)}"
+            f"--resolution must be a multiple of {factor}, by which the autoencoder makes pictures smaller, got "
+            f"{resolution}; the nearest is {near[0] if sides[0] == sides[1] else 'x'.join(near)}"
         )
-    return config.with_values({"preview_guidance_scale": 1.0})
+
+
+def factor_of(vae_config: Mapping[str, Any]) -> int:
+    """By which an autoencoder of this configuration makes pictures smaller."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
+def draft_autoencoder(config: Config, images: TrainingImages) -> AutoencoderKL:
+    """One with random weights, which is a function of the seed."""
+    channels, *size = images.shape
+    architecture = {name: getattr(config.model, name) for name in ARCHITECTURE} | {"channels": channels}
+    check_size(lambda: [new_autoencoder(tuple(size), **architecture)])
+    generator = generator_for(config.optimization.seed, "initial weights", "autoencoder")
+    return new_autoencoder(tuple(size), **architecture, generator=generator)
 
 
 def build_autoencoder(config: Config, images: TrainingImages, start: None = None) -> System:
@@ -60,18 +81,14 @@ def build_autoencoder(config: Config, images: TrainingImages, start: None = None
     Raises:
         ValueError: the latents would be larger than the pictures, or the weights than this machine's memory.
     """
-    channels, *size = images.shape
-
+    channels = images.shape[0]
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
     if config.model.latent_channels > channels * factor**2:
         raise ValueError(
             f"--latent_channels must be at most {channels * factor**2}, with which latents have as many numbers as "
             f"pictures, got {config.model.latent_channels}"
         )
-    architecture = {name: getattr(config.model, name) for name in ARCHITECTURE} | {"channels": channels}
-    check_size(lambda: [new_autoencoder(tuple(size), **architecture)])
-    generator = generator_for(config.optimization.seed, "initial weights", "autoencoder")
-    vae = new_autoencoder(tuple(size), **architecture, generator=generator)
+    vae = draft_autoencoder(config, images)
     codec = PixelCodec(images.shape)
 
     def finish(network: Autoencoder) -> Autoencoder:

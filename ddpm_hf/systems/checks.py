@@ -30,15 +30,19 @@ _EXCLUSIVE = (
     ("preset", "init_from"),
     ("preset", "model_config_name_or_path"),
     ("init_from", "model_config_name_or_path"),
+    ("init_from", "vae"),
 )
 OF_LEARNED_ENCODER = ("text_width", "text_layers", "text_rate")
 # Flags that only some systems have.
 _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
-    ("glide",): ("text_encoder", *OF_LEARNED_ENCODER, "upsampling"),
-    ("stable-diffusion",): ("latent_channels", "rec_loss", "kl_weight"),
-    ("glide", "stable-diffusion"): ("caption_column", "init_caption_from_labels", "stage"),
+    ("glide",): ("upsampling",),
+    ("stable-diffusion",): ("vae", "latent_channels", "rec_loss", "kl_weight"),
+    ("glide", "stable-diffusion"): (
+        *("caption_column", "init_caption_from_labels", "stage"),
+        *("text_encoder", *OF_LEARNED_ENCODER),
+    ),
 }
 
 
@@ -61,10 +65,10 @@ def check(flags: dict[str, Any]) -> None:
             f"--init_from is for --stage base or --stage inpainting alone, got {' '.join(flags['stage'])}; leave out "
             "--init_from or the other stages"
         )
-    if flags["system"] == "glide" and flags["condition_dropout"] == 0:
+    if flags["system"] != "ddpm" and flags["condition_dropout"] == 0:
         raise ValueError(
-            "--condition_dropout must be above 0 for --system glide, got 0: pipelines guide by the empty caption, and "
-            "nothing would train it"
+            f"--condition_dropout must be above 0 for --system {flags['system']}, got 0: pipelines guide by the "
+            "empty caption, and nothing would train it"
         )
     _check_text_encoder(flags)
     if (flags["text_width"] or 0) % 32:

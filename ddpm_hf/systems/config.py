@@ -73,7 +73,7 @@ class ModelArguments:
     system: Literal["ddpm", "glide", "stable-diffusion"] = flag(
         "ddpm",
         help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder. "
-        "stable-diffusion: so far its autoencoder, which turns pictures into small latents and back.",
+        "stable-diffusion: the same on the latents of an autoencoder, which is trained first.",
     )
     stage: list[str] | None = flag(
         help="Of glide, one or more of base, upsampler and inpainting, trained in this order; by default the first "
@@ -81,8 +81,9 @@ class ModelArguments:
         "them different ones. The upsampler enlarges pictures of the finished base in --output_dir, whose text "
         "encoder it takes, into --output_dir/upsampler. inpainting fine-tunes that base, or the model of "
         "--init_from, to draw a part of a picture, into --output_dir/inpainting, by default for 500 steps in "
-        "glide-digits, 10000 in glide-64 and 100000 in glide-paper. Of "
-        "stable-diffusion, autoencoder, which is trained into --output_dir/autoencoder."
+        "glide-digits, 10000 in glide-64 and 100000 in glide-paper. Of stable-diffusion, one or both of autoencoder, "
+        "which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or --init_from "
+        "unet."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
@@ -94,6 +95,10 @@ class ModelArguments:
     )
     init_from: str | None = flag(
         help="Fine-tune: start from the weights, architecture and process of a DDPM pipeline (folder or Hub name)."
+    )
+    vae: str | None = flag(
+        help="An autoencoder for stable-diffusion, kept as it is: a folder or Hub name of an AutoencoderKL, or of a "
+        "model that has one. By default that in --output_dir/autoencoder."
     )
     base_channels: int | None = flag(help="Channels of the first level.")
     channel_multipliers: list[int] | None = flag(help="Channels of each level as multiples of --base_channels.")

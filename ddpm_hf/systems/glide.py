@@ -9,31 +9,23 @@ inpainting the paper gives the network the known pixels and the mask as four mor
 the known pixels into x_t, without noise: here the network is fine-tuned to draw a hole in such an x_t.
 """
 
-import copy
-import hashlib
-import json
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.hole import Hole, Known, pictures
 from ..conditions.low_resolution import LowResolution
-from ..conditions.prompt import FrozenPrompt, Prompt, as_told
-from ..conditions.states import KeptStates
+from ..conditions.prompt import Prompt
 from ..data.captioned_digits import DATA_SET, level_for
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..hub.folder import ModelFolder
-from ..models.text import CAPTION_LENGTH, fingerprint, load_text_encoder, small_text_encoder, train_tokenizer
+from ..models.text import CAPTION_LENGTH
 from ..models.text_unet import new_text_unet
-from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
 from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
@@ -44,47 +36,29 @@ from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
 from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .system import Stage, System, init_from
+from .text import build_prompt, build_text, check_parts, on, with_dropout
 
 
 def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
     """Tokenizer, text encoder, U-Net, process and objective; arguments and errors as for a DDPM."""
     check_start(start, TextToImagePipeline, "glide")
     scheduler, learned = build_scheduler(config, start), config.model.text_encoder == "train"
-    if start is not None:
-        tokenizer, text_encoder, unet = start.tokenizer, start.text_encoder, start.unet
-        if config.model.dropout is not None:
-            unet = UNet2DConditionModel.from_config({**unet.config, "dropout": config.model.dropout})
-            unet.load_state_dict(start.unet.state_dict())
-    elif learned:
-        tokenizer = train_tokenizer(images.captions())
-        check_size(lambda: _networks(config, images.shape, len(tokenizer)))
-        text_encoder, unet = _networks(config, images.shape, len(tokenizer))
-    else:
-        tokenizer, text_encoder = load_text_encoder(config.model.text_encoder)
+    text = tokenizer, text_encoder = build_text(config, images, start)
+    if start is None:
         check_size(lambda: [_unet(config, images.shape, text_encoder.config.hidden_size)])
         unet = _unet(config, images.shape, text_encoder.config.hidden_size)
+    else:
+        unet = with_dropout(start.unet, config.model.dropout)
 
     def pipeline(network: TextDenoiser) -> TextToImagePipeline:
-        encoder = network.text_encoder if learned else _on(network.unet.device, text_encoder)
+        encoder = network.text_encoder if learned else on(network.unet.device, text_encoder)
         return TextToImagePipeline(tokenizer, encoder, network.unet, scheduler, None, None, None)
 
-    about = {
-        "tokenizer": tokenizer,
-        "length": CAPTION_LENGTH,
-        "hidden": config.model.condition_dropout,
-        "examples": images.some_captions(config.run.preview_images),
-    }
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
     network = TextDenoiser(unet, text_encoder if learned else None, learns_variance)
-    if learned:
-        prompt = Prompt(**about)
-        facts = f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"
-    else:
-        _check_frozen(config, pipeline(network))
-        number = _hash_of(text_encoder, tokenizer)
-        states = _states(images, number, text_encoder.config.hidden_size)
-        prompt = FrozenPrompt(**about, encoder=text_encoder.eval().requires_grad_(False), states=states)
-        facts = f"frozen, with the hash {number}"
+    if not learned:
+        check_parts(pipeline(network), f"--text_encoder {config.model.text_encoder}")
+    prompt, facts = build_prompt(config, images, text, length=CAPTION_LENGTH)
     return System(
         codec=PixelCodec(images.shape),
         conditions=[prompt],
@@ -95,17 +69,6 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
         rates={"text_encoder": config.model.text_rate} if learned else {},
         facts={"text_encoder": facts},
     )
-
-
-def _networks(config: Config, shape: tuple[int, int, int], tokens: int) -> tuple[T5EncoderModel, UNet2DConditionModel]:
-    """Text encoder and U-Net with random weights, each a function of the seed."""
-    return _learned_encoder(config, tokens), _unet(config, shape, config.model.text_width)
-
-
-def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))
-        return small_text_encoder(tokens, config.model.text_width, config.model.text_layers)
 
 
 def _unet(
@@ -124,40 +87,6 @@ def _unet(
             text_width=text_width,
             **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
         )
-
-
-# A frozen encoder
-
-
-def _check_frozen(config: Config, pipeline: TextToImagePipeline) -> None:
-    try:
-        pipeline.check_parts()
-    except ValueError as problem:
-        raise ValueError(f"--text_encoder {config.model.text_encoder} cannot be used: {problem}") from None
-
-
-def _hash_of(text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Of all that turns captions into states."""
-    settings = text_encoder.config.to_dict()
-    settings = {name: settings[name] for name in settings.keys() - {"_name_or_path", "transformers_version"}}
-    about = [weights_fingerprint(text_encoder), fingerprint(tokenizer), settings]
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _states(images: TrainingImages, encoder: str, width: int) -> KeptStates | None:
-    """Of all training captions; None for a stream, whose captions are not known in advance."""
-    if images.store is None:
-        return None
-
-    def captions() -> Iterator[str]:
-        return chain([""], map(as_told, images.captions()))
-
-    return KeptStates(images.store.folder.parent, encoder, captions, (CAPTION_LENGTH, width))
-
-
-def _on(device: torch.device, encoder: PreTrainedModel) -> PreTrainedModel:
-    """On a device: a copy if it is not there, which goes with its pipeline, so that training has the room."""
-    return encoder if encoder.device == device else copy.deepcopy(encoder).to(device)
 
 
 # The stages after the base
@@ -239,13 +168,7 @@ def upsampled(config: Config) -> str:
 def build_upsampler(config: Config, images: TrainingImages, base: TextToImagePipeline | None) -> System:
     """U-Net, process and objective, with the base's tokenizer and text encoder; arguments and errors as in `build`."""
     scheduler = build_scheduler(config, None)
-    if base is not None:
-        tokenizer, text_encoder = base.tokenizer, base.text_encoder
-    elif config.model.text_encoder in (None, "train"):
-        tokenizer = train_tokenizer(images.captions())
-        text_encoder = _learned_encoder(config, len(tokenizer))
-    else:
-        tokenizer, text_encoder = load_text_encoder(config.model.text_encoder)
+    tokenizer, text_encoder = build_text(config, images, base)
     channels, side, _ = images.shape
     low_side = side // config.model.upsampling
     unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side)
@@ -321,11 +244,17 @@ def build_inpainting(config: Config, images: TrainingImages, base: TextToImagePi
     )
 
 
+def _is_captioned(config: Config) -> bool:
+    return True
+
+
 STAGES = (
-    Stage(name="base", resolve=resolve, build=build),
+    Stage(name="base", captioned=_is_captioned, resolve=resolve, build=build),
     Stage(
         name="upsampler",
         folder=UPSAMPLER_FOLDER,
+        by_default=lambda config: config.model.init_from is None,
+        captioned=_is_captioned,
         start=finished_base,
         resolve=resolve_upsampler,
         resolution=upsampled,
@@ -334,7 +263,8 @@ STAGES = (
     Stage(
         name="inpainting",
         folder=INPAINTING_FOLDER,
-        by_default=False,
+        by_default=lambda config: False,
+        captioned=_is_captioned,
         start=start_of_inpainting,
         resolve=resolve_inpainting,
         build=build_inpainting,

@@ -30,6 +30,7 @@ class Facts:
         holdout: which images are held out.
         caption_column: for runs with captions.
         text_encoder: what turns them into states, with a hash of what the flags do not say.
+        autoencoder: of latents, with a hash.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class Facts:
     holdout: dict[str, Any]
     caption_column: str | None = None
     text_encoder: str | None = None
+    autoencoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +80,16 @@ class Plan:
         return count, asked, names, None if names is None else count // len(names)
 
 
-def stages_of(config: Config) -> Sequence[Stage]:
-    """The stages that the settings ask for, in their order, imported now: text encoders take seconds.
+def all_stages(config: Config) -> Sequence[Stage]:
+    """The stages of the system, in their order, imported now: text encoders take seconds."""
+    return import_module(f".{config.model.system.replace('-', '_')}", __package__).STAGES
 
-    By default those of the system that need not be asked for; of a model that is fine-tuned the first.
-    """
-    stages = import_module(f".{config.model.system.replace('-', '_')}", __package__).STAGES
+
+def stages_of(config: Config) -> Sequence[Stage]:
+    """The stages that the settings ask for, in their order; by default those that need not be asked for."""
+    stages = all_stages(config)
     if config.model.stage is None:
-        return [stage for stage in stages if stage.by_default] if config.model.init_from is None else stages[:1]
+        return [stage for stage in stages if stage.by_default(config)]
     names = [stage.name for stage in stages]
     for name in config.model.stage:
         if name not in names:
@@ -93,13 +97,6 @@ def stages_of(config: Config) -> Sequence[Stage]:
                 f"--stage must be among {', '.join(names)} for --system {config.model.system}, got {name}"
             )
     return [stage for stage in stages if stage.name in config.model.stage]
-
-
-def has_captions(config: Config) -> bool:
-    """Whether captions of the images are read."""
-    data, system = config.data, config.model.system
-    asked = data.is_bundled or data.caption_column is not None or data.init_caption_from_labels is not None
-    return system == "glide" or (system == "stable-diffusion" and asked)
 
 
 def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = None) -> Plan:
@@ -114,7 +111,7 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
     settings = {name: value for name, value in vars(config.data).items() if name != "dataloader_num_workers"}
     settings["resolution"] = stage.resolution(config)
     settings["class_conditional"] = config.model.class_conditional
-    settings["captioned"] = has_captions(config)
+    settings["captioned"] = stage.captioned(config)
     images = open_training_images(config.optimization.seed, **settings)
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
     system = stage.build(config, images, start)

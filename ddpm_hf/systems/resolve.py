@@ -83,7 +83,7 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
     if system == "glide":
         return get_preset("glide-digits" if config.data.is_bundled else "glide-64")
     if system == "stable-diffusion":
-        return get_preset("vae-digits" if config.data.is_bundled else "vae-f8")
+        return get_preset("stable-diffusion-digits" if config.data.is_bundled else "stable-diffusion-256")
     if unet_config is None and config.data.is_bundled:
         return get_preset("digits")
     resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
@@ -117,7 +117,7 @@ def _with_network(
     """Size and architecture, and for `--init_from` the process too."""
     if unet_config is not None:
         source = "--init_from" if start is not None else "--model_config_name_or_path"
-        size, fixed = unet_config.get("sample_size"), {}
+        size, fixed = unet_config.get("sample_size") if start is None else start.image_shape[1:], {}
         fixed["resolution"] = _resolution_text(size) if size else "64"
         if start is not None:
             fixed["channels"] = start.image_shape[0]
@@ -141,7 +141,7 @@ def _with_network(
         model["channels"] = preset.model["channels"]
     model["resolution"] = _resolution_text(model["resolution"])
     config = config.filled({"resolution": model["resolution"], "upsampling": model.get("upsampling")})
-    if config.model.preset is None and config.data.resolution != model["resolution"]:
+    if config.model.preset is None and config.data.resolution != model["resolution"] and not preset.autoencoder:
         # No preset was asked for, so the depth may follow from the images.
         factor = config.model.upsampling if "upsampling" in model else 1
         sides = (factor * side for side in parse_resolution(config.data.resolution))

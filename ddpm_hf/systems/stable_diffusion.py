@@ -1,14 +1,210 @@
-"""Latent diffusion (Rombach et al. 2022, arXiv 2112.10752) in the form of Stable Diffusion."""
+"""Latent diffusion (Rombach et al. 2022, arXiv 2112.10752) in the form of Stable Diffusion: an autoencoder, and a
+diffusion of its latents told a caption.
 
-from .autoencoder import FOLDER, build_autoencoder, resolve_autoencoder
-from .system import Stage
+It differs from the paper in the text encoder, which by default is a small one learned with the U-Net (CLIP and others
+can be named), and in the latents, whose channels are standardised one by one in the autoencoder itself.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..codecs.latents import LatentCodec
+from ..data.captioned_digits import level_for
+from ..data.examples import TrainingImages
+from ..data.transforms import parse_resolution
+from ..diffusion.process import LEARNED_VARIANCES
+from ..diffusion.scheduler import LinearDDPMScheduler
+from ..hub.folder import ModelFolder
+from ..models.latent_unet import new_latent_unet
+from ..models.text import CAPTION_LENGTH
+from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
+from ..pipelines.text_to_image import TextDenoiser
+from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
+from ..seeds import derive_seed
+from .autoencoder import build_autoencoder, check_divides, draft_autoencoder, factor_of, resolve_autoencoder
+from .config import Config
+from .ddpm import build_loss, build_scheduler, check_size
+from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config
+from .system import Stage, System, init_from
+from .text import build_prompt, build_text, check_parts, on, with_dropout
+
+# The autoencoder
+
+
+def find_autoencoder(config: Config) -> dict[str, Any] | None:
+    """The configuration of the autoencoder that makes the latents, with the arguments of `from_pretrained` that load
+    it; None for a dry run before it has been trained.
+
+    Raises:
+        ValueError: there is none, or it is no `AutoencoderKL`.
+    """
+    name, folder = config.model.vae, Path(config.run.output_dir, AUTOENCODER_FOLDER)
+    if name is None:
+        if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
+            if config.run.dry_run:
+                return None
+            raise ValueError(
+                f"--stage unet needs a finished autoencoder in {folder}; train it with --stage autoencoder, or name "
+                "one with --vae"
+            )
+        name = str(folder)
+    for subfolder in ("vae", ""):
+        try:
+            found = AutoencoderKL.load_config(name, subfolder=subfolder or None)
+        except OSError:
+            continue
+        if found.get("_class_name") == "AutoencoderKL":
+            return {**found, "pretrained_model_name_or_path": name, "subfolder": subfolder}
+    raise ValueError(f"--vae must be a folder or Hub name with an AutoencoderKL, or with one in its vae/, got {name}")
+
+
+def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images: TrainingImages) -> AutoencoderKL:
+    """The frozen autoencoder.
+
+    Raises:
+        ValueError: its weights cannot be loaded, or it does not fit the images.
+    """
+    found = find_autoencoder(config) if start is None else None
+    if start is not None:
+        vae = start.vae
+    elif found is None:
+        vae = draft_autoencoder(config.filled(choose_preset(config).autoencoder.model), images)
+    else:
+        where = {name: found[name] for name in ("pretrained_model_name_or_path", "subfolder")}
+        try:
+            vae = AutoencoderKL.from_pretrained(**where, torch_dtype=torch.float32, use_safetensors=True)
+        except OSError as problem:
+            raise ValueError(f"--vae must have weights as safetensors, got {config.model.vae}: {problem}") from None
+    channels, *size = images.shape
+    if vae.config.in_channels != channels:
+        raise ValueError(
+            f"the autoencoder has {vae.config.in_channels} channels and the images have {channels}; --channels "
+            f"{vae.config.in_channels} converts the images"
+        )
+    check_divides(factor_of(vae.config), config.data.resolution)
+    return vae.eval().requires_grad_(False)
+
+
+# The diffusion
+
+
+def start_of_unet(config: Config) -> LatentTextToImagePipeline | None:
+    """The model given to start from, if there is one; ValueError if there is no autoencoder either."""
+    start = init_from(config)
+    if start is None:
+        find_autoencoder(config)
+    return start
+
+
+def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Config:
+    """The settings with every one filled in; as `resolve`, with channels and size of the autoencoder's pictures."""
+    check_start(start, LatentTextToImagePipeline, "stable-diffusion")
+    unet_config = given_unet_config(config, start)
+    preset = choose_preset(config, unet_config)
+    if not preset.process:
+        raise ValueError(f"--preset {config.model.preset} is for --stage autoencoder alone")
+    if config.data.is_bundled:
+        config = config.filled({"eval_metrics": ["prompt"]})
+    config = config.filled({"eval_metrics": ["frechet"] if config.run.eval_extractor else []})
+    config = filled(config, preset, unet_config, start)
+    if config.data.is_bundled:
+        config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
+    build_loss(config, build_scheduler(config, start))  # what is wrong with them is said before the first stage trains
+    return config
+
+
+def build_unet(config: Config, images: TrainingImages, start: LatentTextToImagePipeline | None) -> System:
+    """U-Net, process and objective on the latents of the autoencoder, which is kept as it is.
+
+    Raises:
+        ValueError: if images, autoencoder, network, process and settings do not fit together, naming the argument.
+    """
+    vae, text = _autoencoder(config, start, images), build_text(config, images, start)
+    tokenizer, text_encoder = text
+    shape = vae.config.latent_channels, *(side // factor_of(vae.config) for side in images.shape[1:])
+    scheduler, learned = _scheduler(config, start), config.model.text_encoder == "train"
+    if start is None:
+        _read_as_stock_does(*text)
+        check_size(lambda: [_unet(config, shape, text_encoder.config.hidden_size)])
+        unet = _unet(config, shape, text_encoder.config.hidden_size)
+    else:
+        unet = with_dropout(start.unet, config.model.dropout)
+
+    def pipeline(network: TextDenoiser) -> LatentTextToImagePipeline:
+        device = network.unet.device
+        encoder = network.text_encoder if learned else on(device, text_encoder)
+        return LatentTextToImagePipeline(on(device, vae), encoder, tokenizer, network.unet, scheduler)
+
+    learns_variance = config.process.variance_type in LEARNED_VARIANCES
+    network = TextDenoiser(unet, text_encoder if learned else None, learns_variance)
+    finished = pipeline(network)
+    check_parts(finished, "--text_encoder" if config.model.vae is None else "--vae or --text_encoder")
+    prompt, facts = build_prompt(config, images, text, **finished.about_prompt)
+    return System(
+        codec=LatentCodec(shape, vae, config.optimization.seed),
+        conditions=[prompt],
+        network=network,
+        scheduler=scheduler,
+        loss=build_loss(config, scheduler),
+        pipeline=pipeline,
+        rates={"text_encoder": config.model.text_rate} if learned else {},
+        facts={"text_encoder": facts, "autoencoder": f"one with the hash {weights_fingerprint(vae)}"},
+    )
+
+
+def _scheduler(config: Config, start: LatentTextToImagePipeline | None) -> LinearDDPMScheduler:
+    """Latents have no range to clip to, and of another `steps_offset` stock's pipeline warns, though nothing uses it
+    with this spacing."""
+    return LinearDDPMScheduler.from_config(build_scheduler(config, start).config, clip_sample=False, steps_offset=1)
+
+
+def _read_as_stock_does(tokenizer: PreTrainedTokenizerFast, text_encoder: PreTrainedModel) -> None:
+    """A length for tokenizers without one, and, but for CLIP, which never had it, a mask of the padding: stock's
+    `StableDiffusionPipeline` finds both in the saved files."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, CAPTION_LENGTH)
+    if not isinstance(text_encoder, CLIPTextModel):
+        text_encoder.config.use_attention_mask = True
+
+
+def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> UNet2DConditionModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights"))
+        return new_latent_unet(
+            shape[1:],
+            channels=shape[0],
+            dropout=config.model.dropout,
+            text_width=text_width,
+            learned_variance=config.process.variance_type in LEARNED_VARIANCES,
+            **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
+        )
+
+
+def _reads_captions(config: Config) -> bool:
+    """Of an autoencoder, which is not told them: whether it is asked how many can still be read."""
+    data = config.data
+    return data.is_bundled or data.caption_column is not None or data.init_caption_from_labels is not None
+
 
 STAGES = (
     Stage(
         name="autoencoder",
-        folder=FOLDER,
+        folder=AUTOENCODER_FOLDER,
+        by_default=lambda config: config.model.vae is None and config.model.init_from is None,
+        captioned=_reads_captions,
         start=lambda config: None,
         resolve=resolve_autoencoder,
         build=build_autoencoder,
+    ),
+    Stage(
+        name="unet",
+        captioned=lambda config: True,
+        start=start_of_unet,
+        resolve=resolve_unet,
+        build=build_unet,
     ),
 )

@@ -202,6 +202,7 @@ class Trainer:
         if unreadable := self.plan.images.unreadable:
             heading = f"{len(unreadable)} images could not be read and were left out:"
             self.accelerator.print(heading, *unreadable, sep="\n")
+        self.accelerator.wait_for_everyone()  # a later stage looks for that summary
         self._leave(self.is_last)
         # In the main process alone: the others have ended.
         if self.publisher is not None:

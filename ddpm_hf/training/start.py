@@ -16,7 +16,7 @@ from ..outputs.publish import Publisher, page_for
 from ..systems.checks import parse_duration
 from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
-from ..systems.plan import Plan, make_plan, stages_of
+from ..systems.plan import Plan, all_stages, make_plan, stages_of
 from ..systems.system import Stage
 from .device import has_fused_optimizer, make_accelerator
 from .doctor import examine, merged
@@ -59,7 +59,7 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
     """
     is_last = not stages or stage is stages[-1]
     output = OutputFolder(config.run.output_dir, "." if stage is None else stage.folder)
-    output.check_is_ours(config.run.overwrite_output_dir, {other.folder for other in stages})
+    output.check_is_ours(config.run.overwrite_output_dir, {other.folder for other in (*stages, *all_stages(config))})
     accelerator = make_accelerator(config)
     page = None
     if config.hub.push_to_hub and is_last and accelerator.is_main_process and not config.run.dry_run:
@@ -91,8 +91,8 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
             Publisher(plan.config, output, page, print).finish()
         output.unlock()
         return None
-    for condition in plan.system.conditions:
-        condition.prepare(accelerator.device)
+    for part in (plan.system.codec, *plan.system.conditions):
+        part.prepare(accelerator.device)
     return Trainer(plan, accelerator, output, summary, page, scorer, is_last)
 
 

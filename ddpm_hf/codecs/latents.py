@@ -1,0 +1,57 @@
+"""x_0 is the latent of a picture: Rombach et al. 2022 (arXiv 2112.10752), with diffusers' `AutoencoderKL`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKL
+
+from ..pixels import normalize, to_images
+from ..seeds import noise_at
+from .pixels import PixelCodec
+
+
+@dataclass(frozen=True, eq=False)
+class LatentCodec(PixelCodec):
+    """Between batches and latents, drawn from the posterior q(z | picture) and multiplied by `scaling_factor`.
+
+    They have no bits/dim: the bound would be one of latents and not of pixels.
+
+    Attributes:
+        shape: (channels, height, width) of the latents.
+        vae: frozen.
+        seed: of the draws.
+    """
+
+    vae: AutoencoderKL
+    seed: int = 0
+    span: ClassVar[None] = None
+    variance: ClassVar[float] = 1.0
+    decoder: ClassVar[None] = None
+
+    def prepare(self, device: torch.device) -> None:
+        """Bring the autoencoder to where batches will be."""
+        self.vae.to(device)
+
+    @torch.no_grad()
+    def posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of q(z | picture), float32 (B, *shape) each, of uint8 pictures."""
+        pictures = normalize(images).to(self.vae.device, self.vae.dtype)
+        posterior = self.vae.encode(pictures).latent_dist
+        return tuple(each.float().to(images.device) for each in (posterior.mean, posterior.std))
+
+    def encode(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """x_0, float32 (B, *shape), of a batch with uint8 "images"; with their "positions" one draw for each visit.
+
+        Without positions it is the mean of the posterior.
+        """
+        mean, std = self.posterior(batch["images"])
+        z = mean if "positions" not in batch else mean + std * noise_at((self.seed, "latent"), batch["positions"], std)
+        return self.vae.config.scaling_factor * z
+
+    @torch.no_grad()
+    def decode(self, x_0: torch.Tensor) -> torch.Tensor:
+        """x_0, or any x_t -> images in [0, 1], float32 (B, C, H, W)."""
+        z = (x_0 / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
+        return to_images(self.vae.decode(z).sample.float())

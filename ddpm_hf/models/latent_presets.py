@@ -1,0 +1,60 @@
+"""Presets of latent diffusion (Rombach et al. 2022, arXiv 2112.10752)."""
+
+from .autoencoder_presets import VAE_DIGITS, VAE_F8
+from .preset import MINUTES_TRAINING, SMALL_MODEL, SMALL_PROCESS, SMALL_TRAINING, Preset
+
+# Captions are hidden as often as for Stable Diffusion.
+_TRAINING = {"condition_dropout": 0.1, "preview_guidance_scale": 3.0, "text_encoder": "train"}
+
+LATENT_PRESETS = {
+    "stable-diffusion-digits": Preset(
+        description="captioned digits, 32x32 in latents of 8x8, minutes on two CPU cores",
+        system="stable-diffusion",
+        model={
+            "resolution": 32,
+            "channels": 3,
+            "base_channels": 48,
+            "channel_multipliers": (1, 2, 2),
+            "attention_resolutions": (8, 4, 2),
+            "blocks_per_level": 1,
+            "dropout": 0.0,
+            "text_width": 128,
+            "text_layers": 2,
+        },
+        process=SMALL_PROCESS,
+        training={
+            **MINUTES_TRAINING,
+            **_TRAINING,
+            "text_rate": 0.01,
+            "learning_rate": 2e-3,
+            "train_batch_size": 64,
+            "max_train_steps": 3000,
+        },
+        autoencoder=VAE_DIGITS,
+    ),
+    # Three fifths of the width of Stable Diffusion's network, and attention at all of its levels.
+    "stable-diffusion-256": Preset(
+        description="your own captioned images at 256x256, in latents of 32x32: on a GPU",
+        system="stable-diffusion",
+        model={
+            **SMALL_MODEL,
+            "resolution": 256,
+            "base_channels": 192,
+            "channel_multipliers": (1, 2, 4),
+            "attention_resolutions": (32, 16, 8),
+            "blocks_per_level": 2,
+            "dropout": 0.0,
+            "text_width": 512,
+            "text_layers": 4,
+        },
+        process=SMALL_PROCESS,
+        training={
+            **SMALL_TRAINING,
+            **_TRAINING,
+            "text_rate": 0.1,
+            "learning_rate": 1e-4,
+            "max_train_steps": 100_000,
+        },
+        autoencoder=VAE_F8,
+    ),
+}

@@ -1,0 +1,140 @@
+"""From a caption to a picture by way of latents (Rombach et al. 2022, arXiv 2112.10752), in the form of stock
+`StableDiffusionPipeline`."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..codecs.latents import LatentCodec
+from ..conditions.prompt import as_it_is
+from ..diffusion.process import LEARNED_VARIANCES
+from .inpainting import Pictures
+from .quiet import quietly
+from .text_to_image import TextDenoising
+
+with quietly():
+    from diffusers import StableDiffusionPipeline
+
+MOST_TOKENS = 512  # a tokenizer without a length of its own has 1e30
+
+
+class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
+    """Pictures for captions, drawn as latents and decoded by an autoencoder, with classifier-free guidance.
+
+    It has the components of stock `StableDiffusionPipeline`, is saved under that name, and draws the same pixels for
+    the same generator. It adds one generator per image, given latents, every sampler, and a callback.
+
+    Args:
+        vae, text_encoder, tokenizer, unet, scheduler: as in `StableDiffusionPipeline`.
+        safety_checker, feature_extractor, image_encoder: not used; there to have the same components.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        safety_checker: None = None,
+        feature_extractor: None = None,
+        image_encoder: None = None,
+        requires_safety_checker: bool = False,
+    ):
+        super().__init__(vae, text_encoder, tokenizer, unet, scheduler, None, None, None, False)
+
+    @property
+    def about_prompt(self) -> dict:
+        """Attributes of `Prompt`."""
+        masked = bool(getattr(self.text_encoder.config, "use_attention_mask", False))
+        return {"length": self.tokenizer.model_max_length, "read": as_it_is, "masked": masked}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the pictures."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, *size = super().image_shape
+        return self.vae.config.out_channels, *(factor * side for side in size)
+
+    @property
+    def codec(self) -> LatentCodec:
+        """What x_0 is."""
+        return LatentCodec(super().image_shape, self.vae)
+
+    @property
+    def outputs(self) -> int:
+        """Channels that the network must have for stock's call."""
+        learns_variance = self.scheduler.config.get("variance_type") in LEARNED_VARIANCES
+        return self.unet.config.in_channels * (2 if learns_variance else 1)
+
+    def check_parts(self) -> None:
+        """As `TextDenoising`, for the autoencoder too."""
+        super().check_parts()
+        vae, expected = self.vae.config, self.unet.config.in_channels
+        if vae.latent_channels != expected:
+            raise ValueError(
+                f"vae must have latents of {expected} channels, as the unet expects, got {vae.latent_channels}"
+            )
+        if vae.in_channels != vae.out_channels:
+            raise ValueError(f"vae must have as many outputs as its {vae.in_channels} inputs, got {vae.out_channels}")
+        if vae.get("shift_factor"):
+            raise ValueError(f"vae must have no shift_factor, which stock ignores, got {vae.shift_factor}")
+        if self.tokenizer.model_max_length > MOST_TOKENS:
+            raise ValueError(
+                f"tokenizer must have a model_max_length of at most {MOST_TOKENS}, got "
+                f"{self.tokenizer.model_max_length:g}"
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        batch_size: int = 1,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        latents: torch.Tensor | None = None,
+        skip_steps: int | None = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
+        callback_on_step_end: Callable | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw pictures.
+
+        Args:
+            prompt: a caption, or one per image; may be left out only if `guidance_scale` is 0.
+            num_inference_steps: None for all timesteps the model was trained on.
+            guidance_scale: w in eps = eps(none) + w (eps(caption) - eps(none)): 1 is plain conditional sampling.
+            negative_prompt: a caption to be guided away from, instead of the empty one.
+            batch_size: how often to draw a single prompt.
+            latents: x_T, standard normal, (B, c, h, w), instead of drawing it.
+            image, mask_image: as in `DDPMPipeline`, as are all other arguments. What is drawn of the latents is all
+                that a white pixel is part of.
+
+        Raises:
+            ValueError: for an invalid argument, naming the choices.
+        """
+        return self._draw(
+            {"prompt": prompt, "negative_prompt": negative_prompt},
+            batch_size,
+            generator,
+            num_inference_steps,
+            output_type,
+            return_dict,
+            guidance_scale,
+            latents,
+            skip_steps,
+            callback_on_step_end,
+            guidance_interval,
+            guidance_rescale,
+            image,
+            mask_image,
+        )

@@ -1,0 +1,111 @@
+"""What systems told captions have in common: tokenizer, text encoder, and the condition made of them."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
+
+from ..conditions.prompt import FrozenPrompt, Prompt
+from ..conditions.states import KeptStates
+from ..data.examples import TrainingImages
+from ..models.text import fingerprint, load_text_encoder, small_text_encoder, train_tokenizer
+from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.text_to_image import TextDenoising
+from ..seeds import derive_seed
+from .config import Config
+from .ddpm import check_size
+
+Text = tuple[PreTrainedTokenizerFast, PreTrainedModel]
+
+
+def build_text(config: Config, images: TrainingImages, start: TextDenoising | None) -> Text:
+    """Tokenizer and text encoder: those to start from, new ones that are learned, or frozen ones.
+
+    Raises:
+        ValueError: the encoder cannot be loaded, or does not fit into memory.
+    """
+    if start is not None:
+        return start.tokenizer, start.text_encoder
+    if config.model.text_encoder not in (None, "train"):
+        return load_text_encoder(config.model.text_encoder)
+    tokenizer = train_tokenizer(images.captions())
+    check_size(lambda: [learned_encoder(config, len(tokenizer))])
+    return tokenizer, learned_encoder(config, len(tokenizer))
+
+
+def learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
+    """A small one with random weights, a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))
+        return small_text_encoder(tokens, config.model.text_width, config.model.text_layers)
+
+
+def build_prompt(config: Config, images: TrainingImages, text: Text, **about: Any) -> tuple[Prompt, str]:
+    """The condition, and what there is to record of the encoder.
+
+    Args:
+        **about: attributes of `Prompt` that the pipeline's are made with too.
+    """
+    tokenizer, text_encoder = text
+    about |= {
+        "tokenizer": tokenizer,
+        "hidden": config.model.condition_dropout,
+        "examples": images.some_captions(config.run.preview_images),
+    }
+    if config.model.text_encoder == "train":
+        return Prompt(**about), f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"
+    number = _hash_of(text_encoder, tokenizer)
+    shape = about["length"], text_encoder.config.hidden_size
+    states = _states(images, number, shape, about.get("read", Prompt.read))
+    prompt = FrozenPrompt(**about, encoder=text_encoder.eval().requires_grad_(False), states=states)
+    return prompt, f"frozen, with the hash {number}"
+
+
+def check_parts(pipeline: TextDenoising, flag: str) -> None:
+    """Raises ValueError, naming the flag and its value, if what it brought does not fit the rest."""
+    try:
+        pipeline.check_parts()
+    except ValueError as problem:
+        raise ValueError(f"{flag} cannot be used: {problem}") from None
+
+
+def with_dropout(unet: UNet2DConditionModel, dropout: float | None) -> UNet2DConditionModel:
+    """The same network with another dropout; itself if none is given."""
+    if dropout is None:
+        return unet
+    changed = UNet2DConditionModel.from_config({**unet.config, "dropout": dropout})
+    changed.load_state_dict(unet.state_dict())
+    return changed
+
+
+def on(device: torch.device, part: nn.Module) -> nn.Module:
+    """On a device: a copy if it is not there, which goes with its pipeline, so that training has the room."""
+    return part if part.device == device else copy.deepcopy(part).to(device)
+
+
+def _hash_of(text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Of all that turns captions into states."""
+    settings = text_encoder.config.to_dict()
+    settings = {name: settings[name] for name in settings.keys() - {"_name_or_path", "transformers_version"}}
+    about = [weights_fingerprint(text_encoder), fingerprint(tokenizer), settings]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _states(
+    images: TrainingImages, encoder: str, shape: tuple[int, int], read: Callable[[str], str]
+) -> KeptStates | None:
+    """Of all training captions; None for a stream, whose captions are not known in advance."""
+    if images.store is None:
+        return None
+
+    def captions() -> Iterator[str]:
+        return chain([""], map(read, images.captions()))
+
+    return KeptStates(images.store.folder.parent, encoder, captions, shape)
