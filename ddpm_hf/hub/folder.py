@@ -13,7 +13,7 @@ from ..evaluation.record import EVALUATION_FILE, read_report
 from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
-from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components
+from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components
 
 CARD_FILE = "README.md"
 CONFIG_FILE = "training_config.yaml"
@@ -174,6 +174,11 @@ class ModelFolder:
     def inpainting(self) -> "ModelFolder | None":
         """The folder of the model that was fine-tuned from it for inpainting, if there is one."""
         return self._stage(INPAINTING_FOLDER)
+
+    @cached_property
+    def autoencoder(self) -> "ModelFolder | None":
+        """The folder of the autoencoder that was trained for it, if there is one."""
+        return self._stage(AUTOENCODER_FOLDER)
 
     @property
     def draws_on_data(self) -> bool:

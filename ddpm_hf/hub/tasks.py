@@ -87,6 +87,24 @@ def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _latent_values(folder: ModelFolder) -> dict[str, Any]:
+    model, vae = _network_and_process(folder), folder.configs["vae"]
+    values, factor = _common_values(model), 2 ** (len(vae["block_out_channels"]) - 1)
+    height, width = (factor * side for side in model.size)
+    if height % 8 or width % 8:
+        values["obstacles"].append(f"It needs sides divisible by 8; these images are {width}x{height}.")
+    return values | {
+        "tags": ["stable-diffusion", "latent-diffusion", "diffusion-models", "ddpm_hf"],
+        "kind": _kind(vae["out_channels"]),
+        "height": height,
+        "width": width,
+        "latent_height": model.size[0],
+        "latent_width": model.size[1],
+        "asked": '"a red apple", guidance_scale=3.0, ',
+        "tokens": folder.configs["tokenizer"]["model_max_length"],
+    }
+
+
 def _autoencoder_values(folder: ModelFolder) -> dict[str, Any]:
     vae = folder.configs["vae"]
     height, width = (vae["sample_size"],) * 2 if isinstance(vae["sample_size"], int) else vae["sample_size"]
@@ -109,5 +127,6 @@ TASKS = {
     "IFPipeline": ("text-to-image", _text_values),
     "IFSuperResolutionPipeline": ("image-to-image", _upsampler_values),
     "IFInpaintingPipeline": ("image-to-image", _inpainting_values),
+    "StableDiffusionPipeline": ("text-to-image", _latent_values),
     "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
 }

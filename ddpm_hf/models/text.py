@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from torch import nn
 from transformers import (
@@ -70,6 +70,7 @@ def _with_marks(caption: str) -> str:
 def _as_in_t5(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Words begin with a mark, and a caption ends with a token of its own."""
     marks = {"replacement": "▁", "prepend_scheme": "always", "split": True}
+    tokenizer.normalizer = normalizers.Lowercase()  # not all stock pipelines do it
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.WhitespaceSplit(),

@@ -20,6 +20,7 @@ _RANGES = (
     (0, False, 1, "beta_start beta_end ema_power"),
     (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma"),
     (1, True, 100, "blocks_per_level text_layers"),
+    (2, True, 512, "text_length"),
     (64, True, None, "text_width"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
 )
@@ -38,7 +39,7 @@ _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
     ("glide",): ("upsampling",),
-    ("stable-diffusion",): ("vae", "latent_channels", "rec_loss", "kl_weight"),
+    ("stable-diffusion",): ("vae", "text_length", "latent_channels", "rec_loss", "kl_weight"),
     ("glide", "stable-diffusion"): (
         *("caption_column", "init_caption_from_labels", "stage"),
         *("text_encoder", *OF_LEARNED_ENCODER),

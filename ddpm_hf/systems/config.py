@@ -117,6 +117,9 @@ class ModelArguments:
     )
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
+    text_length: int | None = flag(
+        help="Tokens of a caption, padding included, for stable-diffusion; longer ones are cut. glide has 77."
+    )
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     upsampling: int | None = flag(
         help="Factor by which glide's upsampler enlarges. --resolution is that of the small pictures. By default 2 in "

@@ -20,7 +20,6 @@ from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..hub.folder import ModelFolder
 from ..models.latent_unet import new_latent_unet
-from ..models.text import CAPTION_LENGTH
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 from ..pipelines.text_to_image import TextDenoiser
@@ -111,6 +110,11 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
     if config.data.is_bundled:
         config = config.filled({"eval_metrics": ["prompt"]})
     config = config.filled({"eval_metrics": ["frechet"] if config.run.eval_extractor else []})
+    if config.run.eval_steps is not None and not config.run.eval_metrics:
+        raise ValueError(
+            "--eval_steps needs --eval_metrics, such as clip, or --eval_extractor for --system stable-diffusion: "
+            "latents have no bits/dim"
+        )
     config = filled(config, preset, unet_config, start)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
@@ -129,7 +133,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
     shape = vae.config.latent_channels, *(side // factor_of(vae.config) for side in images.shape[1:])
     scheduler, learned = _scheduler(config, start), config.model.text_encoder == "train"
     if start is None:
-        _read_as_stock_does(*text)
+        _read_as_stock_does(*text, config.model.text_length)
         check_size(lambda: [_unet(config, shape, text_encoder.config.hidden_size)])
         unet = _unet(config, shape, text_encoder.config.hidden_size)
     else:
@@ -163,10 +167,10 @@ def _scheduler(config: Config, start: LatentTextToImagePipeline | None) -> Linea
     return LinearDDPMScheduler.from_config(build_scheduler(config, start).config, clip_sample=False, steps_offset=1)
 
 
-def _read_as_stock_does(tokenizer: PreTrainedTokenizerFast, text_encoder: PreTrainedModel) -> None:
-    """A length for tokenizers without one, and, but for CLIP, which never had it, a mask of the padding: stock's
+def _read_as_stock_does(tokenizer: PreTrainedTokenizerFast, text_encoder: PreTrainedModel, length: int) -> None:
+    """The length of captions, and, but for CLIP, which never had it, a mask of their padding: stock's
     `StableDiffusionPipeline` finds both in the saved files."""
-    tokenizer.model_max_length = min(tokenizer.model_max_length, CAPTION_LENGTH)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     if not isinstance(text_encoder, CLIPTextModel):
         text_encoder.config.use_attention_mask = True
 

@@ -20,6 +20,7 @@ from .previews import CHAIN_IMAGES
 from .scoring import Scorer
 
 LEAST_SECONDS, SHARE_OF_TRAINING = 60, 0.1
+_FEWEST_SAMPLES = 100  # whose captions are followed: the interval of a share is then up to 20 points wide
 _FEWEST_STEPS = 10  # of a preview; with fewer there is little to see
 # Of the bound, per image. More would not help, because images differ: on digits the standard deviation of a single
 # image's estimate is 0.56 bits/dim with 10 terms and 0.55 with 50.
@@ -70,8 +71,9 @@ class Ending:
         self.budget = Budget(max(LEAST_SECONDS, SHARE_OF_TRAINING * seconds))
         self.left_out: dict[str, str] = {}
         self.has_process = plan.system.scheduler is not None
-        self.figure = "bits/dim" if self.has_process else "the reconstruction"
-        work = [f"{self.figure} of held-out images"] * (scorer is not None)
+        self.has_bound = self.has_process and plan.system.codec.decoder is not None
+        figure = "bits/dim" if self.has_bound else "the captions" if self.has_process else "reconstruction"
+        work = [f"{figure} of held-out images"] * (scorer is not None)
         work += [SAMPLES_FILE, CHAIN_FILE] if self.has_process else [SAMPLES_FILE]
         accelerator.print(
             f"training is done and the pipeline saved; still to come, in at most {self.budget.seconds:.0f} s: "
@@ -79,18 +81,20 @@ class Ending:
         )
 
     def measure(self, pipeline: DDPMPipeline, step: int, output: OutputFolder) -> None:
-        """Write bits/dim of held-out images, or of an autoencoder all that is asked for, into the evaluation report.
+        """Write bits/dim of held-out images, or, where there is no such bound, all that is asked for, into the report.
 
         What was scored after this step is not measured again.
         """
         if self.scorer is None:
-            figure = self.figure[0].upper() + self.figure[1:]
-            self._leave_out("bits_per_dim", f"{figure} was not measured, because no images were held out of training.")
+            self._leave_out("bits_per_dim", "Nothing was measured, because no images were held out of training.")
             return
         measured = self.scorer.figures_after(step)
-        if any(figure["name"] == "bits_per_dim" or not self.has_process for figure in measured):
+        if any(figure["name"] == "bits_per_dim" or not self.has_bound for figure in measured):
             return
-        figures = self._bits_per_dim(pipeline, step) if self.has_process else self.scorer.measure(pipeline)
+        if self.has_bound:
+            figures = self._bits_per_dim(pipeline, step)
+        else:
+            figures = self._scores(pipeline) if self.has_process else self.scorer.measure(pipeline)
         if figures and self.accelerator.is_main_process:
             with output.sparing_the_run(EVALUATION_FILE):
                 update_report(output / EVALUATION_FILE, weights_fingerprint(pipeline), figures)
@@ -115,6 +119,18 @@ class Ending:
             f"{figure['n']} held-out images, from {terms} of {figure['steps']} terms each"
         )
         return [figure]
+
+    def _scores(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
+        """Of samples, guided as in previews: two calls of the network for each step."""
+        run, batch = self.plan.config.run, self.plan.config.optimization.train_batch_size
+        calls = 2 * min(run.eval_inference_steps, self.plan.system.num_timesteps)
+        with self.accelerator.autocast():
+            each = calls * self._seconds_per_call(pipeline, batch) / batch / self.accelerator.num_processes
+        count = self.budget.part(0.5).fitting(self.scorer.count, each)
+        if count < min(_FEWEST_SAMPLES, self.scorer.count) or (count < self.scorer.count and self.scorer.metrics):
+            self._leave_out("bits_per_dim", "Samples were not scored, for lack of time.")
+            return []
+        return self.scorer.measure(pipeline, count)
 
     def preview_steps(self, pipeline: DDPMPipeline) -> int:
         """How many denoising steps there is time for in the last preview; 0 for none."""

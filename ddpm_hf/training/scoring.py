@@ -48,7 +48,8 @@ class Scorer:
         self.images = _held_out(plan, run.eval_num_images)
         is_autoencoder = plan.system.scheduler is None
         check_kind(run.eval_metrics, "--eval_metrics", is_autoencoder)
-        draws = is_autoencoder or run.eval_steps is not None  # else only bits/dim, at the end
+        # Else only bits/dim, at the end.
+        draws = plan.system.codec.decoder is None or is_autoencoder or run.eval_steps is not None
         self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and draws]
         choice = (run.eval_extractor, self.images.name, accelerator.device, plan.config.data.cache_dir)
         self.extractor = extractor_for(self.metrics, *choice, prefix="eval_")
@@ -129,9 +130,13 @@ class Scorer:
         shown = ", ".join(_in_words(figure) for figure in figures if _is_whole(figure["name"]))
         tqdm.write(f"step {step}: {shown}{self._keep_if_best(pipeline, figures, step)}")
 
-    def measure(self, pipeline: DDPMPipeline) -> list[dict[str, Any]]:
-        """What `--eval_metrics` asks for, as entries of a report; called by every process."""
-        run, figures = self.plan.config.run, []
+    def measure(self, pipeline: DDPMPipeline, count: int | None = None) -> list[dict[str, Any]]:
+        """What `--eval_metrics` asks for, as entries of a report; called by every process.
+
+        Args:
+            count: of samples, fewer than `--eval_num_images`.
+        """
+        run, figures, count = self.plan.config.run, [], count or self.count
         calls = min(run.eval_inference_steps, self.plan.system.num_timesteps)
         if "nll" in run.eval_metrics:
             figures.append(measure_nll(pipeline, self.images, None, num_terms=calls, **self._common))
@@ -139,7 +144,7 @@ class Scorer:
             with self.accelerator.autocast():
                 samples = draw_samples(
                     pipeline,
-                    self.count,
+                    count,
                     asked=self.asked,
                     num_inference_steps=calls,
                     guidance_scale=run.preview_guidance_scale,

@@ -74,7 +74,7 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
         if finding.severity == "error":
             raise ValueError(f"{finding.what}. {finding.why}. {finding.change}")
         accelerator.print(finding)
-    is_scored = plan.images.holdout.holds_out or config.run.eval_steps is not None
+    is_scored = plan.config.run.eval_metrics and (plan.images.holdout.holds_out or config.run.eval_steps is not None)
     scorer = Scorer(plan, accelerator) if is_scored else None
     if config.run.dry_run:
         return None
