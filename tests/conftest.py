@@ -181,6 +181,42 @@ def tiny_text_pipeline():
 
 
 @pytest.fixture(scope="session")
+def tiny_latent_pipeline(tiny_text_pipeline):
+    """Makes a small untrained pipeline told captions, 16x16 RGB by way of latents of 8x8; all of it is random."""
+    import torch
+
+    from ddpm_hf import LinearDDPMScheduler
+    from ddpm_hf.models.autoencoder import new_autoencoder
+    from ddpm_hf.models.latent_unet import new_latent_unet
+    from ddpm_hf.pipelines.latent_text_to_image import LatentTextToImagePipeline
+    from ddpm_hf.systems.stable_diffusion import read_as_stock_does
+
+    def make(encoder=None, **process) -> LatentTextToImagePipeline:
+        text = tiny_text_pipeline(encoder=encoder)
+        read_as_stock_does(text.tokenizer, text.text_encoder, 77)
+        small = {"base_channels": 8, "channel_multipliers": (1, 2), "blocks_per_level": 1}
+        torch.manual_seed(0)
+        vae = new_autoencoder((16, 16), channels=3, latent_channels=4, **small)
+        torch.nn.init.normal_(vae.decoder.conv_out.weight, std=0.1)
+        unet = new_latent_unet(
+            (8, 8),
+            channels=4,
+            attention_resolutions=(4,),
+            dropout=0.1,
+            text_width=text.text_encoder.config.hidden_size,
+            **small,
+        )
+        torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+        settings = {"timestep_spacing": "linspace", "clip_sample": False, "steps_offset": 1}
+        scheduler = LinearDDPMScheduler(**settings | process)
+        pipeline = LatentTextToImagePipeline(vae, text.text_encoder, text.tokenizer, unet.eval(), scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_cascade(tiny_text_pipeline):
     """Makes a `tiny_text_pipeline` with an untrained upsampler to 16x16."""
     from diffusers import DDPMScheduler

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +60,11 @@ class SampleArguments(GuidanceArguments):
     )
     image: str | None = flag(
         help="An image as large as the model's, where only the white part of --mask_image is drawn: by the model "
-        "that was fine-tuned for inpainting, if there is one in inpainting/."
+        "that was fine-tuned for inpainting, if there is one in inpainting/. Without a mask see --strength."
+    )
+    strength: float | None = flag(
+        help="Of --image without --mask_image, for models of latents: how far to draw it anew, from 0 to 1, by "
+        "default 0.8. With a mask, how far to draw what is white, by default 1."
     )
     mask_image: str | None = flag(help="White where to draw, black where to keep --image.", aliases=("--mask",))
     device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
@@ -115,8 +120,9 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         value = getattr(arguments, argument)
         if value is not None and value < 1:
             raise ValueError(f"--{argument} must be at least 1, got {value}")
-    if (arguments.image is None) != (arguments.mask_image is None):
-        raise ValueError("--image and --mask_image must be given together")
+    for name in ("mask_image", "strength"):
+        if arguments.image is None and getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} needs --image")
     if arguments.fast and (arguments.scheduler is not None or arguments.num_inference_steps is not None):
         raise ValueError("--fast brings its own --scheduler and --num_inference_steps; leave them out")
     if pictures.interpolate is None:
@@ -145,7 +151,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         raise ValueError(f"{name} only enlarges pictures; give the folder above it, which draws them too")
     if arguments.stage == "base":
         pipeline = pipeline.alone()
-    elif arguments.image is not None:
+    elif arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
     scale = arguments.guidance_scale
     if scale is None:
@@ -181,8 +187,13 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
 
 def given_for(pipeline: DDPMPipeline, arguments: SampleArguments) -> dict[str, Image.Image]:
     """`image` and `mask_image` of the pipeline call; ValueError if they do not suit this model and sampler."""
-    given = {name: read_picture(getattr(arguments, name)) for name in ("image", "mask_image")}
-    pipeline.stages[-1].given(**given)
+    files = {name: getattr(arguments, name) for name in ("image", "mask_image")}
+    given = {name: read_picture(file) for name, file in files.items() if file is not None}
+    if "strength" in signature(pipeline.__call__).parameters:
+        given["strength"] = arguments.strength or (0.8 if arguments.mask_image is None else 1.0)
+    elif arguments.strength is not None or arguments.mask_image is None:
+        raise ValueError("--image needs --mask_image, and no --strength, but for models of latents")
+    pipeline.stages[-1].known(**given)
     return given
 
 

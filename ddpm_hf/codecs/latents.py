@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..pixels import normalize, to_images
 from ..seeds import noise_at
-from .pixels import PixelCodec
+from .pixels import Generators, PixelCodec
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +42,20 @@ class LatentCodec(PixelCodec):
         posterior = self.vae.encode(pictures).latent_dist
         return tuple(each.float().to(images.device) for each in (posterior.mean, posterior.std))
 
-    def encode(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """x_0, float32 (B, *shape), of a batch with uint8 "images"; with their "positions" one draw for each visit.
+    def encode(self, batch: Mapping[str, torch.Tensor], generator: Generators = None) -> torch.Tensor:
+        """x_0, float32 (B, *shape), of a batch with uint8 "images".
 
-        Without positions it is the mean of the posterior.
+        With their "positions" it is one draw for each visit, with a generator what it draws (as many as there are
+        generators of one picture), and else the mean of the posterior.
         """
         mean, std = self.posterior(batch["images"])
-        z = mean if "positions" not in batch else mean + std * noise_at((self.seed, "latent"), batch["positions"], std)
-        return self.vae.config.scaling_factor * z
+        if isinstance(generator, list) and len(mean) == 1:
+            mean, std = mean.expand(len(generator), -1, -1, -1), std.expand(len(generator), -1, -1, -1)
+        if generator is not None:
+            noise = randn_tensor(std.shape, generator, std.device)
+        else:
+            noise = noise_at((self.seed, "latent"), batch["positions"], std) if "positions" in batch else 0
+        return self.vae.config.scaling_factor * (mean + std * noise)
 
     @torch.no_grad()
     def decode(self, x_0: torch.Tensor) -> torch.Tensor:

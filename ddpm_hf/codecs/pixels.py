@@ -10,6 +10,9 @@ import torch
 from ..diffusion.gaussian import discretized_gaussian_log_likelihood
 from ..pixels import channels_last, normalize, to_images, to_levels
 
+# One for all images, or one per image.
+Generators = torch.Generator | list[torch.Generator] | None
+
 
 @dataclass(frozen=True)
 class PixelCodec:
@@ -31,8 +34,8 @@ class PixelCodec:
     def prepare(self, device: torch.device) -> None:
         """Compute what training needs and what takes long, on this device: nothing here."""
 
-    def encode(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """x_0, float32 (B, C, H, W), of a batch with uint8 "images", on their device."""
+    def encode(self, batch: Mapping[str, torch.Tensor], generator: Generators = None) -> torch.Tensor:
+        """x_0, float32 (B, C, H, W), of a batch with uint8 "images", on their device; a generator has no use here."""
         return normalize(batch["images"])
 
     def decode(self, x_0: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,6 @@ def latent_unet_config(
     blocks_per_level: int,
     dropout: float,
     text_width: int,
-    learned_variance: bool = False,
 ) -> dict[str, Any]:
     """The arguments of `UNet2DConditionModel`.
 
@@ -42,7 +41,7 @@ def latent_unet_config(
     return {
         "sample_size": size[0] if size[0] == size[1] else list(size),
         "in_channels": channels,
-        "out_channels": 2 * channels if learned_variance else channels,
+        "out_channels": channels,
         "block_out_channels": tuple(widths),
         "layers_per_block": blocks_per_level,
         "down_block_types": tuple(down),

@@ -98,8 +98,9 @@ class Denoising:
         guidance_rescale: float = 0.0,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
+        strength: float | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """The call of a pipeline, with arguments as in `DDPMPipeline`; `asked` as in `ask`."""
+        """The call of a pipeline, with arguments as in `DDPMPipeline`; `asked` as in `ask`, `strength` as in stock."""
         # 1. Check the arguments and turn words into what the network is told
         check_output_type(output_type)
         told, null, batch_size = self.ask(asked, guidance_scale, batch_size)
@@ -113,14 +114,19 @@ class Denoising:
         scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
         if image is not None and skip_steps is not None:
             raise ValueError(f"`skip_steps` must be left out with `image`, got {skip_steps}.")
-        skipped = self._skip(skip_steps, scheduler, latents)
+        if strength is None:
+            skipped = self._skip(skip_steps, scheduler, latents)
+        else:
+            skipped = self._skip_by_strength(strength, scheduler, image)
 
-        # 3. x_T ~ N(0, I), or the x_t given
+        # 3. x_T ~ N(0, I), or the x_t given, or what a picture and this noise make
+        known = self.known(image, mask_image, strength, generator)
         x_t = self._initial_noise(batch_size, generator, latents)
         if skip_steps is None:
             x_t = x_t * scheduler.init_noise_sigma
-        given = self.given(image, mask_image, x_t)
-        x_t = x_t if given is None else given.start(scheduler)
+        given = None
+        if known is not None:
+            given, x_t = self._given(known, x_t, scheduler, skipped, generator)
 
         # 4. x_t -> x_{t-1}, without dropout; training mode is restored
         network = self.network
@@ -222,13 +228,28 @@ class Denoising:
             scheduler.set_begin_index(skip_steps)
         return skip_steps
 
-    def given(
+    def _skip_by_strength(self, strength: float, scheduler: SchedulerMixin, image: Pictures | None) -> int:
+        """How many steps stock diffusers skips; also tells schedulers that count their own steps."""
+        if image is None:
+            raise ValueError(f"`strength` must be left out without `image`, got {strength}.")
+        steps = scheduler.num_inference_steps
+        if not 1 <= (left := int(steps * strength)) <= steps:
+            raise ValueError(f"`strength` must be at most 1 and leave one of {steps} steps, got {strength}.")
+        skipped = (steps - left) * scheduler.order
+        if skipped:
+            check_starts_midway(scheduler)
+            if hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(skipped)
+        return skipped
+
+    def known(
         self,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
-        noise: torch.Tensor | None = None,
-    ) -> Given | None:
-        """The pixels that stay as they are; None if all are drawn. Without noise it only checks the pictures.
+        strength: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """x_0 of pictures that are given, and what is drawn of it; None if there are none.
 
         Raises:
             ValueError: the pictures do not suit the model, or the sampler keeps x_t at another scale.
@@ -238,13 +259,24 @@ class Denoising:
         if self.scheduler.init_noise_sigma != 1:
             name = type(self.scheduler).__name__
             raise ValueError(f"`scheduler` must be one that keeps x_t at unit variance, such as dpm-sde, got {name}.")
-        x_0, hole = given_pixels(image, mask_image, self.image_shape, self.codec)
-        if noise is not None:
-            for name, several in (("image", x_0), ("mask_image", hole)):
-                if len(several) not in (1, len(noise)):
-                    raise ValueError(f"`{name}` must be one per image, got {len(several)} for {len(noise)} images.")
-            x_0, hole = x_0.to(noise.device), hole.to(noise.device)
-        return Given(x_0=x_0, hole=hole, noise=noise, clean=self.keeps_given_clean)
+        all_drawn = strength is not None
+        return given_pixels(image, mask_image, self.image_shape, self.codec, generator, all_drawn)
+
+    def _given(
+        self,
+        known: tuple[torch.Tensor, torch.Tensor],
+        noise: torch.Tensor,
+        scheduler: SchedulerMixin,
+        skipped: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> tuple[Given, torch.Tensor]:
+        """What stays as it is, and x_t after so many steps."""
+        for name, several in zip(("image", "mask_image"), known, strict=True):
+            if len(several) not in (1, len(noise)):
+                raise ValueError(f"`{name}` must be one per image, got {len(several)} for {len(noise)} images.")
+        x_0, hole = (each.to(noise.device) for each in known)
+        given = Given(x_0=x_0, hole=hole, noise=noise, clean=self.keeps_given_clean)
+        return given, given.start(scheduler, skipped)
 
     def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
         """x_T of shape (B, C, H, W); in float32 even with half-precision weights."""

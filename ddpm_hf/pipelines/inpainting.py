@@ -1,4 +1,4 @@
-"""Inpainting: drawing what is missing around pixels that are given."""
+"""Drawing what is missing around pixels that are given, or drawing all of them anew from noise that leaves a part."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Pictures = Image.Image | Sequence[Image.Image]
 
 @dataclass(frozen=True)
 class Given:
-    """Pixels that stay as they are while the others are drawn.
+    """Pixels that stay as they are while the others are drawn, starting from a picture.
 
     Attributes:
         x_0: of the pictures, (1 or B, C, H, W).
@@ -34,9 +34,9 @@ class Given:
     noise: torch.Tensor
     clean: bool
 
-    def start(self, scheduler: SchedulerMixin) -> torch.Tensor:
-        """x_t at the first timestep."""
-        return self.keep(self._noisy(scheduler, 0), scheduler, 0)
+    def start(self, scheduler: SchedulerMixin, calls: int = 0) -> torch.Tensor:
+        """x_t where so many network calls are left out."""
+        return self.keep(self._noisy(scheduler, calls), scheduler, calls)
 
     def keep(self, x_t: torch.Tensor, scheduler: SchedulerMixin, calls: int) -> torch.Tensor:
         """x_t with the given pixels as they are after so many network calls; at the end exactly the picture's."""
@@ -49,7 +49,12 @@ class Given:
 
 
 def given_pixels(
-    image: Pictures | None, mask_image: Pictures | None, shape: tuple[int, int, int], codec: PixelCodec
+    image: Pictures | None,
+    mask_image: Pictures | None,
+    shape: tuple[int, int, int],
+    codec: PixelCodec,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    all_drawn: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Given.x_0` and `Given.hole`.
 
@@ -57,11 +62,15 @@ def given_pixels(
         image: in any mode; converted to the model's channels.
         mask_image: white (at least 128 of 255) where to draw.
         shape: (channels, height, width) of the model's pictures.
+        generator: of a codec that draws.
+        all_drawn: whether the mask may be left out, for white everywhere.
 
     Raises:
         ValueError: one of them has another size, or a mask has no white pixel.
     """
     channels, height, width = shape
+    if all_drawn and mask_image is None:
+        mask_image = Image.new("L", (width, height), 255)
     for name, pictures in (("image", image), ("mask_image", mask_image)):
         for picture in _listed(pictures) or [None]:
             is_picture = isinstance(picture, Image.Image)
@@ -71,7 +80,7 @@ def given_pixels(
     hole = _pixels(mask_image, 1) >= 128
     if not hole.flatten(1).any(1).all():
         raise ValueError("`mask_image` must be white where to draw, got one without white pixels.")
-    x_0 = codec.encode({"images": _pixels(image, channels)})
+    x_0 = codec.encode({"images": _pixels(image, channels)}, generator)
     # Where x_0 is smaller than the picture, all of it that white pixels are part of is drawn.
     return x_0, adaptive_max_pool2d(hole.float(), x_0.shape[2:]) > 0
 

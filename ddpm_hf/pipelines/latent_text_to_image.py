@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..codecs.latents import LatentCodec
 from ..conditions.prompt import as_it_is
-from ..diffusion.process import LEARNED_VARIANCES
-from .inpainting import Pictures
+from .inpainting import Given, Pictures
 from .quiet import quietly
 from .text_to_image import TextDenoising
 
@@ -65,9 +65,8 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
 
     @property
     def outputs(self) -> int:
-        """Channels that the network must have for stock's call."""
-        learns_variance = self.scheduler.config.get("variance_type") in LEARNED_VARIANCES
-        return self.unet.config.in_channels * (2 if learns_variance else 1)
+        """Channels that the network must have: of a learned variance stock's calls would guide the variance too."""
+        return self.unet.config.in_channels
 
     def check_parts(self) -> None:
         """As `TextDenoising`, for the autoencoder too."""
@@ -105,6 +104,7 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
         skip_steps: int | None = None,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
+        strength: float | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
@@ -117,11 +117,15 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
             batch_size: how often to draw a single prompt.
             latents: x_T, standard normal, (B, c, h, w), instead of drawing it.
             image, mask_image: as in `DDPMPipeline`, as are all other arguments. What is drawn of the latents is all
-                that a white pixel is part of.
+                that a white pixel is part of; without a mask all of them.
+            strength: how far to draw it anew: the share of the steps that is left, from noise with as much of the
+                image in it as is then usual. By default 1 with a mask, else 0.8.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
+        if strength is None and image is not None:
+            strength = 0.8 if mask_image is None else 1.0
         return self._draw(
             {"prompt": prompt, "negative_prompt": negative_prompt},
             batch_size,
@@ -137,4 +141,21 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
             guidance_rescale,
             image,
             mask_image,
+            strength,
         )
+
+    def _given(
+        self,
+        known: tuple[torch.Tensor, torch.Tensor],
+        noise: torch.Tensor,
+        scheduler: SchedulerMixin,
+        skipped: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> tuple[Given, torch.Tensor]:
+        """As in stock `StableDiffusionImg2ImgPipeline` and `StableDiffusionInpaintPipeline`."""
+        given, x_t = super()._given(known, noise, scheduler, skipped, generator)
+        if given.hole.all():
+            return given, x_t
+        # It also draws a latent of the picture with its hole, which only networks of nine channels are told.
+        randn_tensor(noise.shape, generator, noise.device)
+        return given, x_t if skipped else noise

@@ -243,7 +243,7 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         """
         check_output_type(output_type)
         given = {"image": image, "mask_image": mask_image} if image is not None or mask_image is not None else {}
-        self.stages[-1].given(**given)
+        self.stages[-1].known(**given)
         drawn = self._draw(
             {"prompt": prompt, "negative_prompt": negative_prompt},
             batch_size,

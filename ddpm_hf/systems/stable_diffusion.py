@@ -118,6 +118,11 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
     config = filled(config, preset, unet_config, start)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
+    if config.process.variance_type in LEARNED_VARIANCES:
+        raise ValueError(
+            "--variance_type must be fixed_small or fixed_large for --system stable-diffusion, whose stock pipelines "
+            f"would guide a learned variance, got {config.process.variance_type}"
+        )
     build_loss(config, build_scheduler(config, start))  # what is wrong with them is said before the first stage trains
     return config
 
@@ -133,7 +138,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
     shape = vae.config.latent_channels, *(side // factor_of(vae.config) for side in images.shape[1:])
     scheduler, learned = _scheduler(config, start), config.model.text_encoder == "train"
     if start is None:
-        _read_as_stock_does(*text, config.model.text_length)
+        read_as_stock_does(*text, config.model.text_length)
         check_size(lambda: [_unet(config, shape, text_encoder.config.hidden_size)])
         unet = _unet(config, shape, text_encoder.config.hidden_size)
     else:
@@ -144,8 +149,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
         encoder = network.text_encoder if learned else on(device, text_encoder)
         return LatentTextToImagePipeline(on(device, vae), encoder, tokenizer, network.unet, scheduler)
 
-    learns_variance = config.process.variance_type in LEARNED_VARIANCES
-    network = TextDenoiser(unet, text_encoder if learned else None, learns_variance)
+    network = TextDenoiser(unet, text_encoder if learned else None, learns_variance=False)
     finished = pipeline(network)
     check_parts(finished, "--text_encoder" if config.model.vae is None else "--vae or --text_encoder")
     prompt, facts = build_prompt(config, images, text, **finished.about_prompt)
@@ -167,7 +171,7 @@ def _scheduler(config: Config, start: LatentTextToImagePipeline | None) -> Linea
     return LinearDDPMScheduler.from_config(build_scheduler(config, start).config, clip_sample=False, steps_offset=1)
 
 
-def _read_as_stock_does(tokenizer: PreTrainedTokenizerFast, text_encoder: PreTrainedModel, length: int) -> None:
+def read_as_stock_does(tokenizer: PreTrainedTokenizerFast, text_encoder: PreTrainedModel, length: int) -> None:
     """The length of captions, and, but for CLIP, which never had it, a mask of their padding: stock's
     `StableDiffusionPipeline` finds both in the saved files."""
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
@@ -183,7 +187,6 @@ def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> UNet2
             channels=shape[0],
             dropout=config.model.dropout,
             text_width=text_width,
-            learned_variance=config.process.variance_type in LEARNED_VARIANCES,
             **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
         )
 
