@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion with random weights: a pipeline of diffusers with other parts than a DDPM."""
+"""A tiny Stable Diffusion with random weights, as stock diffusers makes one."""
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -6,26 +6,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ddpm_hf import LinearDDPMScheduler
-from ddpm_hf.hub.tasks import TASKS
-from ddpm_hf.pipelines.loading import PIPELINES
 
 COMPONENTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
-
-
-class CheckedStableDiffusion(StableDiffusionPipeline):
-    def check_parts(self) -> None:
-        width, wanted = self.text_encoder.config.hidden_size, self.unet.config.cross_attention_dim
-        if width != wanted:
-            raise ValueError(f"text_encoder must have width {wanted}, as the unet wants, got {width}")
-
-
-CheckedStableDiffusion.__name__ = StableDiffusionPipeline.__name__  # an index names stock's class
-
-
-TABLES = (
-    (PIPELINES, CheckedStableDiffusion),
-    (TASKS, ("text-to-image", lambda folder: {"tags": ["stable-diffusion"]})),
-)
 
 
 def make_pipeline(width: int = 16) -> StableDiffusionPipeline:

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN
 from safetensors.torch import load_file
-from stable_diffusion import COMPONENTS, TABLES, make_pipeline
+from stable_diffusion import COMPONENTS, make_pipeline
 
 from ddpm_hf import make_portable
 from ddpm_hf.hub.card import write_card
@@ -17,8 +17,6 @@ from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
 from ddpm_hf.pipelines.fingerprint import weights_fingerprint
 from ddpm_hf.pipelines.loading import load_pipeline
-
-KIND = "StableDiffusionPipeline"
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +27,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(saved, tmp_path, monkeypatch):
-    """A folder of the pipeline, whose class is in the tables during this test."""
-    for table, entry in TABLES:
-        monkeypatch.setitem(table, KIND, entry)
+def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
 
 
@@ -62,7 +57,7 @@ def test_the_page_has_what_was_saved_and_no_pickles_or_code(folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     card = ModelCard.load(write_card(folder, "alice/tiny"))
-    assert card.data.pipeline_tag == "text-to-image" and card.data.tags == ["stable-diffusion"]
+    assert card.data.pipeline_tag == "text-to-image" and "stable-diffusion" in card.data.tags
     assert "diffusion probabilistic model" not in card.text and "## Limits" in card.text
     assert page_files(ModelFolder.read(folder)).keys() == there | {"README.md"}
     (folder / "text_encoder" / "model.safetensors").unlink()
@@ -76,7 +71,7 @@ def test_the_page_has_what_was_saved_and_no_pickles_or_code(folder):
         ({"vae": [None, None]}, "has no vae in model_index.json"),
         ({"prior": ["diffusers", "PriorTransformer"]}, "has a prior in model_index.json, which no StableDiff"),
         ({"tokenizer": ["evil", "Tokenizer"]}, "tokenizer is Tokenizer from 'evil'"),
-        ({"_class_name": "Cascade"}, "must be a DDPMPipeline or IFPipeline or IFSuper.*usionPipeline, got Cascade"),
+        ({"_class_name": "Cascade"}, "must be a DDPMPipeline or IFPipeline or .*usionPipeline or .*, got Cascade"),
     ],
 )
 def test_an_index_with_other_components_than_its_class_is_refused(folder, changes, words):
@@ -95,7 +90,7 @@ def test_a_component_without_files_is_named(folder):
 
 def test_parts_of_different_widths_are_refused(folder):
     make_pipeline(width=24).save_pretrained(folder)
-    with pytest.raises(ValueError, match="do not fit each other: text_encoder must have width 24"):
+    with pytest.raises(ValueError, match="do not fit each other: text_encoder must have states of 24 channels"):
         load_pipeline(str(folder))
 
 
@@ -118,14 +113,11 @@ def test_a_page_takes_another_kind_of_model(saved, tiny_pipeline, tmp_path, hub,
     del sys.modules["ddpm_hf"]
     import torch
     from diffusers import StableDiffusionPipeline
-    from stable_diffusion import TABLES
     from ddpm_hf import make_portable
     from ddpm_hf.hub.access import open_page
     from ddpm_hf.hub.card import write_card
     from ddpm_hf.hub.push import push
 
-    for table, entry in TABLES:
-        table[{KIND!r}] = entry
     page = open_page("tiny", private=False, license=None, token_file=None)
     shutil.copytree({str(saved)!r}, "model")
     for folder in (make_portable("model"), {str(tmp_path / "ddpm")!r}):

@@ -299,7 +299,7 @@ def pages_of_others(published, hub, tiny_cascade, tmp_path_factory):
     hub.create("alice/words")
     hub.commit("alice/words", {name: path.read_bytes() for name, path in files.items()})
     # Two that are no DDPM for us: another pipeline, and one that wants its own code to be run.
-    for name, class_name in (("other", "StableDiffusionPipeline"), ("evil", ["pipeline", "Evil"])):
+    for name, class_name in (("other", "LDMPipeline"), ("evil", ["pipeline", "Evil"])):
         index = {"_class_name": class_name, "unet": ["diffusers", "UNet2DModel"]}
         index["scheduler"] = ["diffusers", "DDPMScheduler"]
         hub.create(f"alice/{name}")
@@ -468,7 +468,7 @@ def test_a_model_with_an_upsampler_draws_large_pictures_from_its_page(stranger, 
 def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):
     other, _, evil, untrusted, *nothing = user["refused"]
     assert "'alice/other' must be a DDPMPipeline or IFPipeline or " in other
-    assert "got StableDiffusionPipeline" in other
+    assert "got LDMPipeline" in other
     assert "'alice/evil' requires code" in evil and "Evil from 'pipeline'" in evil
     assert "trust_remote_code" in untrusted and not user["trace"]
     assert len(nothing) == 2 and "cannot load pipeline 'alice/nothing' from a folder or the Hub" in nothing[0]

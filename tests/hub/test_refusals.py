@@ -65,8 +65,8 @@ def test_a_config_of_another_class_is_refused_by_name(folder):
         ({"unet": ["evil", "EvilUNet"]}, "unet is EvilUNet from 'evil'"),
         ({"scheduler": ["evil", "EvilScheduler"]}, "scheduler is EvilScheduler from 'evil'"),
         (
-            {"_class_name": "StableDiffusionPipeline"},
-            "must be a DDPMPipeline or .*IFSuperResolutionPipeline.*, got StableDiffusionPipeline",
+            {"_class_name": "LDMPipeline"},
+            "must be a DDPMPipeline or .*IFSuperResolutionPipeline.*, got LDMPipeline",
         ),
         ({"unet": None}, "no unet"),
         ({"vae": ["diffusers", "AutoencoderKL"]}, "has a vae in model_index.json, which no DDPMPipeline has"),
