@@ -123,6 +123,8 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
     for name in ("mask_image", "strength"):
         if arguments.image is None and getattr(arguments, name) is not None:
             raise ValueError(f"--{name} needs --image")
+    if arguments.strength is not None and not 0 < arguments.strength <= 1:
+        raise ValueError(f"--strength must be above 0 and at most 1, got {arguments.strength:g}")
     if arguments.fast and (arguments.scheduler is not None or arguments.num_inference_steps is not None):
         raise ValueError("--fast brings its own --scheduler and --num_inference_steps; leave them out")
     if pictures.interpolate is None:

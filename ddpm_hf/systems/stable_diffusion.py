@@ -5,6 +5,7 @@ It differs from the paper in the text encoder, which by default is a small one l
 can be named), and in the latents, whose channels are standardised one by one in the autoencoder itself.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,15 @@ from .text import build_prompt, build_text, check_parts, on, with_dropout
 
 def find_autoencoder(config: Config) -> dict[str, Any] | None:
     """The configuration of the autoencoder that makes the latents, with the arguments of `from_pretrained` that load
-    it; None for a dry run before it has been trained.
+    it; None if it has not been trained yet.
 
     Raises:
-        ValueError: there is none, or it is no `AutoencoderKL`.
+        ValueError: it is no `AutoencoderKL`.
     """
     name, folder = config.model.vae, Path(config.run.output_dir, AUTOENCODER_FOLDER)
     if name is None:
         if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
-            if config.run.dry_run:
-                return None
-            raise ValueError(
-                f"--stage unet needs a finished autoencoder in {folder}; train it with --stage autoencoder, or name "
-                "one with --vae"
-            )
+            return None
         name = str(folder)
     for subfolder in ("vae", ""):
         try:
@@ -79,14 +75,18 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
             vae = AutoencoderKL.from_pretrained(**where, torch_dtype=torch.float32, use_safetensors=True)
         except OSError as problem:
             raise ValueError(f"--vae must have weights as safetensors, got {config.model.vae}: {problem}") from None
-    channels, *size = images.shape
-    if vae.config.in_channels != channels:
-        raise ValueError(
-            f"the autoencoder has {vae.config.in_channels} channels and the images have {channels}; --channels "
-            f"{vae.config.in_channels} converts the images"
-        )
-    check_divides(factor_of(vae.config), config.data.resolution)
+    _check_pictures(vae.config, images.shape[0], config.data.resolution)
     return vae.eval().requires_grad_(False)
+
+
+def _check_pictures(vae_config: Mapping[str, Any], channels: int, resolution: str) -> None:
+    """Raises ValueError for pictures that an autoencoder of this configuration cannot take."""
+    if vae_config["in_channels"] != channels:
+        raise ValueError(
+            f"--channels must be {vae_config['in_channels']} for this autoencoder, got {channels}, which is what the "
+            "images have or was given"
+        )
+    check_divides(factor_of(vae_config), resolution)
 
 
 # The diffusion
@@ -95,8 +95,12 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
 def start_of_unet(config: Config) -> LatentTextToImagePipeline | None:
     """The model given to start from, if there is one; ValueError if there is no autoencoder either."""
     start = init_from(config)
-    if start is None:
-        find_autoencoder(config)
+    if start is None and find_autoencoder(config) is None and not config.run.dry_run:
+        folder = Path(config.run.output_dir, AUTOENCODER_FOLDER)
+        raise ValueError(
+            f"--stage unet needs a finished autoencoder in {folder}; train it with --stage autoencoder, or name one "
+            "with --vae"
+        )
     return start
 
 
@@ -110,11 +114,19 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
     if config.data.is_bundled:
         config = config.filled({"eval_metrics": ["prompt"]})
     config = config.filled({"eval_metrics": ["frechet"] if config.run.eval_extractor else []})
+    if "nll" in config.run.eval_metrics:
+        raise ValueError("--eval_metrics nll needs a model of pixels: latents have no bits/dim")
     if config.run.eval_steps is not None and not config.run.eval_metrics:
         raise ValueError(
             "--eval_steps needs --eval_metrics, such as clip, or --eval_extractor for --system stable-diffusion: "
             "latents have no bits/dim"
         )
+    found = find_autoencoder(config) if start is None else None
+    if found is not None:
+        size = found["sample_size"]
+        resolution = str(size) if isinstance(size, int) else "x".join(map(str, size))
+        config = config.filled({"channels": found["in_channels"], "resolution": resolution})
+        _check_pictures(found, config.data.channels, config.data.resolution)
     config = filled(config, preset, unet_config, start)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})

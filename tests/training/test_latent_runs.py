@@ -1,0 +1,206 @@
+"""Latent diffusion: both stages by one command that is killed, what they leave, and what cannot be trained."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from diffusers.training_utils import compute_snr
+from PIL import Image
+from running import TINY, forget_accelerator, load_script
+from safetensors.torch import load_file
+from texts import write_encoder
+
+from ddpm_hf.cli.parser import parse_training_arguments
+from ddpm_hf.conditions.condition import tell
+from ddpm_hf.diffusion.losses import DiffusionLoss
+from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.hub.push import page_files
+from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.systems.plan import Plan, make_plan, stages_of
+from ddpm_hf.training.device import make_accelerator
+from ddpm_hf.training.loop import Trainer
+from ddpm_hf.training.start import train
+
+FLAGS = [
+    *("--system", "stable-diffusion", "--init_caption_from_labels", "a {}", "--holdout", "4"),
+    *("--num_train_timesteps", "40", "--checkpointing_steps", "2", "--latent_channels", "4"),
+]
+WEIGHTS = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
+
+
+def settings(images, out, *flags: str):
+    forget_accelerator()
+    if "--text_encoder" not in flags:
+        flags = (*flags, "--text_width", "64", "--text_layers", "1")
+    return parse_training_arguments(["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *flags])
+
+
+def plan_of(images, out, *flags: str) -> Plan:
+    config = settings(images, out, *flags)
+    return make_plan(config, make_accelerator(config), stages_of(config)[-1])
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder, tmp_path_factory):
+    """8x8 in latents of 4x4, in float32; killed after the third step of the second stage."""
+    out, report = tmp_path_factory.mktemp("latent") / "out", Trainer._report
+
+    def stop_there(trainer):
+        if (trainer.output.path, trainer.step) == (out, 3):
+            raise KeyboardInterrupt
+        report(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_report", stop_there)
+        train(settings(image_folder, out))
+    train(settings(image_folder, out))
+    return out
+
+
+def test_a_killed_run_ends_with_the_bits_of_two_commands(trained, image_folder, tmp_path):
+    for stage in ("autoencoder", "unet"):
+        train(settings(image_folder, tmp_path / "apart", "--stage", stage))
+    for name in WEIGHTS:
+        ours, apart = (load_file(folder / f"{name}.safetensors") for folder in (trained, tmp_path / "apart"))
+        assert ours.keys() == apart.keys() and all(torch.equal(weight, apart[key]) for key, weight in ours.items())
+    vae, kept = (load_file(folder / f"{WEIGHTS[2]}.safetensors") for folder in (trained / "autoencoder", trained))
+    assert all(torch.equal(weight, kept[key]) for key, weight in vae.items()), "as its own stage left it"
+
+
+def test_what_it_leaves(trained, capsys):
+    model = ModelFolder.read(trained)
+    assert model.summary["status"] == "finished" and model.summary["autoencoder"].startswith("one with the hash")
+    pipe = StableDiffusionPipeline.from_pretrained(trained)
+    assert not any("ddpm_hf" in (trained / name).read_text() for name in ("model_index.json", "unet/config.json"))
+    assert pipe.tokenizer("A CAT").input_ids == pipe.tokenizer("a cat").input_ids
+    card = (trained / "README.md").read_text()
+    assert "works on latents of 4x4" in card and 'StableDiffusionPipeline.from_pretrained(".")' in card
+    assert "### Its autoencoder" in card and "| psnr |" in card and "cut to 77 tokens" in card
+    files = page_files(model).keys()
+    assert {f"{name}.safetensors" for name in WEIGHTS} <= files
+    assert not any(name.startswith("autoencoder") for name in files), "it is in vae/"
+
+
+def test_a_step_is_that_of_the_example_of_stock(trained, image_folder, tmp_path):
+    """examples/text_to_image/train_text_to_image.py of diffusers, with its `--snr_gamma` and without."""
+    plan = plan_of(image_folder, tmp_path / "new", "--vae", str(trained), "--prediction_type", "epsilon")
+    batch = next(plan.images.batches([range(4)])) | {"positions": range(4)}
+    system, noise = plan.system, torch.randn((4, 4, 4, 4), generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(system.network.unet.conv_out.weight, std=0.1)
+    timesteps, x_0 = torch.tensor([0, 7, 20, 39]), system.codec.encode(batch)
+    told = tell(system.conditions, batch)
+    stock = DDPMScheduler.from_config(system.scheduler.config)
+    noisy = stock.add_noise(x_0, noise, timesteps)
+    states = system.network.text_encoder(told["input_ids"], told["attention_mask"])[0]
+    predicted = system.network.unet(noisy, timesteps, states).sample
+    each = (predicted - noise).square().mean((1, 2, 3))
+    snr = compute_snr(stock, timesteps)
+    for weighting, weights in (("none", torch.ones(4)), ("min_snr", snr.clamp(max=5.0) / snr)):
+        losses = DiffusionLoss(system.scheduler, "simple", weighting)(system.network, x_0, noise, timesteps, **told)
+        torch.testing.assert_close(losses, each * weights, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_parts_are_kept_as_they_are_and_a_model_can_be_trained_on(trained, image_folder, tmp_path):
+    encoder, out = write_encoder(tmp_path / "clip", "clip"), tmp_path / "out"
+    flags = ("--vae", str(trained / "autoencoder"), "--text_encoder", encoder, "--cache_dir", str(tmp_path / "cache"))
+    train(settings(image_folder, out, *flags))
+    assert not (out / "autoencoder").exists()
+    for given, saved in ((trained / "vae", out / "vae"), (tmp_path / "clip", out / "text_encoder")):
+        before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (given, saved))
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert "(`clip`)" in (out / "README.md").read_text()
+
+    forget_accelerator()
+    arguments = ["--train_data_dir", str(image_folder), "--init_caption_from_labels", "a {}", "--holdout", "4"]
+    arguments += ["--system", "stable-diffusion", "--init_from", str(out), "--text_encoder", "frozen"]
+    config = parse_training_arguments([*arguments, "--train_batch_size", "4"])
+    plan = make_plan(config, make_accelerator(config), *stages_of(config))
+    weights = load_file(out / f"{WEIGHTS[0]}.safetensors")
+    assert all(torch.equal(weights[key], value) for key, value in plan.system.network.unet.state_dict().items())
+    assert plan.config.data.resolution == "8" and plan.config.process.prediction_type == "v_prediction"
+
+
+def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    Image.fromarray(np.tril(np.full((8, 8), 255, np.uint8))).save(tmp_path / "mask.png")
+    call = ["--prompt", "a cat", "--num_images", "2", "--num_inference_steps", "4", "--seed", "3"]
+    photo = ["--image", str(tmp_path / "photo.png")]
+    drawn = {}
+    for name, more in (
+        ("words", []),
+        ("anew", [*photo, "--strength", "0.5"]),
+        ("usual", photo),
+        ("part", [*photo, "--mask", str(tmp_path / "mask.png")]),
+    ):
+        forget_accelerator()
+        load_script("sample.py").main([str(trained), *call, *more, "--output_dir", str(tmp_path / name)])
+        drawn[name] = np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / name).glob("*.png"))])
+    assert drawn["words"].shape == (2, 8, 8, 3)
+    assert len({images.tobytes() for images in drawn.values()}) == 4
+    for more, words in (
+        (["--strength", "0.5"], "--strength needs --image"),
+        ([*photo, "--strength", "2"], "--strength must be above 0 and at most 1, got 2"),
+    ):
+        capsys.readouterr()
+        forget_accelerator()
+        with pytest.raises(SystemExit):
+            load_script("sample.py").main([str(trained), *call, *more, "--output_dir", str(tmp_path / "bad")])
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            "--stage unet",
+            "--stage unet needs a finished autoencoder in .*autoencoder; train it with --stage a.*--vae",
+        ),
+        ("--vae {images}", "--vae must be a folder or Hub name with an AutoencoderKL, or with one in its vae/, got "),
+        ("--vae {trained}/unet", "--vae must be a folder or Hub name with an AutoencoderKL"),
+        ("--stage autoencoder --vae {trained}", "--vae .* takes the place of --stage autoencoder; leave one out"),
+        ("--init_from {trained} --vae {trained}", "--init_from .* excludes --vae"),
+        ("--vae {trained} --resolution 9", "--resolution must be a multiple of 2, .* got 9; the nearest is 8"),
+        (
+            "--vae {trained} --channels 1",
+            "--channels must be 3 for this autoencoder, got 1",
+        ),
+        (
+            "--variance_type learned_range",
+            "--variance_type must be fixed_small or fixed_large for --system stable-",
+        ),
+        ("--preset vae-digits --vae {trained}", "--preset vae-digits is for --stage autoencoder alone"),
+        ("--condition_dropout 0", "--condition_dropout must be above 0 for --system stable-diffusion"),
+        ("--eval_steps 2 --vae {trained}", "--eval_steps needs --eval_metrics, such as clip"),
+        ("--vae {trained} --eval_metrics nll", "--eval_metrics nll needs a model of pixels"),
+        ("--stage base", "--stage must be among autoencoder, unet for --system stable-diffusion, got base"),
+        ("--text_length 1", "--text_length must be at least 2"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(trained, image_folder, tmp_path, capsys, flags, words):
+    flags = flags.format(trained=trained, images=image_folder).split()
+    shape = [] if "--preset" in flags else TINY
+    arguments = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "out"), *shape, *FLAGS, *flags]
+    forget_accelerator()
+    with pytest.raises(SystemExit) as end:
+        load_script("train.py").main(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and re.search(words, said) and said.count("\n") == 1, said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_does_not_go_on_with_another_autoencoder(trained, image_folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    summary = json.loads((out / "training_summary.json").read_text())
+    (out / "training_summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    vae = AutoencoderKL.from_pretrained(out / "autoencoder" / "vae")
+    torch.nn.init.zeros_(vae.encoder.conv_out.bias)
+    vae.save_pretrained(out / "autoencoder" / "vae")
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(autoencoder: one with the hash"):
+        train(settings(image_folder, out, "--stage", "unet"))
+    assert load_pipeline(str(out)).image_shape == (3, 8, 8)
