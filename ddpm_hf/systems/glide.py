@@ -55,7 +55,7 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
         return TextToImagePipeline(tokenizer, encoder, network.unet, scheduler, None, None, None)
 
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
-    network = TextDenoiser(unet, text_encoder if learned else None, learns_variance)
+    network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=learns_variance)
     if not learned:
         check_parts(pipeline(network), f"--text_encoder {config.model.text_encoder}")
     prompt, facts = build_prompt(config, images, text, length=CAPTION_LENGTH)
@@ -189,7 +189,7 @@ def build_upsampler(config: Config, images: TrainingImages, base: TextToImagePip
     return System(
         codec=PixelCodec(images.shape),
         conditions=[prompt, replace(picture, examples=list(picture.reduced(shown["images"])))],
-        network=UpsamplingDenoiser(unet, text_encoder.requires_grad_(False), learns_variance),
+        network=UpsamplingDenoiser(unet, text_encoder.requires_grad_(False), all_outputs=learns_variance),
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=lambda network: UpsamplingPipeline(
