@@ -112,6 +112,10 @@ class ModelArguments:
     )
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
+    text_warmup_steps: int | None = flag(
+        help="Steps of 64 captions in which a learned text encoder is taught the captions' wordings before the U-Net "
+        "is trained; 0 for none."
+    )
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     upsampling: int | None = flag(
         help="Factor by which glide's upsampler enlarges. --resolution is that of the small pictures. By default 2 in "
