@@ -19,7 +19,8 @@ from ddpm_hf.pipelines.loading import load_pipeline
 CAPTIONS = ("a red apple", "ein grüner Käse", "🍎 りんご", "")
 # All that is random in a step, and no network dropout, which differs by process.
 RUN = (
-    "--system glide --stage base --text_width 64 --text_layers 1 --max_train_steps 18 --learning_rate 1e-4 "
+    "--system glide --stage base --text_width 64 --text_layers 1 --text_warmup_steps 2 "
+    "--max_train_steps 18 --learning_rate 1e-4 "
     "--dropout 0 --condition_dropout 0.5 --random_flip --num_train_timesteps 4 --checkpointing_steps 3"
 ).split()
 
