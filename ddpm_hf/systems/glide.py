@@ -207,7 +207,7 @@ def start_of_inpainting(config: Config) -> TextToImagePipeline | None:
 def resolve_inpainting(config: Config, base: TextToImagePipeline | None) -> Config:
     """The settings of the fine-tuning with every one filled in; as `resolve`, with the base's architecture."""
     if base is not None and config.model.init_from is None:
-        names = (*ARCHITECTURE_FLAGS, "text_width", "text_layers")
+        names = (*ARCHITECTURE_FLAGS, "text_width", "text_layers", "text_warmup_steps")
         there, flags = ModelFolder.read(Path(config.run.output_dir).parent).settings, config.flags()
         for name in names:
             if flags[name] not in (None, there.get(name)):
