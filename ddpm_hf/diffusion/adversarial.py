@@ -47,7 +47,7 @@ class AdversarialTerm:
 
 
 def adaptive_weight(error: torch.Tensor, adversarial: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """lambda = |grad L_rec| / (|grad L_adv| + 1e-6), at most 1e4: eq. 7 of Esser et al. 2021, without gradient.
+    """lambda = |grad L_rec| / (|grad L_adv| + 1e-6): eq. 7 of Esser et al. 2021, at most 1e4 as in their code.
 
     The gradients are those of the whole batch, so that all processes have the same lambda.
 

@@ -38,10 +38,10 @@ VAE_DIGITS = Preset(
     },
 )
 
-# f = 8, c = 4 of Rombach et al. 2022, which Stable Diffusion took over. Their code, github.com/CompVis/latent-diffusion
-# (configs/autoencoder/autoencoder_kl_32x32x4.yaml, ldm/models/autoencoder.py), has this learning rate, 4.5e-6 times the
-# batch, these averages of Adam, L1 and LPIPS, and a discriminator of this weight from this step on. It adds up the
-# gradients of two such batches and clips none.
+# f = 8, c = 4 of Rombach et al. 2022, which Stable Diffusion took over. Their code,
+# github.com/CompVis/latent-diffusion, has this learning rate, 4.5e-6 times the batch, L1 and LPIPS, a discriminator of
+# this weight from this step on (configs/autoencoder/autoencoder_kl_32x32x4.yaml), and these averages of Adam
+# (ldm/models/autoencoder.py). It adds up the gradients of two such batches and clips none.
 VAE_F8 = Preset(
     description="autoencoder of Rombach et al. 2022 and Stable Diffusion, 256x256 to 32x32x4: 83.7 M parameters",
     system="stable-diffusion",

@@ -7,12 +7,12 @@ LEAST_SIDE = 24  # of a picture, which gives it a single number
 
 
 class PatchDiscriminator(nn.Sequential):
-    """How real each patch of 70x70 pixels looks: (B, C, H, W) -> (B, 1, H // 8 - 2, W // 8 - 2), high for a real one.
+    """How real each patch looks: (B, C, H, W) -> (B, 1, H // 8 - 2, W // 8 - 2), high for a real one.
 
-    Layers, widths and initial weights are those of Isola et al. 2017, sections 6.1.2 and 6.2, which the code of Esser
-    et al. 2021 (arXiv 2012.09841) and Rombach et al. 2022 took over (`NLayerDiscriminator`). They normalise over the
-    batch; here the features of each picture are normalised in 32 groups, so that what is said of it depends neither on
-    the others nor on how processes share them.
+    The convolutions see 70x70 pixels. Layers, widths and initial weights are those of Isola et al. 2017 (6.1.2, 6.2),
+    which the code of Esser et al. 2021 (arXiv 2012.09841) and Rombach et al. 2022 took over (`NLayerDiscriminator`).
+    They normalise over the batch; here the features of each picture are normalised in 32 groups, so that what is said
+    of it depends neither on the others nor on how processes share them.
 
     Args:
         channels: of the pictures, whose sides are at least `LEAST_SIDE`.
