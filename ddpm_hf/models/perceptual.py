@@ -17,7 +17,7 @@ class LPIPS:
             import lpips
             from torchvision.models import VGG16_Weights
         except (ImportError, RuntimeError) as problem:  # the latter if torchvision was built for another torch
-            self._refuse("pip install 'ddpm-hf[perceptual]'", problem)
+            self._refuse("pip install lpips torchvision", problem)
         url = VGG16_Weights.IMAGENET1K_V1.url
         try:
             # The package unpickles arbitrary objects; this fails unless the file holds only tensors.

@@ -26,7 +26,7 @@ _ON_CPU = {False: 1.8, True: 2.3}
 class Forecast:
     """Bytes that one process needs for training, and the operations of a step of all processes together.
 
-    Libraries, decoded images in the file cache, frozen text encoders, and previews are not included.
+    Libraries, decoded images in the file cache, what is frozen (text encoders, LPIPS) and previews are not included.
 
     Attributes:
         parameters, gradients, optimizer, ema: float32 weights, their gradients with the buckets of

@@ -1,6 +1,7 @@
 """The autoencoder of latent diffusion: a run that is killed, what it leaves, and what evaluate.py says of it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -134,8 +135,8 @@ def test_two_processes_train_as_one(killed, judged, image_folder, tmp_path, on_t
         for name in ("model", "ema"):
             first, second = (load_file(run / f"checkpoint-6/{name}.safetensors") for run in (one, out / "autoencoder"))
             assert first.keys() == second.keys()
-            for weight in first:
-                torch.testing.assert_close(first[weight], second[weight], atol=1e-5, rtol=1e-5)
+            for weight in first:  # they differ by 6e-3 when each process weighs the discriminator by its own gradients
+                torch.testing.assert_close(first[weight], second[weight], atol=1e-4, rtol=0)
 
 
 def test_stock_diffusers_finds_latents_of_unit_variance(killed, stock, image_folder, tmp_path):
@@ -217,12 +218,13 @@ def test_what_is_measured(killed, stock, image_folder, tmp_path, capsys):
         ),
         (
             "--resolution 16 --perceptual lpips",
-            r"--perceptual lpips needs pip install 'ddpm-hf\[perceptual\]', or --perceptual none to do without \(",
+            r"--perceptual lpips needs pip install lpips torchvision, or --perceptual none to do without \(",
         ),
         ("--eval_metrics prompt", "--eval_metrics prompt needs a text-to-image model, got one that is told image"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_is_written(image_folder, tmp_path, flags, words):
+def test_bad_input_is_one_line_before_anything_is_written(image_folder, tmp_path, monkeypatch, flags, words):
+    monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
     with pytest.raises(ValueError, match=words):
         train(settings(image_folder, tmp_path / "out", *flags.split()))
     assert not (tmp_path / "out").exists()
