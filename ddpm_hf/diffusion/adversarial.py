@@ -17,7 +17,8 @@ class AdversarialTerm:
 
     L_adv = -mean D(x') tells the autoencoder alone, L_D = (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x'))) / 2 the
     discriminator alone; x is a picture, x' its reconstruction, and the means are over patches. In the published code
-    the discriminator's step comes after the autoencoder's; here both see the same weights.
+    the discriminator's step comes after the autoencoder's; here both see the same weights, and their gradients are
+    clipped together.
 
     Args:
         weight: w.
