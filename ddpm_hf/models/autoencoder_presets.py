@@ -2,10 +2,11 @@
 
 from .preset import TRAINING, Preset
 
-# Of autoencoders. Rombach et al. 2022 (arXiv 2112.10752) train with L1, a perceptual term and a discriminator.
 _AUTOENCODER_TRAINING = {
     **TRAINING,
     "kl_weight": 1e-6,
+    "perceptual": "none",
+    "adversarial_weight": 0.5,
     "ema_warmup": True,
     "random_flip": False,
     "eval_metrics": ["reconstruction"],
@@ -37,8 +38,10 @@ VAE_DIGITS = Preset(
     },
 )
 
-# f = 8, c = 4 of Rombach et al. 2022, which Stable Diffusion took over; learning rate as in their code, 4.5e-6 times
-# the batch.
+# f = 8, c = 4 of Rombach et al. 2022, which Stable Diffusion took over. Their code,
+# github.com/CompVis/latent-diffusion, has this learning rate, 4.5e-6 times the batch, L1 and LPIPS, a discriminator of
+# this weight from this step on (configs/autoencoder/autoencoder_kl_32x32x4.yaml), and these averages of Adam
+# (ldm/models/autoencoder.py). It adds up the gradients of two such batches and clips none.
 VAE_F8 = Preset(
     description="autoencoder of Rombach et al. 2022 and Stable Diffusion, 256x256 to 32x32x4: 83.7 M parameters",
     system="stable-diffusion",
@@ -53,7 +56,11 @@ VAE_F8 = Preset(
     training={
         **_AUTOENCODER_TRAINING,
         "rec_loss": "l1",
+        "perceptual": "lpips",
+        "adversarial_start": 50_001,
         "learning_rate": 5.4e-5,
+        "adam_beta1": 0.5,
+        "adam_beta2": 0.9,
         "lr_scheduler": "constant_with_warmup",
         "lr_warmup_steps": 1000,
         "train_batch_size": 12,

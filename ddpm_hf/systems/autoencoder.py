@@ -16,6 +16,7 @@ from ..evaluation.image_sets import ImageSet
 from ..models.autoencoder import latent_statistics, new_autoencoder, standardize
 from ..pipelines.reconstruction import Autoencoder, ReconstructionPipeline
 from ..seeds import generator_for
+from .adversarial import judged, perceptual
 from .config import Config
 from .ddpm import check_size
 from .resolve import check_architecture, choose_preset, filled_from
@@ -79,7 +80,8 @@ def build_autoencoder(config: Config, images: TrainingImages, start: None = None
     """Network and objective.
 
     Raises:
-        ValueError: the latents would be larger than the pictures, or the weights than this machine's memory.
+        ValueError: the latents would be larger than the pictures, the weights larger than this machine's memory, or
+            what judges the reconstructions cannot be had.
     """
     channels = images.shape[0]
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
@@ -88,21 +90,25 @@ def build_autoencoder(config: Config, images: TrainingImages, start: None = None
             f"--latent_channels must be at most {channels * factor**2}, with which latents have as many numbers as "
             f"pictures, got {config.model.latent_channels}"
         )
-    vae = draft_autoencoder(config, images)
+    network = Autoencoder(draft_autoencoder(config, images))
+    options = config.optimization
+    trained, adversarial = judged(config, images, network) or (None, None)
     codec = PixelCodec(images.shape)
 
     def finish(network: Autoencoder) -> Autoencoder:
         network = copy.deepcopy(network)
-        pictures = (codec.encode(batch) for batch in _first_batches(images, config.optimization.train_batch_size))
+        pictures = (codec.encode(batch) for batch in _first_batches(images, options.train_batch_size))
         standardize(network.vae, *latent_statistics(network.vae, pictures))
         return network
 
     return System(
         codec=codec,
         conditions=[Picture(shape=images.shape, examples=_examples(config, images, codec))],
-        network=Autoencoder(vae),
+        network=network,
+        trained=trained,
         scheduler=None,
-        loss=ReconstructionLoss(config.optimization.rec_loss, config.optimization.kl_weight),
+        loss=ReconstructionLoss(options.rec_loss, options.kl_weight, perceptual(config, images), adversarial),
+        told_from=(0, {}) if trained is None else (options.adversarial_start, {"judged": True}),
         pipeline=lambda network: ReconstructionPipeline(network.vae),
         finish=finish,
     )

@@ -16,6 +16,7 @@ _RANGES = (
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
     (1, True, None, "eval_inference_steps latent_channels"),
+    (0, True, None, "adversarial_start adversarial_weight"),
     (2, True, None, "eval_num_images upsampling"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
@@ -35,12 +36,13 @@ _EXCLUSIVE = (
     ("init_from", "vae"),
 )
 OF_LEARNED_ENCODER = ("text_width", "text_layers", "text_warmup_steps", "text_rate")
+OF_JUDGED_AUTOENCODER = ("perceptual", "adversarial_start", "adversarial_weight")
 # Flags that only some systems have.
 _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
     ("glide",): ("upsampling",),
-    ("stable-diffusion",): ("vae", "text_length", "latent_channels", "rec_loss", "kl_weight"),
+    ("stable-diffusion",): ("vae", "text_length", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
     ("glide", "stable-diffusion"): (
         *("caption_column", "init_caption_from_labels", "stage"),
         *("text_encoder", *OF_LEARNED_ENCODER),

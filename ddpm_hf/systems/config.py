@@ -171,6 +171,20 @@ class OptimizationArguments:
         help="Weight of an autoencoder's KL divergence, summed over a latent, beside the error summed over a picture.",
         aliases=("--kl_scale",),
     )
+    perceptual: Literal["none", "lpips"] | None = flag(
+        help="Perceptual distance that is added to the error of an autoencoder's reconstructions: lpips, of VGG16, "
+        "which needs pip install lpips torchvision and downloads weights."
+    )
+    adversarial_start: int | None = flag(
+        help="Optimizer step from which an autoencoder's reconstructions also have to look real to a discriminator of "
+        "patches, which is trained with it. By default never.",
+        aliases=("--disc_start",),
+    )
+    adversarial_weight: float | None = flag(
+        help="What the discriminator's gradient in the last layer is, as a multiple of the error's; 0 for no "
+        "discriminator.",
+        aliases=("--disc_scale",),
+    )
     loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weighting of the squared error by timestep.")
     timestep_sampling: Literal["uniform", "stratified", "importance"] | None = flag(
         help="uniform: as in the paper; stratified: spread evenly over the batch; importance: more often where the "

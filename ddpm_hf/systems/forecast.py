@@ -26,7 +26,7 @@ _ON_CPU = {False: 1.8, True: 2.3}
 class Forecast:
     """Bytes that one process needs for training, and the operations of a step of all processes together.
 
-    Libraries, decoded images in the file cache, frozen text encoders, and previews are not included.
+    Libraries, decoded images in the file cache, what is frozen (text encoders, LPIPS) and previews are not included.
 
     Attributes:
         parameters, gradients, optimizer, ema: float32 weights, their gradients with the buckets of
@@ -59,16 +59,16 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
     options = plan.config.optimization
     half = options.mixed_precision in ("bf16", "fp16")
     again = plan.config.model.gradient_checkpointing
-    network, told = plan.system.network, usual(plan.system.conditions, 1, torch.device("meta"))
+    network, told = plan.system.trained or plan.system.network, usual(plan.system.conditions, 1, torch.device("meta"))
     told.pop("attention_mask", None)  # transformers looks at its values, which tensors on "meta" do not have
-    kept, flops = count_pass(network, plan.system.codec.shape, told, half, again)
+    kept, flops = count_pass(network, plan.system.codec.shape, told | plan.system.told_from[1], half, again)
     factor = _ON_CPU[again] if accelerator.device.type == "cpu" else 1
-    weights = plan.facts.parameters
+    weights = sum(weight.numel() for weight in network.parameters())
     return Forecast(
         parameters=4 * weights,
         gradients=4 * weights * (2 if accelerator.num_processes > 1 else 1),
         optimizer=8 * weights,
-        ema=4 * weights if options.use_ema else 0,
+        ema=4 * plan.facts.parameters if options.use_ema else 0,
         # Autocast keeps a half-precision copy of the weights for the backward pass.
         activations=round(kept * options.train_batch_size * factor) + (2 * weights if half else 0),
         flops=flops * plan.facts.global_batch_size,

@@ -25,8 +25,12 @@ class System:
         conditions: what the network is told, in the order in which it is hidden.
         network: (x_t, t, **told) -> output. Its children are the parts of the pipeline that are trained and averaged,
             by their names there; one without gradients is frozen.
+        trained: the network as it is trained, if that needs more: after the parts of `network` it has parts that are
+            neither averaged nor saved in the pipeline.
         scheduler: the process; None for an autoencoder, which has none.
         loss: (network, x_0, noise, t, **told) -> one loss per image.
+        told_from: (step, what the loss is told beside the conditions from this optimizer step on). Parts that nothing
+            needs before are first trained then.
         pipeline: makes the pipeline of such a network.
         rates: the learning rate of a part, as a multiple of that of the others.
         finish: makes of the network, which stays as it is, the one that is saved; by default that is the same.
@@ -36,8 +40,10 @@ class System:
     codec: PixelCodec
     conditions: Sequence[Condition]
     network: nn.Module
+    trained: nn.Module | None = None
     scheduler: LinearDDPMScheduler | None
     loss: DiffusionLoss | ReconstructionLoss
+    told_from: tuple[int, Mapping[str, bool]] = (0, {})
     pipeline: Callable[[nn.Module], DDPMPipeline]
     rates: Mapping[str, float] = field(default_factory=dict)
     finish: Callable[[nn.Module], nn.Module] | None = None

@@ -264,6 +264,16 @@ def _initial_share(plan: Plan) -> float:
 
 
 def _sharding(plan: Plan, accelerator: Accelerator) -> Iterator[Finding]:
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and plan.system.trained is not None:
+        yield Finding(
+            name="sharded-discriminator",
+            severity="error",
+            what=f"--adversarial_start {plan.config.optimization.adversarial_start} is not for weights that "
+            f"{accelerator.distributed_type.value} shards over the processes",
+            why="The discriminator's weight needs the gradients of a whole layer",
+            change="Use --adversarial_weight 0, or launch with scripts/accelerate/multi_gpu.yaml",
+        )
     if accelerator.distributed_type == DistributedType.FSDP and not plan.config.optimization.use_ema:
         yield Finding(
             name="sharded-weights",

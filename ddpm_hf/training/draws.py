@@ -25,7 +25,7 @@ class StepDraws:
         self.num_timesteps = plan.system.num_timesteps
         self.sampling = plan.config.optimization.timestep_sampling
         self.sampler = SecondMomentSampler(self.num_timesteps) if self.sampling == "importance" else None
-        self.conditions = plan.system.conditions
+        self.conditions, self.told_from = plan.system.conditions, plan.system.told_from
 
     def noise(self, positions: range, like: torch.Tensor) -> torch.Tensor:
         """eps ~ N(0, I), float32, for the images at these positions, with the shape and device of `like`.
@@ -47,14 +47,15 @@ class StepDraws:
         return to_device(timesteps[own], device), to_device(weights[own], device)
 
     def told(self, step: int, positions: range, batch: Mapping[str, Any]) -> Told:
-        """What the network is told about these images; each condition is hidden independently, image by image."""
+        """What the loss is told about these images; each condition is hidden independently, image by image."""
         generator, own = generator_for(self.seed, "condition dropout", step), self._slice(step, positions)
         device = batch["rows"].device
         masks = [
             to_device(torch.rand(self.batch, generator=generator)[own] < condition.hidden, device)
             for condition in self.conditions
         ]
-        return tell(self.conditions, {**batch, "positions": positions}, masks)
+        first, later = self.told_from
+        return tell(self.conditions, {**batch, "positions": positions}, masks) | (later if step >= first else {})
 
     def dropout_seed(self, step: int, micro_step: int, process: int) -> int:
         """The seed of torch's global generators for a forward pass."""

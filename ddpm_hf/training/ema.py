@@ -37,10 +37,14 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the (unwrapped) network as it is after optimizer step `step`."""
+        """Move the average towards the (unwrapped) network as it is after optimizer step `step`.
+
+        Parameters that it has after those of the average are left out.
+        """
         decay = ema_decay(step, self.max_decay, self.inv_gamma, self.power)
-        weights = [whole(parameter) for parameter in model.parameters()]
-        torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
+        average = list(self.model.parameters())
+        weights = [whole(parameter) for _, parameter in zip(average, model.parameters(), strict=False)]
+        torch._foreach_lerp_(average, weights, 1 - decay)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The average, by the names of the network; weights that it uses twice are kept once."""

@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import ModelMixin
 
 from ..systems.plan import Plan
@@ -11,7 +12,7 @@ from .device import has_fused_optimizer
 
 def prepared(plan: Plan, accelerator: Accelerator) -> tuple[torch.nn.Module, AcceleratedOptimizer, bool]:
     """Network and AdamW, wrapped by Accelerate, and whether AdamW can skip a bad step without the host."""
-    network, options = plan.system.network, plan.config.optimization
+    network, options = plan.system.trained or plan.system.network, plan.config.optimization
     for part in filter(lambda part: isinstance(part, ModelMixin), network.children()):
         if plan.config.model.gradient_checkpointing:
             part.enable_gradient_checkpointing()
@@ -36,6 +37,8 @@ def prepared(plan: Plan, accelerator: Accelerator) -> tuple[torch.nn.Module, Acc
     if plugin is not None:
         # DeepSpeed needs the batch size, which it otherwise reads from a prepared loader.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = options.train_batch_size
+    if plan.system.trained is not None:  # what joins later has no gradient before
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     model, wrapped = accelerator.prepare(network, optimizer)
     # DeepSpeed has already stepped, with its own optimizer, by the time the gradient norm is known.
     return model.train(), wrapped, optimizer.defaults["fused"] and plugin is None

@@ -111,7 +111,8 @@ def test_a_codec_of_its_own(toy, pictures, tmp_path):
 
 def test_the_condition_is_what_is_told_in_training(toy, pictures, tmp_path):
     trainer = prepare(settings(pictures, tmp_path / "out"), toy["bright"])
-    _, positions, batch = next(trainer._micro_steps())
+    _, batch = next(trainer._micro_steps())
+    positions = batch["positions"]
     means = batch["images"].numpy().mean((1, 2, 3)) / 255
     told = np.stack(
         [

@@ -1,6 +1,7 @@
 """The autoencoder of latent diffusion: a run that is killed, what it leaves, and what evaluate.py says of it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from running import TINY, forget_accelerator, load_script
+from safetensors.torch import load_file
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ddpm_hf.cli.parser import parse_training_arguments
@@ -22,8 +24,10 @@ from ddpm_hf.training.start import train
 
 FLAGS = [
     *("--system", "stable-diffusion", "--stage", "autoencoder", "--holdout", "4", "--center_crop"),
-    *("--latent_channels", "2", "--checkpointing_steps", "2", "--preview_images", "4"),
+    *("--latent_channels", "2", "--checkpointing_steps", "2", "--preview_images", "4", "--perceptual", "none"),
 ]
+# A discriminator joins after two steps, in which the two networks of a run without it are the same.
+JUDGED = "--resolution 24 --adversarial_start 2 --checkpoints_total_limit 9 --adam_weight_decay 0.1".split()
 
 
 def settings(images, out, *flags: str):
@@ -36,19 +40,32 @@ def stop(*_):
     raise KeyboardInterrupt
 
 
+def kill(images, out, *flags: str, step: int | None = None):
+    """Train until the report of this step, or else until the pipeline is saved."""
+    report = Trainer._report
+    name, at = "save_pipeline", stop
+    if step is not None:
+        name, at = "_report", lambda trainer: stop() if trainer.step == step else report(trainer)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, name, at)
+        train(settings(images, out, *flags))
+
+
 @pytest.fixture(scope="module")
 def killed(image_folder, tmp_path_factory):
     """8x8 in float32, killed after the third step, and again when the last one is saved."""
     out = tmp_path_factory.mktemp("autoencoder") / "out"
-    report = Trainer._report
-    for name, kill in (
-        ("_report", lambda trainer: stop() if trainer.step == 3 else report(trainer)),
-        ("save_pipeline", stop),
-    ):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Trainer, name, kill)
-            train(settings(image_folder, out))
+    kill(image_folder, out, step=3)
+    kill(image_folder, out)
     train(settings(image_folder, out))
+    return out / "autoencoder"
+
+
+@pytest.fixture(scope="module")
+def judged(image_folder, tmp_path_factory):
+    """24x24, with a discriminator from step 2 on, not killed."""
+    out = tmp_path_factory.mktemp("judged") / "out"
+    train(settings(image_folder, out, *JUDGED))
     return out / "autoencoder"
 
 
@@ -80,6 +97,46 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(killed, image_folde
     assert len(measured) == 1, "of an epoch, only when the pipeline is kept"
     for name in ("vae/diffusion_pytorch_model.safetensors", "samples.png"):
         assert (killed / name).read_bytes() == (tmp_path / "apart" / "autoencoder" / name).read_bytes()
+
+
+def test_a_discriminator_changes_nothing_before_it_joins_and_is_not_kept(judged, image_folder, tmp_path):
+    kill(image_folder, tmp_path / "out", *JUDGED, "--adversarial_start", "6", step=5)
+    plain = tmp_path / "out" / "autoencoder"
+    steps = {}
+    for step in (2, 4):
+        steps[step] = load_file(judged / f"checkpoint-{step}" / "model.safetensors")
+        alone = load_file(plain / f"checkpoint-{step}" / "model.safetensors")
+        assert alone.keys() == {name for name in steps[step] if name.startswith("vae.")}
+        equal = [torch.equal(alone[name], steps[step][name]) for name in alone]
+        assert all(equal) if step == 2 else not any(equal[:4])
+    discriminator = [name for name in steps[2] if name not in alone]
+    assert len(discriminator) == 5 + 2 + 3 * 2, "kernels, biases, norms"
+    moved = [(steps[2][name] - steps[4][name]).abs().max() for name in discriminator]
+    assert min(moved) > 1e-4, "each of its weights is trained"
+    for kept in ("checkpoint-6/ema.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+        assert not [name for name in load_file(judged / kept) if "discriminator" in name]
+    assert not (judged / "discriminator").exists()
+
+
+def test_a_run_with_a_discriminator_that_is_killed_ends_with_the_same_bits(judged, image_folder, tmp_path):
+    for step in (2, 5):  # before it joins, and after two of its steps
+        kill(image_folder, tmp_path / "out", *JUDGED, step=step)
+    train(settings(image_folder, tmp_path / "out", *JUDGED))
+    for name in ("vae/diffusion_pytorch_model.safetensors", "checkpoint-6/model.safetensors"):
+        assert (judged / name).read_bytes() == (tmp_path / "out" / "autoencoder" / name).read_bytes()
+
+
+@pytest.mark.processes
+def test_two_processes_train_as_one(killed, judged, image_folder, tmp_path, on_two_processes):
+    for one, flags in ((killed, ()), (judged, JUDGED)):
+        out = tmp_path / one.parent.parent.name
+        data = ["--train_data_dir", image_folder, "--output_dir", out, *TINY, *FLAGS, *flags]
+        assert "2 process(es) on cpu" in on_two_processes("train.py", *data, "--train_batch_size", "2")
+        for name in ("model", "ema"):
+            first, second = (load_file(run / f"checkpoint-6/{name}.safetensors") for run in (one, out / "autoencoder"))
+            assert first.keys() == second.keys()
+            for weight in first:  # they differ by 6e-3 when each process weighs the discriminator by its own gradients
+                torch.testing.assert_close(first[weight], second[weight], atol=1e-4, rtol=0)
 
 
 def test_stock_diffusers_finds_latents_of_unit_variance(killed, stock, image_folder, tmp_path):
@@ -146,10 +203,28 @@ def test_what_is_measured(killed, stock, image_folder, tmp_path, capsys):
         ("--latent_channels 13", "--latent_channels must be at most 12, .* got 13"),
         ("--eval_metrics nll", "--eval_metrics nll needs a diffusion model, got an autoencoder"),
         ("--init_from anything", "--init_from anything is not for --stage autoencoder"),
+        ("--adversarial_start 0", "--adversarial_start 0 needs a --resolution of at least 24, got 8; --adv"),
+        (
+            "--resolution 24 --adversarial_start 0 --gradient_accumulation_steps 2",
+            "--gradient_accumulation_steps must be 1 with --adversarial_start 0, .* got 2; --adversarial_weight 0",
+        ),
+        (
+            "--resolution 24 --adversarial_start 0 --mixed_precision fp16",
+            "--mixed_precision must be no or bf16 with --adversarial_start 0, got fp16",
+        ),
+        (
+            "--perceptual lpips",
+            "--perceptual must be none but for .* pictures of 16 pixels .* got lpips for 3 channels",
+        ),
+        (
+            "--resolution 16 --perceptual lpips",
+            r"--perceptual lpips needs pip install lpips torchvision, or --perceptual none to do without \(",
+        ),
         ("--eval_metrics prompt", "--eval_metrics prompt needs a text-to-image model, got one that is told image"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_is_written(image_folder, tmp_path, flags, words):
+def test_bad_input_is_one_line_before_anything_is_written(image_folder, tmp_path, monkeypatch, flags, words):
+    monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
     with pytest.raises(ValueError, match=words):
         train(settings(image_folder, tmp_path / "out", *flags.split()))
     assert not (tmp_path / "out").exists()

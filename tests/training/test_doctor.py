@@ -173,6 +173,9 @@ def test_sharding_needs_a_whole_copy_and_is_not_forecast(monkeypatch, image_fold
     accelerator.state.distributed_type = DistributedType.FSDP  # which no CPU starts
     (finding,) = examine(plan, accelerator, forecast(plan, accelerator))
     assert finding.name == "sharded-weights" and finding.severity == "error"
+    judged = dataclasses.replace(plan, system=dataclasses.replace(plan.system, trained=plan.system.network))
+    (finding, _) = examine(judged, accelerator, forecast(judged, accelerator))
+    assert finding.name == "sharded-discriminator" and finding.severity == "error"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout:
         system=SimpleNamespace(
             num_timesteps=1000,
             conditions=[ClassLabels(count=2, hidden=dropout), Brightness(dropout)][: 1 + two],
+            told_from=(3, {"later": True}),
         ),
     )
     return StepDraws(plan)

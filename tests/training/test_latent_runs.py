@@ -28,6 +28,7 @@ from ddpm_hf.training.start import train
 FLAGS = [
     *("--system", "stable-diffusion", "--init_caption_from_labels", "a {}", "--holdout", "4"),
     *("--num_train_timesteps", "40", "--checkpointing_steps", "2", "--latent_channels", "4"),
+    *("--perceptual", "none", "--adversarial_weight", "0"),
 ]
 WEIGHTS = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 
