@@ -9,7 +9,7 @@ import diffusers.pipelines
 
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
 
-GROUND = {"portable", "seeds", "files", "flags", "progress", "cores", "pixels"}
+GROUND = {"portable", "seeds", "files", "flags", "progress", "cores", "pixels", "kept"}
 BELOW_PIPELINES = {"data", "diffusion", "codecs", "conditions", "models"}
 BELOW_JUDGEMENT = BELOW_PIPELINES | {"pipelines", "sampling", "statistics"}
 # Room -> rooms of ours that it may import beside the ground, which imports none.

@@ -100,6 +100,11 @@ class ModelArguments:
         help="An autoencoder for stable-diffusion, kept as it is: a folder or Hub name of an AutoencoderKL, or of a "
         "model that has one. By default that in --output_dir/autoencoder."
     )
+    cache_latents: bool = flag(
+        True,
+        help="Encode pictures once, and keep what the autoencoder makes of them beside their pixels. With "
+        "--no_cache_latents, and always for streams and random crops, it is done in each step.",
+    )
     base_channels: int | None = flag(help="Channels of the first level.")
     channel_multipliers: list[int] | None = flag(help="Channels of each level as multiples of --base_channels.")
     blocks_per_level: int | None = flag(help="Residual blocks per level.")
