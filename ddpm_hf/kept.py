@@ -29,7 +29,7 @@ class KeptArray:
         parent: of the folder of the files.
         kind: what they are, the first word of the folder's name.
         shape: (rows, ...).
-        key: all that determines the numbers, as JSON; the rest of the name is a hash of it and of the shape.
+        key: all that determines the numbers, as JSON; the rest of the name is a hash of it, the shape and `ROWS`.
 
     Attributes:
         folder: of the files.
@@ -37,7 +37,7 @@ class KeptArray:
     """
 
     def __init__(self, parent: Path, kind: str, shape: tuple[int, ...], key: Any):
-        name = hashlib.sha256(json.dumps([shape, key], sort_keys=True).encode()).hexdigest()[:32]
+        name = hashlib.sha256(json.dumps([ROWS, shape, key], sort_keys=True).encode()).hexdigest()[:32]
         self.folder, self._shape = parent / f"{kind}-{name}", shape
         self.size = np.dtype(np.float16).itemsize * prod(shape)
 

@@ -192,8 +192,8 @@ def _codec(config: Config, images: TrainingImages, vae: AutoencoderKL, shape: tu
     settings = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     folder, encoder = images.store.folder, [weights_fingerprint(vae), settings]
     images.latents = KeptArray(folder.parent, "latents", (images.picture_count, 2, *shape), [folder.name, encoder])
-    versions = "and its mirror image, " if images.random_flip else ""
-    source = f"computed once for each picture, {versions}and {images.latents}"
+    mirrored = " and its mirror image," if images.random_flip else ""
+    source = f"computed once for each picture{mirrored} and {images.latents}"
     return LatentCodec(shape, vae, seed, KeptPosteriors(images.latents, images.pictures), source)
 
 
