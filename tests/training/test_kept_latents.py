@@ -89,7 +89,7 @@ def test_kept_and_computed_in_the_step_they_are_the_same_within_half_precision(s
     for one, other in zip(kept, computed, strict=True):
         assert torch.equal(one["images"], other["images"]) and one["rows"].tolist() == other["rows"].tolist()
         assert one["latents"].dtype == torch.float16 and "latents" not in other
-        x_0, exact = (trainer.plan.system.codec.encode(each) for trainer, each in zip(trainers, (one, other)))
+        x_0, exact = trainers[0].plan.system.codec.encode(one), trainers[1].plan.system.codec.encode(other)
         assert_drawn_from_posteriors(x_0, one, folder, 2**-11)
         assert_drawn_from_posteriors(exact, other, folder, 0.0)
         assert not torch.equal(x_0, exact)
@@ -121,7 +121,7 @@ def test_two_processes_encode_what_a_killed_one_has_left_and_train_on_the_same(
     assert first["calls"] + second["calls"] == [8, 8, 8], "the three files that were not there"
     assert alone["calls"] == []
     assert torch.equal(torch.cat([first["x_0"], second["x_0"]], dim=1), alone["x_0"])
-    assert "Encoding pictures once: 24 of 48" in killed.err and "Encoding" not in one.err
+    assert "Encoding pictures once" in killed.err and "Encoding" not in one.err
 
 
 def test_the_plan_says_what_is_kept_and_each_autoencoder_has_a_folder_of_its_own(
@@ -141,7 +141,7 @@ def test_the_plan_says_what_is_kept_and_each_autoencoder_has_a_folder_of_its_own
         f"picture and its mirror image, and kept in {tmp_path}/ddpm_hf, {size / 1e9:.3g} GB"
     )
     assert told(folder, "--center_crop", "--no_random_flip").endswith(
-        f"computed once for each picture, and kept in {tmp_path}/ddpm_hf, {size / 2e9:.3g} GB"
+        f"computed once for each picture and kept in {tmp_path}/ddpm_hf, {size / 2e9:.3g} GB"
     )
     for more, why in (
         (("--center_crop", "--no_cache_latents"), "as --no_cache_latents asks"),
@@ -151,8 +151,7 @@ def test_the_plan_says_what_is_kept_and_each_autoencoder_has_a_folder_of_its_own
         assert told(folder, *more).endswith(f"its posteriors are computed in each step, {why}")
     assert not list(tmp_path.glob("ddpm_hf/latents-*")), "a dry run computes nothing"
 
-    again, other = (
-        start(*FLAGS, *KEPT, "--vae", autoencoder(seed), output_dir=tmp_path / str(seed)) for seed in (0, 1)
-    )
-    folders = [trainer.plan.images.latents.folder for trainer in (again, other)]
+    vaes = [autoencoder(seed) for seed in (0, 1)]
+    trainers = [start(*FLAGS, *KEPT, "--vae", vae, output_dir=tmp_path / str(seed)) for seed, vae in enumerate(vaes)]
+    folders = [trainer.plan.images.latents.folder for trainer in trainers]
     assert folders[0] != folders[1] and all(list(folder.glob("*.f16")) for folder in folders)
