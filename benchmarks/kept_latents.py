@@ -24,7 +24,7 @@ from ddpm_hf.training.start import prepare
 
 PRESET = "stable-diffusion-digits"
 # size -> (turns, steps in a turn)
-AMOUNTS = {"quick": (2, 1), "normal": (9, 3), "full": (15, 10)}
+AMOUNTS = {"quick": (2, 1), "normal": (15, 2), "full": (30, 5)}
 
 
 def main(argv: list[str]) -> None:

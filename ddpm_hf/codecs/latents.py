@@ -14,7 +14,9 @@ from ..pixels import normalize, to_images
 from ..seeds import noise_at
 from .pixels import Generators, PixelCodec
 
-_PIXELS_AT_ONCE = 2**18  # of all pictures that are encoded together
+# Of all pictures that are encoded together, if there are more than four. A CPU took 1.2 ms for each of 64 pictures of
+# 32x32, and 1.7 ms for each of 256.
+_PIXELS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class LatentCodec(PixelCodec):
         self.vae.to(device)
         if self.kept is not None:
             _, _, height, width = self.kept.pictures(np.arange(1)).shape
-            at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+            at_once = max(4, _PIXELS_AT_ONCE // (height * width))
             self.kept.array.fill(self._posteriors, at_once, "pictures", "vae")
             self.vae.to(home)
 
