@@ -23,6 +23,7 @@ from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import prepare
 
 PRESET = "stable-diffusion-digits"
+NETWORK = ("--system", "stable-diffusion", "--stage", "unet", "--preset", PRESET)
 # size -> (turns, steps in a turn)
 AMOUNTS = {"quick": (2, 1), "normal": (15, 2), "full": (30, 5)}
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
 
 
 def trainer_of(folder: Path, name: str, *flags: str) -> Trainer:
-    flags += ("--system", "stable-diffusion", "--stage", "unet", "--preset", PRESET, "--vae", str(folder / "vae"))
+    flags += (*NETWORK, "--vae", str(folder / "vae"))
     flags += ("--max_train_steps", "1000000", "--preview_steps", "0", "--checkpointing_steps", "1000000")
     flags += ("--cache_dir", str(folder / "cache"), "--output_dir", str(folder / name))
     return prepare(parse_training_arguments(list(flags)))

@@ -87,6 +87,8 @@ def test_data_path_reads_the_same_images_on_both_sides(tmp_path, monkeypatch):
 
 def test_kept_latents_are_those_of_all_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_latents, "AMOUNTS", {"quick": (1, 1)})
+    small = "--base_channels 8 --channel_multipliers 1 --attention_resolutions 8 --text_width 64 --train_batch_size 2"
+    monkeypatch.setattr(kept_latents, "NETWORK", (*kept_latents.NETWORK, *small.split()))
     kept_latents.main(["--size", "quick", "--output", str(tmp_path / "report.json")])
     step, encoding, reading = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert step["encoding in each step"] and step["kept"] and step["n"] == 1

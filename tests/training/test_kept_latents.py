@@ -140,7 +140,7 @@ def test_the_plan_says_what_is_kept_and_each_autoencoder_has_a_folder_of_its_own
         f"  latents: 4x4x4, AutoencoderKL, frozen, {weights:,} parameters; its posteriors are computed once for each "
         f"picture and its mirror image, and kept in {tmp_path}/ddpm_hf, {size / 1e9:.3g} GB"
     )
-    assert told(folder, "--center_crop", "--no_random_flip").endswith(
+    assert told(folder, "--center_crop", "--random_flip", "false").endswith(
         f"computed once for each picture and kept in {tmp_path}/ddpm_hf, {size / 2e9:.3g} GB"
     )
     for more, why in (
