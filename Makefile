@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= demo
 GLIDE_DIR ?= demo-glide
+SD_DIR ?= demo-stable-diffusion
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo demo-glide test style quality bench bench-quick bench-full gpu
+.PHONY: install demo demo-glide demo-stable-diffusion test style quality bench bench-quick bench-full gpu
 
 install: $(INSTALLED)
 
@@ -35,6 +36,16 @@ demo-glide: install
 	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3
 	@$(BIN)/python scripts/sample.py $(GLIDE_DIR) --prompts docs/prompts.txt --fast --output_dir $(GLIDE_DIR)/pictures
+
+# The same at 32x32, with size and place, by way of latents: an autoencoder, what it leaves of 1,000 pictures, then a
+# diffusion of its latents and how many of 1,000 pictures follow their captions.
+demo-stable-diffusion: install
+	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
+		scripts/train.py --system stable-diffusion --output_dir $(SD_DIR)
+	@$(BIN)/python scripts/evaluate.py $(SD_DIR)/autoencoder --metrics reconstruction prompt --num_images 1000
+	@$(BIN)/python scripts/evaluate.py $(SD_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
+		--num_inference_steps 20 --guidance_scale 3
+	@$(BIN)/python scripts/sample.py $(SD_DIR) --prompts docs/prompts_placed.txt --fast --output_dir $(SD_DIR)/pictures
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \

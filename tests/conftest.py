@@ -6,13 +6,29 @@ would wait for its seconds of imports.
 
 import gc
 import os
+import subprocess
+import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 # Before anything of Hugging Face is imported: no test may reach for a network, and none may touch the user's caches.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
+
+
+def pytest_configure(config):
+    """One server of processes for all workers: `running.Command` finds it."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.TemporaryDirectory(prefix="forks")
+    os.environ["FORK_SERVER"] = folder.name
+    server = Path(__file__).with_name("fork_server.py")
+    process = subprocess.Popen([sys.executable, server, folder.name], stdin=subprocess.PIPE)
+    config.add_cleanup(folder.cleanup)
+    config.add_cleanup(process.communicate)
 
 
 def pytest_collection_modifyitems(items):

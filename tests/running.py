@@ -1,20 +1,18 @@
 """How the suite runs the project's commands: what a tiny run is, and processes that start at once."""
 
 import contextlib
-import gc
 import importlib.util
-import multiprocessing
+import json
 import os
-import runpy
+import select
 import signal
-import sys
+import socket
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
-from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -24,12 +22,6 @@ TINY = (
     "--train_batch_size 4 --max_train_steps 6 --learning_rate 1e-3 --lr_warmup_steps 2 --mixed_precision no "
     "--preview_images 2 --preview_inference_steps 2 --preview_steps 0 --logging_steps 1 --holdout 0"
 ).split()
-
-# Imports cost more than any tiny run does. A server process pays for them once and is forked for every command.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["ddpm_hf.training.start", "ddpm_hf.evaluation.evaluator", "datasets", "matplotlib.backends.backend_agg"]
-)
 
 
 def forget_accelerator() -> None:
@@ -67,17 +59,34 @@ class Command:
     Args:
         folder: for what is printed.
         script: a path, absolute or within scripts/.
+        variables: its environment, in place of this one on a CPU.
+        bare: it starts without any module of Hugging Face or ours.
     """
 
-    def __init__(self, folder: Path, script: str | Path, *arguments: object, processes: int = 1):
+    def __init__(
+        self,
+        folder: Path,
+        script: str | Path,
+        *arguments: object,
+        processes: int = 1,
+        variables: dict[str, str] | None = None,
+        bare: bool = False,
+    ):
         self._files = [folder / "stdout", folder / "stderr"]
         for file in self._files:
             file.touch()
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        words = [str(SCRIPTS / script), *map(str, arguments)]
-        self._process = _FORKS.Process(target=_be, args=(words, variables, self._files, processes))
-        self._process.start()
-        self.pid = self._process.pid
+        command = {
+            "words": [str(SCRIPTS / script), *map(str, arguments)],
+            "variables": variables or {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            "folder": str(folder if bare else Path.cwd()),
+            "files": list(map(str, self._files)),
+            "processes": processes,
+        }
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.connect(os.path.join(os.environ["FORK_SERVER"], "bare" if bare else "full"))
+        self._server.sendall(json.dumps(command).encode() + b"\n")
+        self.pid = int.from_bytes(self._server.recv(4), "little")
+        self._status = None
 
     @property
     def out(self) -> str:
@@ -87,12 +96,13 @@ class Command:
     def err(self) -> str:
         return self._files[1].read_text()
 
-    def poll(self) -> int | None:
-        return self._process.exitcode
+    def poll(self, timeout: float = 0.0) -> int | None:
+        if self._status is None and select.select([self._server], [], [], timeout)[0]:
+            self._status = int.from_bytes(self._server.recv(4), "little", signed=True)
+        return self._status
 
     def wait(self, timeout: float = 300.0) -> int:
-        self._process.join(timeout)
-        assert self.poll() is not None, f"it does not end; {self.err[-3000:]}"
+        assert self.poll(timeout) is not None, f"it does not end; {self.err[-3000:]}"
         return self.poll()
 
     def send_signal(self, number: int) -> None:
@@ -102,48 +112,5 @@ class Command:
         """All of its processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.join()
-
-
-def _be(words: list[str], variables: dict[str, str], files: list[Path], processes: int) -> None:
-    """The forked process: as if Python had been started with these words and variables."""
-    import datasets
-
-    gc.freeze()  # Accelerate collects garbage at the end of a run: not among all these imports
-    os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # its own processes start as they do anywhere
-    os.environ.clear()
-    os.environ.update(variables)
-    datasets.config.HF_DATASETS_CACHE = Path(variables["HF_DATASETS_CACHE"])  # which is read when it is imported
-    for stream, file in enumerate(files, start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
-    if processes > 1:
-        _fork_ranks(processes)
-    sys.argv = words
-    sys.path.insert(0, str(Path(words[0]).parent))
-    runpy.run_path(words[0], run_name="__main__")
-
-
-def _fork_ranks(count: int) -> None:
-    """What torch's launcher does: a process for each rank, and the store in which they meet. Returns in the ranks."""
-    port_of, tell_port = os.pipe()
-    ranks = {}
-    for rank in map(str, range(count)):
-        pid = os.fork()
-        if pid == 0:
-            os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(int(os.read(port_of, 8)))}
-            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-            os.environ |= {"ACCELERATE_MIXED_PRECISION": "no"}
-            return
-        ranks[pid] = None
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    os.write(tell_port, f"{store.port:8d}".encode() * count)
-    while None in ranks.values():
-        pid, status = os.wait()
-        ranks[pid] = os.waitstatus_to_exitcode(status)
-        if ranks[pid] != 0:  # one that fails takes the others along
-            for other in (pid for pid, status in ranks.items() if status is None):
-                os.kill(other, signal.SIGKILL)
-            sys.exit(ranks[pid] if ranks[pid] > 0 else 1)
-    sys.exit(0)
+        self.poll(None)
+        self._server.close()

@@ -33,7 +33,9 @@ from ddpm_hf.outputs.folder import OutputFolder
 from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 from ddpm_hf.systems.plan import Plan, make_plan
 
-_MODEL = "--system glide --resolution 16 --attention_resolutions 8 --text_width 64 --text_layers 1"
+_MODEL = (
+    "--system glide --resolution 16 --attention_resolutions 8 --text_width 64 --text_layers 1 --text_warmup_steps 2"
+)
 
 
 def begin_text_run(folder: Path, *flags: str) -> tuple[Plan, OutputFolder]:

@@ -200,7 +200,7 @@ class StoredImages(TrainingImages):
             yield from zip(self.store.rows[indices].tolist(), cells.tolist(), strict=True)
 
     def some_rows(self, most: int) -> list[RawRow]:
-        return [self.source.row(int(row)) for row in self.store.rows[self.indices[spread(self.count, most)]]]
+        return self.source.rows_at(self.store.rows[self.indices[spread(self.count, most)]])
 
     def some_batch(self, most: int) -> dict[str, torch.Tensor]:
         return self.store.batch(self.indices[spread(self.count, most)])

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +18,7 @@ from .transforms import read_payload
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
 
 # A data set's own split to evaluate on is the first of these that exists.
@@ -70,23 +71,31 @@ class ImageData:
         Raises:
             ValueError: a cell cannot be read, such as a class label that is missing or unknown.
         """
-        columns = {self.image_column, *(column.name for column in self.columns.values())}
-        rows = self.rows.select_columns(sorted(columns))
+        rows = self._needed_columns()
         rows = rows.select(range(start, len(rows))) if not self.streaming else rows.skip(start)
         for table in rows.with_format("arrow").iter(batch_size):
-            cells = enumerate(table.to_pylist(), start)
-            yield [RawRow(index, row[self.image_column], self._extra(row, index)) for index, row in cells]
+            yield self._raw_rows(range(start, start + len(table)), table)
             start += len(table)
 
     def row(self, index: int) -> RawRow:
         """One row; a stream is read up to it."""
-        return next(self.batches(index, 1))[0]
+        return next(self.batches(index, 1))[0] if self.streaming else self.rows_at([index])[0]
+
+    def rows_at(self, indices: Iterable[int]) -> list[RawRow]:
+        """Rows in this order, all read at once; not of a stream. Raises as `batches` does."""
+        indices = list(map(int, indices))
+        return self._raw_rows(indices, self._needed_columns().select(indices).with_format("arrow")[:])
 
     def some_rows(self, most: int) -> list[RawRow]:
         """Up to `most` rows spread over the data, or the first ones of a stream."""
-        if self.streaming:
-            return next(self.batches(0, most))
-        return [self.row(index) for index in spread(self.num_rows, most)]
+        return next(self.batches(0, most)) if self.streaming else self.rows_at(spread(self.num_rows, most))
+
+    def _needed_columns(self) -> "datasets.Dataset | datasets.IterableDataset":
+        return self.rows.select_columns(sorted({self.image_column, *(c.name for c in self.columns.values())}))
+
+    def _raw_rows(self, indices: Iterable[int], table: "pyarrow.Table") -> list[RawRow]:
+        cells = zip(indices, table.to_pylist(), strict=True)
+        return [RawRow(index, row[self.image_column], self._extra(row, index)) for index, row in cells]
 
     def payload(self, row: RawRow) -> object:
         """The row's encoded bytes or array.

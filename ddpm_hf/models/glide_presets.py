@@ -15,6 +15,7 @@ _TEXT_TRAINING = {
     "condition_dropout": 0.2,
     "preview_guidance_scale": 3.0,
     "text_encoder": "train",
+    "text_warmup_steps": 0,
     "text_rate": 0.1,
 }
 
@@ -60,6 +61,7 @@ GLIDE_PRESETS = {
         training={
             **MINUTES_TRAINING,
             **_TEXT_TRAINING,
+            "text_warmup_steps": 300,
             "text_rate": 0.01,
             "learning_rate": 2e-3,
             "train_batch_size": 32,

@@ -26,6 +26,7 @@ LATENT_PRESETS = {
         training={
             **MINUTES_TRAINING,
             **_TRAINING,
+            "text_warmup_steps": 300,
             "text_rate": 0.01,
             "learning_rate": 2e-3,
             "train_batch_size": 32,
@@ -53,6 +54,7 @@ LATENT_PRESETS = {
         training={
             **SMALL_TRAINING,
             **_TRAINING,
+            "text_warmup_steps": 0,
             "text_rate": 0.1,
             "learning_rate": 1e-4,
             "max_train_steps": 100_000,

@@ -51,6 +51,7 @@ def latent_unet_config(
         "addition_embed_type_num_heads": max(1, text_width // 64),
         # diffusers takes this for the number of heads.
         "attention_head_dim": tuple(max(1, width // _HEAD) for width in widths),
+        "resnet_time_scale_shift": "scale_shift",
         "norm_num_groups": math.gcd(32, *widths),
         "dropout": dropout,
     }

@@ -12,7 +12,7 @@ from ..codecs.latents import LatentCodec
 from ..conditions.prompt import as_it_is
 from .inpainting import Given, Pictures
 from .quiet import quietly
-from .text_to_image import TextDenoising
+from .text_to_image import TextDenoiser, TextDenoising
 
 with quietly():
     from diffusers import StableDiffusionPipeline
@@ -62,6 +62,11 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
     def codec(self) -> LatentCodec:
         """What x_0 is."""
         return LatentCodec(super().image_shape, self.vae)
+
+    @property
+    def network(self) -> TextDenoiser:
+        """The network as training and sampling call it."""
+        return TextDenoiser(self.unet, self.text_encoder, all_outputs=True)
 
     @property
     def outputs(self) -> int:

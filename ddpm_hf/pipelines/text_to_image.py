@@ -43,14 +43,14 @@ class TextDenoiser(Denoiser):
     An encoder without gradients is frozen: it stays in evaluation mode.
 
     Args:
-        unet: may have twice as many outputs as inputs, as stock `IFPipeline` wants it, without learning a variance.
+        unet: of diffusers.
         text_encoder: of transformers; None if states are told.
-        learns_variance: whether the second half of the outputs means anything.
+        all_outputs: whether the second half of the outputs means anything; stock `IFPipeline` wants it always.
     """
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None, learns_variance: bool):
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None, all_outputs: bool):
         super().__init__(unet)
-        self.text_encoder, self.learns_variance = text_encoder, learns_variance
+        self.text_encoder, self.all_outputs = text_encoder, all_outputs
 
     def train(self, mode: bool = True) -> "TextDenoiser":
         """As in torch, but a frozen encoder never trains."""
@@ -67,8 +67,7 @@ class TextDenoiser(Denoiser):
         """x_t (B, C, H, W) and timesteps, () or (B,), with tokens or states of captions -> (B, C or 2C, H, W)."""
         told = {name: states.to(self.unet.dtype) for name, states in self.encode(told).items()}
         output = super().forward(x_t, timesteps, **told)
-        learnt = output.shape[1] if self.learns_variance else x_t.shape[1]
-        return output[:, :learnt]
+        return output if self.all_outputs else output.chunk(2, dim=1)[0]
 
 
 class TextDenoising(Denoising):
@@ -94,7 +93,7 @@ class TextDenoising(Denoising):
     def network(self) -> TextDenoiser:
         """The network as training, the bound and sampling call it."""
         learns_variance = self.scheduler.config.get("variance_type") in LEARNED_VARIANCES
-        return self.denoiser(self.unet, self.text_encoder, learns_variance)
+        return self.denoiser(self.unet, self.text_encoder, all_outputs=learns_variance)
 
     def check_parts(self) -> None:
         """Raises ValueError, naming the component, if encoder and U-Net do not fit each other or stock's call."""

@@ -11,6 +11,7 @@ MAX_SIDE = 8192  # anything larger is a typing error
 # (lowest value, whether that value itself is allowed, highest value, flags)
 _RANGES = (
     (0, True, None, "dataloader_num_workers holdout lr_warmup_steps adam_weight_decay seed preview_steps kl_weight"),
+    (0, True, None, "text_warmup_steps"),
     (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
@@ -33,7 +34,7 @@ _EXCLUSIVE = (
     ("init_from", "model_config_name_or_path"),
     ("init_from", "vae"),
 )
-OF_LEARNED_ENCODER = ("text_width", "text_layers", "text_rate")
+OF_LEARNED_ENCODER = ("text_width", "text_layers", "text_warmup_steps", "text_rate")
 # Flags that only some systems have.
 _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.

@@ -122,6 +122,10 @@ class ModelArguments:
     )
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
+    text_warmup_steps: int | None = flag(
+        help="Steps of 64 captions in which a learned text encoder is taught the captions' wordings before the U-Net "
+        "is trained; 0 for none."
+    )
     text_length: int | None = flag(
         help="Tokens of a caption, padding included, for stable-diffusion; longer ones are cut. glide has 77."
     )

@@ -55,7 +55,7 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
         return TextToImagePipeline(tokenizer, encoder, network.unet, scheduler, None, None, None)
 
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
-    network = TextDenoiser(unet, text_encoder if learned else None, learns_variance)
+    network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=learns_variance)
     if not learned:
         check_parts(pipeline(network), f"--text_encoder {config.model.text_encoder}")
     prompt, facts = build_prompt(config, images, text, length=CAPTION_LENGTH)
@@ -189,7 +189,7 @@ def build_upsampler(config: Config, images: TrainingImages, base: TextToImagePip
     return System(
         codec=PixelCodec(images.shape),
         conditions=[prompt, replace(picture, examples=list(picture.reduced(shown["images"])))],
-        network=UpsamplingDenoiser(unet, text_encoder.requires_grad_(False), learns_variance),
+        network=UpsamplingDenoiser(unet, text_encoder.requires_grad_(False), all_outputs=learns_variance),
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=lambda network: UpsamplingPipeline(
@@ -207,7 +207,7 @@ def start_of_inpainting(config: Config) -> TextToImagePipeline | None:
 def resolve_inpainting(config: Config, base: TextToImagePipeline | None) -> Config:
     """The settings of the fine-tuning with every one filled in; as `resolve`, with the base's architecture."""
     if base is not None and config.model.init_from is None:
-        names = (*ARCHITECTURE_FLAGS, "text_width", "text_layers")
+        names = (*ARCHITECTURE_FLAGS, "text_width", "text_layers", "text_warmup_steps")
         there, flags = ModelFolder.read(Path(config.run.output_dir).parent).settings, config.flags()
         for name in names:
             if flags[name] not in (None, there.get(name)):

@@ -123,7 +123,7 @@ def _with_network(
             fixed["channels"] = start.image_shape[0]
             fixed |= {name: start.scheduler.config[name] for name in PROCESS_FLAGS if name in start.scheduler.config}
         flags = config.flags()
-        for name in (*ARCHITECTURE_FLAGS, "text_width", "text_layers", "text_length"):
+        for name in (*ARCHITECTURE_FLAGS, "text_width", "text_layers", "text_warmup_steps", "text_length"):
             if flags[name] is not None:
                 raise ValueError(f"--{name} contradicts {source}, which fixes the architecture; leave it out")
         for name, value in fixed.items():

@@ -162,7 +162,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
         encoder = network.text_encoder if learned else on(device, text_encoder)
         return LatentTextToImagePipeline(on(device, vae), encoder, tokenizer, network.unet, scheduler)
 
-    network = TextDenoiser(unet, text_encoder if learned else None, learns_variance=False)
+    network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=True)
     finished = pipeline(network)
     check_parts(finished, "--text_encoder" if config.model.vae is None else "--vae or --text_encoder")
     prompt, facts = build_prompt(config, images, text, **finished.about_prompt)

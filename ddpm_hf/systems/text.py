@@ -12,13 +12,14 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
 
-from ..conditions.prompt import FrozenPrompt, Prompt
+from ..conditions.prompt import FrozenPrompt, Prompt, lowered
 from ..conditions.states import KeptStates
+from ..data.captions import captions_of
 from ..data.examples import TrainingImages
-from ..models.text import fingerprint, load_text_encoder, small_text_encoder, train_tokenizer
+from ..models.text import fingerprint, load_text_encoder, small_text_encoder, teach_wordings, train_tokenizer
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.text_to_image import TextDenoising
-from ..seeds import derive_seed
+from ..seeds import derive_seed, generator_for
 from .config import Config
 from .ddpm import check_size
 
@@ -36,11 +37,16 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     if config.model.text_encoder not in (None, "train"):
         return load_text_encoder(config.model.text_encoder)
     tokenizer = train_tokenizer(images.captions())
-    check_size(lambda: [learned_encoder(config, len(tokenizer))])
-    return tokenizer, learned_encoder(config, len(tokenizer))
+    check_size(lambda: [_learned_encoder(config, len(tokenizer))])
+    text_encoder, steps = _learned_encoder(config, len(tokenizer)), config.model.text_warmup_steps
+    if steps:
+        rows = {tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell}
+        generator = generator_for(config.optimization.seed, "wordings")
+        teach_wordings(text_encoder, tokenizer, sorted(rows), steps, generator)
+    return tokenizer, text_encoder
 
 
-def learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
+def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
     """A small one with random weights, a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))

@@ -2,15 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 from loopback_hub import READ_TOKEN, TOKEN, Account, LoopbackHub
-
-ROOT = Path(__file__).parents[2]
+from running import Command
 
 START = """
 import json, shutil, sys
@@ -43,7 +40,7 @@ def environment(hub, tmp_path_factory):
         unwanted = ("HF_", "HUGGING")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         own = {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HOME": str(home)}
-        return {**clean, **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+        return {**clean, **own, "OMP_NUM_THREADS": "1", **more}
 
     return make
 
@@ -56,8 +53,9 @@ def run_commands(environment, tmp_path_factory):
         folder = tmp_path_factory.mktemp("commands")
         (folder / "tasks.json").write_text(json.dumps(tasks, default=vars))
         script = Path(__file__).with_name("hub_commands.py")
-        command = [sys.executable, script, folder / "tasks.json", folder / "results.json"]
-        subprocess.run(command, check=True, env=environment(), cwd=folder, timeout=1800)
+        places = (folder / "tasks.json", folder / "results.json")
+        process = Command(folder, script, *places, variables=environment(), bare=True)
+        assert process.wait(1800) == 0, process.err
         return json.loads((folder / "results.json").read_text())
 
     return run
@@ -71,9 +69,9 @@ def run_python(environment, tmp_path_factory):
     def run(*pieces: str, **more: str) -> list[dict]:
         folder = tmp_path_factory.mktemp("python")
         code = [START, *(f"results = {{}}{textwrap.dedent(piece)}end_piece(results)" for piece in pieces)]
-        command = [sys.executable, "-c", "\n".join(code)]
-        done = subprocess.run(command, env=environment(**more), cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        (folder / "code.py").write_text("\n".join(code))
+        process = Command(folder, folder / "code.py", variables=environment(**more), bare=True)
+        assert process.wait(1800) == 0, process.err
         return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
     return run

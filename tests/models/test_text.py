@@ -1,11 +1,15 @@
 """A tokenizer of a run's own captions: whole words, every character, and the same in every process."""
 
 import random
+from itertools import product
 
+import numpy as np
 import pytest
+import torch
 import transformers
 
-from ddpm_hf.models.text import small_text_encoder, train_tokenizer
+from ddpm_hf.data.captioned_digits import captions
+from ddpm_hf.models.text import CAPTION_LENGTH, small_text_encoder, teach_wordings, train_tokenizer
 
 CAPTIONS = ["A red seven, on blue", "an apple \U0001f34e \u6f22\u5b57 \u00e9t\u00e9", "a red two"]
 
@@ -53,6 +57,46 @@ def test_words_beyond_the_vocabulary_are_spelled():
     assert len(tokenizer) <= 200 + 3 + 256
     for caption in many_captions()[:50]:
         assert comes_back(tokenizer, caption)
+
+
+def test_a_taught_encoder_says_digit_ink_and_ground_apart_everywhere_and_in_every_wording():
+    """By least squares: what its states owe to each of the three, in captions of which a quarter were not taught."""
+    combinations = [(d, c, g) for d, c, g in product(range(4), repeat=3) if c != g]
+    rows = [captions("coloured", ids) for ids in combinations]
+    tokenizer = train_tokenizer(caption for row in rows for caption in row)
+    torch.manual_seed(0)
+    encoder = small_text_encoder(len(tokenizer), 64, 2)
+    with torch.no_grad():
+        random_shares, random_likeness = what_states_owe(encoder, tokenizer, combinations)
+    taught = [row for row, (d, c, _) in zip(rows, combinations, strict=True) if (3 * d + 1) % 4 != c]
+    teach_wordings(encoder, tokenizer, taught, 200, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shares, likeness = what_states_owe(encoder, tokenizer, combinations)
+    assert random_shares.max() < 0.6 and random_likeness.min() > 0.5
+    assert shares.min() > 0.85 and np.abs(likeness).max() < 0.3
+
+
+def what_states_owe(encoder, tokenizer, combinations) -> tuple[np.ndarray, np.ndarray]:
+    """Of the first and second word and of padding: the share of the variance of the states that is a sum of an effect
+    of the digit, one of the ink and one of the ground, and the cosine of the last two's effects of a colour."""
+    wordings = list(zip(*(captions("coloured", ids) for ids in combinations), strict=True))
+    states = []
+    for captions_of_wording in wordings:
+        told = tokenizer(
+            list(captions_of_wording), padding="max_length", max_length=CAPTION_LENGTH, return_tensors="pt"
+        )
+        states.append(encoder(told["input_ids"], told["attention_mask"])[0].double().numpy())
+    one_hot = np.concatenate([np.eye(4)[list(values)] for values in zip(*combinations, strict=True)], 1)
+    design = np.tile(one_hot - one_hot.mean(0), (len(wordings), 1))
+    shares, likeness = [], []
+    for place in (0, 1, 20, 76):
+        state = np.concatenate([of_wording[:, place] for of_wording in states])
+        state = state - state.mean(0)
+        effects = np.linalg.lstsq(design, state, rcond=None)[0]
+        shares.append(np.square(design @ effects).sum() / np.square(state).sum())
+        ink, ground = (of - of.mean(0) for of in (effects[4:8], effects[8:]))
+        likeness.append(np.sum(ink * ground) / np.linalg.norm(ink) / np.linalg.norm(ground))
+    return np.array(shares), np.array(likeness)
 
 
 @pytest.mark.processes

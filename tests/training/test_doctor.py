@@ -246,7 +246,8 @@ def test_learning_rate_course_of_a_plan_is_that_of_the_closed_form(examined, ima
 
 
 def test_dry_run_names_all_parts_of_a_model_with_a_text_encoder(start, capsys):
-    flags = "--system glide --text_width 64 --text_layers 1 --resolution 16 --attention_resolutions 8 --dry_run"
+    flags = "--system glide --text_width 64 --text_layers 1 --text_warmup_steps 2 --resolution 16 --dry_run "
+    flags += "--attention_resolutions 8"
     start(*flags.split(), data=False)
     assert re.search(r"files: tokenizer, text_encoder, unet, scheduler, model_index.json, ", capsys.readouterr().out)
 
@@ -278,7 +279,7 @@ def test_captions_that_are_missing_or_too_long_are_named(examined, tmp_path):
         Image.fromarray(noise).save(pictures / f"{number}.png")
         words = " ".join(f"{number}word{place}" for place in range(90)) if number == 5 else "a picture"
         (pictures / f"{number}.txt").write_text(words if number else "", encoding="utf-8")
-    flags = "--system glide --text_width 64 --text_layers 1 --train_batch_size 2".split()
+    flags = "--system glide --text_width 64 --text_layers 1 --text_warmup_steps 2 --train_batch_size 2".split()
     found = examined("--train_data_dir", pictures, *flags)
     assert "1 training images have no caption, such as row 0" in found["no-caption"].what
     assert found["long-caption"].what.startswith("1 different captions are too long")

@@ -346,7 +346,8 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(start, t
 
 def test_a_text_model_is_tuned_with_its_own_tokens_and_another_dropout(start, tmp_path):
     captioned = ["--system", "glide", "--init_caption_from_labels"]
-    first = start(*captioned, "a {}", "--text_width", "64", "--text_layers", "1", output_dir=tmp_path / "a")
+    small = "--text_width 64 --text_layers 1 --text_warmup_steps 2".split()
+    first = start(*captioned, "a {}", *small, output_dir=tmp_path / "a")
     first.save_pipeline()
     flags = [*captioned, "one {}, never seen", "--init_from", str(tmp_path / "a")]
     flags += "--max_train_steps 1 --train_batch_size 4 --holdout 0".split()

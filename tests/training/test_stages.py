@@ -24,7 +24,8 @@ from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 GLIDE = [
-    *("--system", "glide", "--init_caption_from_labels", "a {}", "--text_width", "64", "--text_layers", "1"),
+    *"--system glide --text_width 64 --text_layers 1 --text_warmup_steps 2".split(),
+    *("--init_caption_from_labels", "a {}"),
     *("--num_train_timesteps", "40", "--checkpointing_steps", "2", "--dropout", "0.1", "--ema_decay", "0.9"),
 ]
 WEIGHTS = [
