@@ -14,6 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddpm_hf.training.loop import Trainer
 
 RESOLUTION = 32
 _TINY = "--base_channels 8 --channel_multipliers 1 2 --blocks_per_level 1 --attention_resolutions 16".split()
@@ -150,7 +154,16 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
     if side.channels_last:
         for network in (trainer.model, trainer.ema.model):
             network.to(memory_format=torch.channels_last)
-    # `train` makes everything ready, finds no batch and leaves nothing; then its steps are taken one by one.
+
+    def about() -> dict[str, int]:
+        cost = forecast(trainer.plan, trainer.accelerator)
+        return {"forecast": cost.total, "parameters": trainer.plan.facts.parameters}
+
+    return steps_of(trainer), about
+
+
+def steps_of(trainer: "Trainer") -> Callable[[], None]:
+    """Its complete steps, one a call; `train` makes everything ready for them, finds no batch and leaves nothing."""
     micro_steps, trainer._micro_steps = trainer._micro_steps(), lambda: iter(())
     trainer._finish = lambda: None
     trainer.train()
@@ -159,11 +172,7 @@ def our_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:
         trainer._micro_step(*next(micro_steps))
         trainer._after_step()
 
-    def about() -> dict[str, int]:
-        cost = forecast(trainer.plan, trainer.accelerator)
-        return {"forecast": cost.total, "parameters": trainer.plan.facts.parameters}
-
-    return step, about
+    return step
 
 
 def stock_steps(side: Side, images: Path, folder: Path, tiny: bool) -> Steps:

@@ -31,6 +31,10 @@ class PixelCodec:
     variance: ClassVar[float] = 0.25
     decoder = staticmethod(discretized_gaussian_log_likelihood)
 
+    def describe(self) -> str:
+        """What is said of it in the plan of a run."""
+        return ""
+
     def prepare(self, device: torch.device) -> None:
         """Compute what training needs and what takes long, on this device: nothing here."""
 

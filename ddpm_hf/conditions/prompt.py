@@ -110,16 +110,17 @@ class FrozenPrompt(Prompt):
 
     @property
     def _are_kept(self) -> bool:
-        return self.states is not None and self.states.size <= KEPT_AT_MOST
+        return self.states is not None and self.states.array.size <= KEPT_AT_MOST
 
     def describe(self) -> str:
         """The encoder, and where its states come from."""
         weights = sum(weight.numel() for weight in self.encoder.parameters())
         source = "computed in each step"
         if self._are_kept:
-            source = f"kept in {self.states.file.parent}, {self.states.size / 1e9:.3g} GB"
+            source = str(self.states.array)
         elif self.states is not None:
-            source += f", since on disk they would take {self.states.size / 1e9:.3g} GB, above {KEPT_AT_MOST / 1e9:g}"
+            size = self.states.array.size / 1e9
+            source += f", since on disk they would take {size:.3g} GB, above {KEPT_AT_MOST / 1e9:g}"
         captions = "" if self.states is None else f" of {len(self.states):,} captions"
         return f"{type(self.encoder).__name__}, frozen, {weights:,} parameters; its states{captions} are {source}"
 

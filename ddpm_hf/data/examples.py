@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..kept import KeptArray
 from .captions import CAPTIONS, captions_of
 from .holdout import Holdout
 from .order import PositionSampler, position_bits, shuffled_rows, spread, stream_key
@@ -146,9 +147,14 @@ class StoredImages(TrainingImages):
         store: of `source`, built with `random_crop` if that is set.
         seed, holdout, **draws: as for `TrainingImages`.
 
+    Attributes:
+        latents: a row for each number of `pictures`. If there are any, batches have those of their images too.
+
     Raises:
         ValueError: `holdout` leaves no image to train on.
     """
+
+    latents: KeptArray | None = None
 
     def __init__(self, source: ImageData, store: PixelStore, seed: int, *, holdout: Holdout, **draws: bool):
         super().__init__(source, seed, holdout=holdout, **draws)
@@ -169,7 +175,23 @@ class StoredImages(TrainingImages):
             batch = self.store.batch(indices, crop_bits, caption_bits_at(self.seed, positions))
             if self.random_flip:
                 flip_some(batch["images"].numpy(), self.seed, positions)
+            if self.latents is not None:
+                mirrored = self.random_flip & flips_at(self.seed, positions)
+                batch["latents"] = self.latents[indices + len(self.store) * mirrored]
             yield batch
+
+    @property
+    def picture_count(self) -> int:
+        """How many numbers `pictures` has."""
+        return len(self.store) * (2 if self.random_flip else 1)
+
+    def pictures(self, numbers: np.ndarray) -> np.ndarray:
+        """Pictures (B, C, H, W) by number, centre-cropped: those of the store; for random flips then their mirror
+        images."""
+        mirrored, indices = np.divmod(numbers, len(self.store))
+        images = self.store.gather(indices)
+        mirror(images, mirrored == 1)
+        return images
 
     def caption_cells(self) -> Iterator[tuple[int, str]]:
         for start in range(0, self.count, ROWS_AT_ONCE):
@@ -218,6 +240,15 @@ def caption_bits_at(seed: int, positions: np.ndarray) -> np.ndarray:
 
 
 def flip_some(images: np.ndarray, seed: int, positions: np.ndarray) -> None:
-    """Mirror images (B, C, H, W) left to right in place, each with probability 1/2."""
-    heads = (position_bits(stream_key(seed, FLIP_STREAM), positions) >> np.uint64(63)).astype(bool)
-    images[heads] = images[heads][..., ::-1]
+    """Mirror images (B, C, H, W) in place, each with probability 1/2."""
+    mirror(images, flips_at(seed, positions))
+
+
+def flips_at(seed: int, positions: np.ndarray) -> np.ndarray:
+    """Where random flips mirror the image, bool."""
+    return (position_bits(stream_key(seed, FLIP_STREAM), positions) >> np.uint64(63)).astype(bool)
+
+
+def mirror(images: np.ndarray, which: np.ndarray) -> None:
+    """Mirror some of the images (B, C, H, W) left to right in place."""
+    images[which] = images[which][..., ::-1]

@@ -64,6 +64,10 @@ def check(flags: dict[str, Any]) -> None:
                 raise ValueError(
                     f"--{name} is for --system {' or '.join(systems)}, got --system {flags['system']}; leave it out"
                 )
+    if not flags["cache_latents"] and flags["system"] != "stable-diffusion":
+        raise ValueError(
+            f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
+        )
     if flags["system"] == "glide" and flags["init_from"] and flags["stage"] not in (None, ["base"], ["inpainting"]):
         raise ValueError(
             f"--init_from is for --stage base or --stage inpainting alone, got {' '.join(flags['stage'])}; leave out "

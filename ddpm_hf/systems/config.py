@@ -100,6 +100,11 @@ class ModelArguments:
         help="An autoencoder for stable-diffusion, kept as it is: a folder or Hub name of an AutoencoderKL, or of a "
         "model that has one. By default that in --output_dir/autoencoder."
     )
+    cache_latents: bool = flag(
+        True,
+        help="Encode pictures once, and keep what the autoencoder makes of them beside their pixels. With "
+        "--no_cache_latents, and always for streams and random crops, it is done in each step.",
+    )
     base_channels: int | None = flag(help="Channels of the first level.")
     channel_multipliers: list[int] | None = flag(help="Channels of each level as multiples of --base_channels.")
     blocks_per_level: int | None = flag(help="Residual blocks per level.")
@@ -307,14 +312,14 @@ HUB_FLAGS = frozenset(entry.name for entry in dataclasses.fields(HubArguments))
 
 # These never change the weights, so a run may continue with other values. Of batch size, accumulation and number of
 # processes only the product matters, and the summary records it, as it does the size of the images, on which
-# `--upsampling` bears.
+# `--upsampling` bears. Latents that are kept differ from others by the rounding to half precision alone.
 NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
     "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps preview_guidance_scale "
     "report_to logging_dir "
     "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor save_best_by "
-    "eval_clip_model num_cpu_threads stage upsampling".split()
+    "eval_clip_model num_cpu_threads stage upsampling cache_latents".split()
 ).union(HUB_FLAGS)
 
 

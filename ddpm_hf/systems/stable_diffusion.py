@@ -13,13 +13,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from ..codecs.latents import LatentCodec
+from ..codecs.latents import KeptPosteriors, LatentCodec
 from ..data.captioned_digits import level_for
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..hub.folder import ModelFolder
+from ..kept import KeptArray
 from ..models.latent_unet import new_latent_unet
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
@@ -166,7 +167,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
     check_parts(finished, "--text_encoder" if config.model.vae is None else "--vae or --text_encoder")
     prompt, facts = build_prompt(config, images, text, **finished.about_prompt)
     return System(
-        codec=LatentCodec(shape, vae, config.optimization.seed),
+        codec=_codec(config, images, vae, shape),
         conditions=[prompt],
         network=network,
         scheduler=scheduler,
@@ -175,6 +176,25 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
         rates={"text_encoder": config.model.text_rate} if learned else {},
         facts={"text_encoder": facts, "autoencoder": f"one with the hash {weights_fingerprint(vae)}"},
     )
+
+
+def _codec(config: Config, images: TrainingImages, vae: AutoencoderKL, shape: tuple[int, int, int]) -> LatentCodec:
+    """One that keeps posteriors, which the batches of `images` have then, if each picture is always the same."""
+    seed, why = config.optimization.seed, None
+    if not config.model.cache_latents:
+        why = "as --no_cache_latents asks"
+    elif images.store is None:
+        why = "since the data set is streamed"
+    elif images.random_crop and not images.store.is_uniform:
+        why = "since crops are random, which --center_crop changes"
+    if why is not None:
+        return LatentCodec(shape, vae, seed, source=f"computed in each step, {why}")
+    settings = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    folder, encoder = images.store.folder, [weights_fingerprint(vae), settings]
+    images.latents = KeptArray(folder.parent, "latents", (images.picture_count, 2, *shape), [folder.name, encoder])
+    mirrored = " and its mirror image," if images.random_flip else ""
+    source = f"computed once for each picture{mirrored} and {images.latents}"
+    return LatentCodec(shape, vae, seed, KeptPosteriors(images.latents, images.pictures), source)
 
 
 def _scheduler(config: Config, start: LatentTextToImagePipeline | None) -> LinearDDPMScheduler:

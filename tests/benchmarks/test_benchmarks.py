@@ -20,6 +20,7 @@ import data_path  # noqa: E402
 import gpu  # noqa: E402
 import image_files  # noqa: E402
 import inpainting  # noqa: E402
+import kept_latents  # noqa: E402
 import measuring  # noqa: E402
 import overheads  # noqa: E402
 import prompt_following  # noqa: E402
@@ -82,6 +83,16 @@ def test_data_path_reads_the_same_images_on_both_sides(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     kinds = [f"{kind}, {workers} workers" for kind in ("PNG files", "parquet") for workers in (0, 2)]
     assert [row["what"] for row in rows] == [f"8x8, {kind}" for kind in kinds]
+
+
+def test_kept_latents_are_those_of_all_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_latents, "AMOUNTS", {"quick": (1, 1)})
+    small = "--base_channels 8 --channel_multipliers 1 --attention_resolutions 8 --text_width 64 --train_batch_size 2"
+    monkeypatch.setattr(kept_latents, "NETWORK", (*kept_latents.NETWORK, *small.split()))
+    kept_latents.main(["--size", "quick", "--output", str(tmp_path / "report.json")])
+    step, encoding, reading = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert step["encoding in each step"] and step["kept"] and step["n"] == 1
+    assert encoding["what"] == "encoding 800 pictures once" and "800 pictures" in reading["what"]
 
 
 def test_stock_loader_transforms_as_torchvision_would(tmp_path):
