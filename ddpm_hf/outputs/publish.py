@@ -18,7 +18,8 @@ from ..hub.folder import CONFIG_FILE, CURVE_FILE, INDEX_FILE, LOSS_FILE, SAMPLES
 from ..hub.push import push
 from ..hub.retry import one_line
 from ..pipelines.ddpm import DDPMPipeline
-from ..systems.config import Config, PageArguments
+from ..systems.arguments import PageArguments
+from ..systems.config import Config
 from .folder import OutputFolder
 
 
