@@ -1,10 +1,19 @@
 """Presets of latent diffusion (Rombach et al. 2022, arXiv 2112.10752)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from .autoencoder_presets import VAE_DIGITS, VAE_F8
 from .preset import MINUTES_TRAINING, SMALL_MODEL, SMALL_PROCESS, SMALL_TRAINING, Preset
 
 # Captions are hidden as often as for Stable Diffusion.
 _TRAINING = {"condition_dropout": 0.1, "preview_guidance_scale": 3.0, "text_encoder": "train"}
+
+
+def _measured_otherwise(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Without a metric: latents have no bits/dim, and what else can be measured depends on the data."""
+    return {name: value for name, value in training.items() if name != "eval_metrics"}
+
 
 LATENT_PRESETS = {
     "stable-diffusion-digits": Preset(
@@ -24,7 +33,7 @@ LATENT_PRESETS = {
         },
         process=SMALL_PROCESS,
         training={
-            **MINUTES_TRAINING,
+            **_measured_otherwise(MINUTES_TRAINING),
             **_TRAINING,
             "text_warmup_steps": 300,
             "text_rate": 0.01,
@@ -52,7 +61,7 @@ LATENT_PRESETS = {
         },
         process=SMALL_PROCESS,
         training={
-            **SMALL_TRAINING,
+            **_measured_otherwise(SMALL_TRAINING),
             **_TRAINING,
             "text_warmup_steps": 0,
             "text_rate": 0.1,
