@@ -27,29 +27,22 @@ from ..conditions.low_resolution import LowResolution
 from ..conditions.prompt import FrozenPrompt, Prompt, as_told
 from ..conditions.states import KeptStates
 from ..data.captioned_digits import DATA_SET, level_for
-from ..data.captions import captions_of
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..hub.folder import ModelFolder
-from ..models.text import (
-    CAPTION_LENGTH,
-    fingerprint,
-    load_text_encoder,
-    small_text_encoder,
-    teach_wordings,
-    train_tokenizer,
-)
+from ..models.text import CAPTION_LENGTH, fingerprint, load_text_encoder, train_tokenizer
 from ..models.text_unet import new_text_unet
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
 from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER
-from ..seeds import derive_seed, generator_for
+from ..seeds import derive_seed
 from .checks import OF_LEARNED_ENCODER
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
+from .learned_text import new_encoder, teach
 from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .system import Stage, System, init_from
 
@@ -67,7 +60,7 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
         tokenizer = train_tokenizer(images.captions())
         check_size(lambda: _networks(config, images.shape, len(tokenizer)))
         text_encoder, unet = _networks(config, images.shape, len(tokenizer))
-        _teach(config, images, tokenizer, text_encoder)
+        teach(text_encoder, config, images, tokenizer)
     else:
         tokenizer, text_encoder = load_text_encoder(config.model.text_encoder)
         check_size(lambda: [_unet(config, images.shape, text_encoder.config.hidden_size)])
@@ -108,22 +101,7 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
 
 def _networks(config: Config, shape: tuple[int, int, int], tokens: int) -> tuple[T5EncoderModel, UNet2DConditionModel]:
     """Text encoder and U-Net with random weights, each a function of the seed."""
-    return _learned_encoder(config, tokens), _unet(config, shape, config.model.text_width)
-
-
-def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))
-        return small_text_encoder(tokens, config.model.text_width, config.model.text_layers)
-
-
-def _teach(
-    config: Config, images: TrainingImages, tokenizer: PreTrainedTokenizerFast, text_encoder: T5EncoderModel
-) -> None:
-    if config.model.text_warmup_steps:
-        rows = {tuple(map(as_told, captions_of(cell))) for _, cell in images.caption_cells() if cell}
-        generator = generator_for(config.optimization.seed, "wordings")
-        teach_wordings(text_encoder, tokenizer, sorted(rows), config.model.text_warmup_steps, generator)
+    return new_encoder(config, tokens), _unet(config, shape, config.model.text_width)
 
 
 def _unet(
@@ -261,8 +239,8 @@ def build_upsampler(config: Config, images: TrainingImages, base: TextToImagePip
         tokenizer, text_encoder = base.tokenizer, base.text_encoder
     elif config.model.text_encoder in (None, "train"):
         tokenizer = train_tokenizer(images.captions())
-        text_encoder = _learned_encoder(config, len(tokenizer))
-        _teach(config, images, tokenizer, text_encoder)
+        text_encoder = new_encoder(config, len(tokenizer))
+        teach(text_encoder, config, images, tokenizer)
     else:
         tokenizer, text_encoder = load_text_encoder(config.model.text_encoder)
     channels, side, _ = images.shape
