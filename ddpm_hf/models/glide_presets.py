@@ -40,9 +40,11 @@ _GLIDE_TRAINING = {
 }
 
 GLIDE_PRESETS = {
-    # The text encoder hardly learns in such a short run. At a tenth of the U-Net's rate it follows the colours, which
-    # decide the loss at first, and loses the digits: after 1,000 steps 27 % of them were right, and 42 % with an
-    # encoder that did not learn.
+    # What a caption says must be clear from the first step: the denoising loss teaches it too late. By how much
+    # a wrong digit in the caption raised the loss after 300 steps (per mille, t from 600 to 899, one seed): told clear
+    # vectors of digit, ink and ground at all 77 tokens, 32; at three of them, with zeros at the others, 1; at all, but
+    # with the same vectors for colours of ink and ground, 5. This encoder as it is taught, 62; random and frozen, 8.
+    # At a rate of 0.1 a random encoder lost the digits.
     "glide-digits": Preset(
         description="captioned digits, 16x16, 2.1 M parameters, minutes on two CPU cores",
         system="glide",

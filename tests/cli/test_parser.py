@@ -35,6 +35,8 @@ def one_line_of(capsys, *arguments: str) -> str:
         (["--system", "glide", "--class_conditional"], ["--class_conditional", "--system ddpm"]),
         (["--system", "glide", "--compile"], ["--compile", "--system ddpm"]),
         (["--system", "glide", "--text_width", "100"], ["--text_width", "100", "multiple of 32"]),
+        (["--system", "glide", "--text_warmup_steps", "-1"], ["--text_warmup_steps", "-1", "at least 0"]),
+        (["--text_warmup_steps", "9"], ["--text_warmup_steps", "--system glide"]),
         (["--stage", "base"], ["--stage", "--system glide"]),
         (["--system", "glide", "--init_from", "x", "--stage", "upsampler"], ["--init_from", "--stage base"]),
         (
