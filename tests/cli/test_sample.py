@@ -367,7 +367,7 @@ def written_in(places: dict[str, Path]) -> dict[Path, int]:
         (["--output_dir", "MODEL"], ["must be new, empty or a folder of sample.py", "model_index.json"]),
         (["--output_dir", "DONE"], ["seed was 5, is 0", "class_labels was [1], is [0, 1, 2]"]),
         (["--output_dir", "DONE", "--class_labels", "1", "--seed", "5", "--num_images", "1"], ["num_images was 2"]),
-        (["--image", "FITS"], ["--image and --mask_image must be given together"]),
+        (["--image", "FITS"], ["--image needs --mask_image"]),
         (["--image", "FITS", "--mask", "SMALL"], ["--mask_image must be", "8x8", "got 4x4"]),
         (["--image", "TEXT", "--mask", "FITS"], ["cannot read", "text.png: not an image"]),
         (["--image", "FITS", "--mask", "FITS", "--scheduler", "euler"], ["--scheduler must be one that keeps"]),
