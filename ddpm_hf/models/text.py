@@ -94,6 +94,11 @@ def _as_in_t5(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def is_learned(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether it is one of `train_tokenizer`, and so its encoder one that was learned with a U-Net."""
+    return type(tokenizer) is PreTrainedTokenizerFast  # those of published encoders have classes of their own
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """A hash of all that turns text into tokens."""
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}  # set by calls

@@ -45,6 +45,11 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
     ):
         super().__init__(vae, text_encoder, tokenizer, unet, scheduler, None, None, None, False)
 
+    @classmethod
+    def from_pretrained(cls, name, **kwargs):
+        """As in diffusers, but a safety checker and what it needs are not loaded."""
+        return super().from_pretrained(name, **{"safety_checker": None, "feature_extractor": None, **kwargs})
+
     @property
     def about_prompt(self) -> dict:
         """Attributes of `Prompt`."""

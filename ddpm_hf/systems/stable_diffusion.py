@@ -21,12 +21,14 @@ from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..hub.folder import ModelFolder
 from ..models.latent_unet import new_latent_unet
+from ..models.text import is_learned
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
 from ..seeds import derive_seed
 from .autoencoder import build_autoencoder, check_divides, draft_autoencoder, factor_of, resolve_autoencoder
+from .checks import check_text_encoder
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
 from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config
@@ -107,6 +109,9 @@ def start_of_unet(config: Config) -> LatentTextToImagePipeline | None:
 def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Config:
     """The settings with every one filled in; as `resolve`, with channels and size of the autoencoder's pictures."""
     check_start(start, LatentTextToImagePipeline, "stable-diffusion")
+    if start is not None and not is_learned(start.tokenizer):
+        config = config.filled({"text_encoder": "frozen"})
+        check_text_encoder(config.flags())
     unet_config = given_unet_config(config, start)
     preset = choose_preset(config, unet_config)
     if not preset.process:

@@ -63,7 +63,7 @@ def build_prompt(config: Config, images: TrainingImages, text: Text, **about: An
     about |= {
         "tokenizer": tokenizer,
         "hidden": config.model.condition_dropout,
-        "examples": images.some_captions(config.run.preview_images),
+        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images),
     }
     if config.model.text_encoder == "train":
         return Prompt(**about), f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"
