@@ -219,6 +219,23 @@ def load_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedMod
     return tokenizer, encoder.eval().requires_grad_(False)
 
 
+def leave_out_last_layers(encoder: PreTrainedModel, count: int) -> None:
+    """Make of CLIP's text encoder, in place, one that says what stock's `clip_skip=count` takes of the whole one.
+
+    The empty caption, which guides, is then read by the same layers; stock skips none for it.
+
+    Raises:
+        ValueError: it is none of CLIP, or no layer would be left.
+    """
+    if not isinstance(encoder, CLIPTextModel):
+        raise ValueError(f"`clip_skip` is for CLIP's text encoder, got a {type(encoder).__name__}")
+    layers = encoder.encoder.layers
+    if count >= len(layers):
+        raise ValueError(f"`clip_skip` must be below the {len(layers)} layers of this text encoder, got {count}")
+    del layers[-count:]
+    encoder.config.num_hidden_layers = len(layers)
+
+
 def _no_encoder(name: str, reason: str) -> ValueError:
     return ValueError(
         "`text_encoder` must be train, or a folder or Hub name from which transformers loads an encoder of text, such "

@@ -116,6 +116,9 @@ class ModelArguments:
         "T5, CLIP or BERT, kept as it is. frozen: that of --init_from or of the base of --stage inpainting, kept as "
         "it is. By default train, or frozen for a Stable Diffusion of --init_from whose encoder was not learned here."
     )
+    clip_skip: int | None = flag(
+        help="Layers to leave out at the end of CLIP's text encoder; the saved model does without them too."
+    )
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_warmup_steps: int | None = flag(

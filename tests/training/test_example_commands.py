@@ -14,6 +14,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.systems.config import Config
+from ddpm_hf.systems.plan import make_plan, stages_of
+from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.start import train
 
 # In README.md there, after `accelerate launch --mixed_precision="fp16" train_text_to_image.py`.
@@ -38,7 +40,7 @@ SMALLER = "--resolution 16 --max_train_steps 2 --init_caption_from_labels 'a {}'
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A folder with all that CompVis/stable-diffusion-v1-4 has, tiny."""
-    folder, pipeline = tmp_path_factory.mktemp("base"), make_pipeline()
+    folder, pipeline = tmp_path_factory.mktemp("base"), make_pipeline(layers=3)
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     pipeline.scheduler = PNDMScheduler(**betas, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1)
     tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -76,5 +78,24 @@ def test_train_text_to_image(base, image_folder, tmp_path, monkeypatch):
 
 
 def test_settings_of_an_encoder_that_is_kept_are_refused(base, image_folder, tmp_path):
+    with pytest.raises(ValueError, match="`clip_skip` must be below the 3 layers of this text encoder, got 3"):
+        train(settings(base, image_folder, tmp_path, "--clip_skip", "3"))
     with pytest.raises(ValueError, match="--text_rate is for --text_encoder train, got --text_encoder frozen"):
         train(settings(base, image_folder, tmp_path, "--text_rate", "1"))
+
+
+def test_clip_skip_is_that_of_stock(base, image_folder, tmp_path):
+    config = settings(base, image_folder, tmp_path / "out", "--clip_skip", "2")
+    system = make_plan(config, make_accelerator(config), *stages_of(config)).system
+    system.pipeline(system.network).save_pretrained(tmp_path / "saved")
+    saved = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    whole = StableDiffusionPipeline.from_pretrained(base, scheduler=saved.scheduler, safety_checker=None)
+    # Stock's `clip_skip` looks for the final norm where older versions of transformers had it.
+    object.__setattr__(whole.text_encoder, "text_model", whole.text_encoder)
+    # Without guidance, since stock skips no layers of the empty caption.
+    call = {"prompt": "a cat", "num_inference_steps": 2, "guidance_scale": 1, "output_type": "np"}
+    ours, theirs, unskipped = (
+        pipe(**call, **more, generator=torch.Generator().manual_seed(0)).images
+        for pipe, more in ((saved, {}), (whole, {"clip_skip": 2}), (whole, {}))
+    )
+    assert abs(ours - theirs).max() < 1e-5 < abs(ours - unskipped).max()

@@ -183,6 +183,7 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         ("--stage base", "--stage must be among autoencoder, unet for --system stable-diffusion, got base"),
         ("--text_length 1", "--text_length must be at least 2"),
         ("--snr_gamma 5 --loss_weighting p2", "--snr_gamma is for --loss_weighting min_snr, got p2; leave one out"),
+        ("--clip_skip 1", "--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder"),
         ("--noise_offset -1", "--noise_offset must be at least 0.*, got -1"),
     ],
 )
