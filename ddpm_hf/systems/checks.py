@@ -15,7 +15,7 @@ _RANGES = (
     (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
-    (1, True, None, "eval_inference_steps latent_channels clip_skip"),
+    (1, True, None, "eval_inference_steps latent_channels clip_skip lora_rank"),
     (2, True, None, "eval_num_images upsampling"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
@@ -41,13 +41,8 @@ _OF_SYSTEMS = {
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
     ("glide",): ("upsampling",),
     ("stable-diffusion",): (
-        "vae",
-        "text_length",
-        "latent_channels",
-        "rec_loss",
-        "kl_weight",
-        "noise_offset",
-        "clip_skip",
+        *("vae", "text_length", "latent_channels", "rec_loss", "kl_weight"),
+        *("noise_offset", "clip_skip", "lora_rank"),
     ),
     ("glide", "stable-diffusion"): (
         *("caption_column", "init_caption_from_labels", "stage"),
@@ -105,6 +100,10 @@ def check(flags: dict[str, Any]) -> None:
 def check_text_encoder(flags: dict[str, Any]) -> None:
     """Raises ValueError for an encoder that cannot be had, or settings that it does not have."""
     encoder, start = flags["text_encoder"], flags["init_from"]
+    if flags["lora_rank"] and start is None:
+        raise ValueError("--lora_rank needs --init_from, the model to adapt")
+    if flags["lora_rank"] and encoder == "train":
+        raise ValueError("--text_encoder must be frozen with --lora_rank, which trains adapters alone, got train")
     if encoder in (None, "train"):
         if flags["clip_skip"] and (encoder == "train" or start is None):
             raise ValueError("--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder")

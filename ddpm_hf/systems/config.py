@@ -101,6 +101,10 @@ class ModelArguments:
         help="An autoencoder for stable-diffusion, kept as it is: a folder or Hub name of an AutoencoderKL, or of a "
         "model that has one. By default that in --output_dir/autoencoder."
     )
+    lora_rank: int | None = flag(
+        help="Train only adapters of this rank (LoRA); saved alone and in the weights. Needs peft.",
+        aliases=("--rank",),
+    )
     base_channels: int | None = flag(help="Channels of the first level.")
     channel_multipliers: list[int] | None = flag(help="Channels of each level as multiples of --base_channels.")
     blocks_per_level: int | None = flag(help="Residual blocks per level.")
@@ -116,9 +120,7 @@ class ModelArguments:
         "T5, CLIP or BERT, kept as it is. frozen: that of --init_from or of the base of --stage inpainting, kept as "
         "it is. By default train, or frozen for a Stable Diffusion of --init_from whose encoder was not learned here."
     )
-    clip_skip: int | None = flag(
-        help="Layers to leave out at the end of CLIP's text encoder; the saved model does without them too."
-    )
+    clip_skip: int | None = flag(help="Last layers to leave out of CLIP's text encoder, in the saved model too.")
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_warmup_steps: int | None = flag(
@@ -177,9 +179,7 @@ class OptimizationArguments:
     )
     loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weighting of the squared error by timestep.")
     snr_gamma: float | None = flag(help="The gamma of --loss_weighting min_snr, which it implies; 5 is usual.")
-    noise_offset: float = flag(
-        0.0, help="Add to the noise of each channel a normal number times this, the same for all of its pixels."
-    )
+    noise_offset: float | None = flag(help="Add this times a normal number to the noise of each channel as a whole.")
     timestep_sampling: Literal["uniform", "stratified", "importance"] | None = flag(
         help="uniform: as in the paper; stratified: spread evenly over the batch; importance: more often where the "
         "loss is large."
@@ -210,9 +210,7 @@ class OptimizationArguments:
     ema_inv_gamma: float = flag(1.0, help="See --ema_warmup.")
     ema_power: float = flag(0.75, help="See --ema_warmup.")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = flag(
-        "auto",
-        help="auto: that of accelerate launch, if it was given one, else bf16 if the device supports it natively, "
-        "else no. Noise and weights stay float32.",
+        "auto", help="auto: that of accelerate launch, else bf16 if native, else no. Noise and weights stay float32."
     )
     seed: int = flag(0, help="Seed of all randomness in the run.")
 
@@ -313,9 +311,8 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
     "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps preview_guidance_scale "
-    "validation_prompts report_to logging_dir "
-    "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor save_best_by "
-    "eval_clip_model num_cpu_threads stage upsampling".split()
+    "validation_prompts report_to logging_dir logging_steps dry_run eval_steps eval_metrics eval_num_images "
+    "eval_inference_steps eval_extractor save_best_by eval_clip_model num_cpu_threads stage upsampling".split()
 ).union(HUB_FLAGS)
 
 

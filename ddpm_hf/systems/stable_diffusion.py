@@ -22,6 +22,7 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..hub.folder import ModelFolder
 from ..models.latent_unet import new_latent_unet
 from ..models.text import is_learned
+from ..pipelines.adapters import AdaptedDenoiser
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 from ..pipelines.text_to_image import TextDenoiser
@@ -109,7 +110,7 @@ def start_of_unet(config: Config) -> LatentTextToImagePipeline | None:
 def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Config:
     """The settings with every one filled in; as `resolve`, with channels and size of the autoencoder's pictures."""
     check_start(start, LatentTextToImagePipeline, "stable-diffusion")
-    if start is not None and not is_learned(start.tokenizer):
+    if start is not None and (config.model.lora_rank or not is_learned(start.tokenizer)):
         config = config.filled({"text_encoder": "frozen"})
         check_text_encoder(config.flags())
     unet_config = given_unet_config(config, start)
@@ -164,9 +165,16 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
     def pipeline(network: TextDenoiser) -> LatentTextToImagePipeline:
         device = network.unet.device
         encoder = network.text_encoder if learned else on(device, text_encoder)
-        return LatentTextToImagePipeline(on(device, vae), encoder, tokenizer, network.unet, scheduler)
+        made = LatentTextToImagePipeline(on(device, vae), encoder, tokenizer, network.unet, scheduler)
+        made.adapters = network.adapters
+        return made
 
-    network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=True)
+    if config.model.lora_rank is None:
+        network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=True)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "adapters"))
+            network = AdaptedDenoiser(unet, config.model.lora_rank)
     finished = pipeline(network)
     check_parts(finished, "--text_encoder" if config.model.vae is None else "--vae or --text_encoder")
     prompt, facts = build_prompt(config, images, text, **finished.about_prompt)
@@ -177,6 +185,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
+        finish=None if config.model.lora_rank is None else AdaptedDenoiser.fused,
         rates={"text_encoder": config.model.text_rate} if learned else {},
         facts={"text_encoder": facts, "autoencoder": f"one with the hash {weights_fingerprint(vae)}"},
     )

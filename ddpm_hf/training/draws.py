@@ -27,7 +27,7 @@ class StepDraws:
         self.sampler = SecondMomentSampler(self.num_timesteps) if self.sampling == "importance" else None
         self.conditions = plan.system.conditions
         # An autoencoder's noise is no diffusion's.
-        self.offset = 0.0 if plan.system.scheduler is None else plan.config.optimization.noise_offset
+        self.offset = None if plan.system.scheduler is None else plan.config.optimization.noise_offset
 
     def noise(self, positions: range, like: torch.Tensor) -> torch.Tensor:
         """eps ~ N(0, I), float32, for the images at these positions, with the shape and device of `like`.

@@ -26,7 +26,7 @@ class Brightness(Condition):
 
 
 def draws(
-    batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5, two=False, offset=0.0
+    batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5, two=False, offset=None
 ) -> StepDraws:
     plan = SimpleNamespace(
         config=SimpleNamespace(

@@ -13,9 +13,12 @@ from stable_diffusion import make_pipeline
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from ddpm_hf.cli.parser import parse_training_arguments
+from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.hub.push import page_files
 from ddpm_hf.systems.config import Config
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
+from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 # In README.md there, after `accelerate launch --mixed_precision="fp16" train_text_to_image.py`.
@@ -77,11 +80,14 @@ def test_train_text_to_image(base, image_folder, tmp_path, monkeypatch):
     assert "two dogs" in card, "the pictures drawn last"
 
 
-def test_settings_of_an_encoder_that_is_kept_are_refused(base, image_folder, tmp_path):
+def test_what_a_model_does_not_have_is_refused(base, image_folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`clip_skip` must be below the 3 layers of this text encoder, got 3"):
         train(settings(base, image_folder, tmp_path, "--clip_skip", "3"))
     with pytest.raises(ValueError, match="--text_rate is for --text_encoder train, got --text_encoder frozen"):
         train(settings(base, image_folder, tmp_path, "--text_rate", "1"))
+    monkeypatch.delattr("peft.LoraConfig")
+    with pytest.raises(ValueError, match="`lora_rank` needs an extra: pip install peft"):
+        train(settings(base, image_folder, tmp_path, "--rank", "4"))
 
 
 def test_clip_skip_is_that_of_stock(base, image_folder, tmp_path):
@@ -99,3 +105,43 @@ def test_clip_skip_is_that_of_stock(base, image_folder, tmp_path):
         for pipe, more in ((saved, {}), (whole, {"clip_skip": 2}), (whole, {}))
     )
     assert abs(ours - theirs).max() < 1e-5 < abs(ours - unskipped).max()
+
+
+LORA = ("--rank", "2", "--learning_rate", "0.1", "--checkpointing_steps", "1", "--mixed_precision", "no")
+
+
+def test_adapters_do_for_stock_what_the_saved_model_does(base, image_folder, tmp_path):
+    out, killed = tmp_path / "out", tmp_path / "killed"
+    train(settings(base, image_folder, out, *LORA))
+    stock = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    fused = StableDiffusionPipeline.from_pretrained(out)
+    stock.scheduler = fused.scheduler
+
+    def drawn(pipe):
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a cat", num_inference_steps=2, output_type="np", generator=generator).images
+
+    plain = drawn(stock)
+    stock.load_lora_weights(out)
+    assert abs(drawn(stock) - drawn(fused)).max() < 1e-4 < 1e-2 < abs(drawn(stock) - plain).max()
+    assert "pytorch_lora_weights.safetensors" in page_files(ModelFolder.read(out))
+    adapters = load_file(out / "pytorch_lora_weights.safetensors")
+    places = {name.partition(".lora.")[0].rpartition("attn")[2][2:] for name in adapters}
+    assert places == {"to_q", "to_k", "to_v", "to_out.0"}
+
+    report = Trainer._report
+
+    def stop_there(trainer):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        report(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_report", stop_there)
+        train(settings(base, image_folder, killed, *LORA))
+    for name in ("model", "ema"):
+        state = load_file(killed / "checkpoint-1" / f"{name}.safetensors")
+        assert len(state) == len(adapters) and all("lora_" in key for key in state), "nothing but adapters"
+    train(settings(base, image_folder, killed, *LORA))
+    again = load_file(killed / "pytorch_lora_weights.safetensors")
+    assert adapters.keys() == again.keys() and all(torch.equal(adapters[name], again[name]) for name in adapters)

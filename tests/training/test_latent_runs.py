@@ -184,6 +184,8 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         ("--text_length 1", "--text_length must be at least 2"),
         ("--snr_gamma 5 --loss_weighting p2", "--snr_gamma is for --loss_weighting min_snr, got p2; leave one out"),
         ("--clip_skip 1", "--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder"),
+        ("--lora_rank 2", "--lora_rank needs --init_from, the model to adapt"),
+        ("--init_from {trained} --rank 2 --text_encoder train", "--text_encoder must be frozen with --lora_rank"),
         ("--noise_offset -1", "--noise_offset must be at least 0.*, got -1"),
     ],
 )
