@@ -13,6 +13,7 @@ PACKAGE = __name__.partition(".")[0]
 INDEX_FILE = "model_index.json"
 UPSAMPLER_FOLDER = "upsampler"  # in the folder of the pipeline whose pictures it enlarges
 AUTOENCODER_FOLDER = "autoencoder"  # in the folder of the pipeline whose latents it makes, as it was trained
+ADAPTERS_FILE = "pytorch_lora_weights.safetensors"  # where stock's `load_lora_weights` looks
 INPAINTING_FOLDER = "inpainting"  # in the folder of the pipeline from which it was fine-tuned
 
 # Our class -> the diffusers class with the same configuration and weights.

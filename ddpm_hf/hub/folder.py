@@ -13,7 +13,7 @@ from ..evaluation.record import EVALUATION_FILE, read_report
 from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
-from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components
+from ..portable import ADAPTERS_FILE, AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components
 
 CARD_FILE = "README.md"
 CONFIG_FILE = "training_config.yaml"
@@ -69,6 +69,7 @@ RUN_FILES = (
     RunFile(BEST_FOLDER, "--save_best_by"),
     RunFile(UPSAMPLER_FOLDER, "--stage upsampler", on_page=True),
     RunFile(INPAINTING_FOLDER, "--stage inpainting", on_page=True),
+    RunFile(ADAPTERS_FILE, "--lora_rank", on_page=True),
     RunFile(CHECKPOINTS, EVERY_RUN),
     RunFile(f"{CHECKPOINTS}.partial", KILLED_RUN),
     RunFile(f"{CHECKPOINTS}.replaced", KILLED_RUN),

@@ -94,6 +94,11 @@ def _as_in_t5(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def is_learned(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether it is one of `train_tokenizer`, and so its encoder one that was learned with a U-Net."""
+    return type(tokenizer) is PreTrainedTokenizerFast  # those of published encoders have classes of their own
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """A hash of all that turns text into tokens."""
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}  # set by calls
@@ -212,6 +217,23 @@ def load_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedMod
     if 2 * len(tokenizer) < encoder.config.vocab_size:  # transformers makes an empty one where there are no files
         raise _no_encoder(name, f"its tokenizer has {len(tokenizer)} of {encoder.config.vocab_size} tokens")
     return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def leave_out_last_layers(encoder: PreTrainedModel, count: int) -> None:
+    """Make of CLIP's text encoder, in place, one that says what stock's `clip_skip=count` takes of the whole one.
+
+    The empty caption, which guides, is then read by the same layers; stock skips none for it.
+
+    Raises:
+        ValueError: it is none of CLIP, or no layer would be left.
+    """
+    if not isinstance(encoder, CLIPTextModel):
+        raise ValueError(f"`clip_skip` is for CLIP's text encoder, got a {type(encoder).__name__}")
+    layers = encoder.encoder.layers
+    if count >= len(layers):
+        raise ValueError(f"`clip_skip` must be below the {len(layers)} layers of this text encoder, got {count}")
+    del layers[-count:]
+    encoder.config.num_hidden_layers = len(layers)
 
 
 def _no_encoder(name: str, reason: str) -> ValueError:

@@ -1,7 +1,7 @@
 """From a caption to a picture by way of latents (Rombach et al. 2022, arXiv 2112.10752), in the form of stock
 `StableDiffusionPipeline`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
@@ -31,6 +31,9 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
         safety_checker, feature_extractor, image_encoder: not used; there to have the same components.
     """
 
+    adapters: Mapping[str, torch.Tensor] | None = None
+    """As in `TextDenoiser`; saved beside the pipeline for stock's `load_lora_weights`."""
+
     def __init__(
         self,
         vae: AutoencoderKL,
@@ -44,6 +47,17 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
         requires_safety_checker: bool = False,
     ):
         super().__init__(vae, text_encoder, tokenizer, unet, scheduler, None, None, None, False)
+
+    @classmethod
+    def from_pretrained(cls, name, **kwargs):
+        """As in diffusers, but a safety checker and what it needs are not loaded."""
+        return super().from_pretrained(name, **{"safety_checker": None, "feature_extractor": None, **kwargs})
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As in diffusers, with the adapters if there are any."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.adapters is not None:
+            self.save_lora_weights(save_directory, self.adapters)
 
     @property
     def about_prompt(self) -> dict:

@@ -22,7 +22,8 @@ PIPELINES = {
     "StableDiffusionPipeline": ("latent_text_to_image", "LatentTextToImagePipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
 }
-_LIBRARIES = ("diffusers", "transformers")
+# An index calls diffusers' own module of a safety checker by that name.
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 # Of a scheduler, a tokenizer, a preprocessor, and a network, which is the only one with weights.
 NETWORK_CONFIG = "config.json"
 _CONFIG_FILES = ("scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json", NETWORK_CONFIG)

@@ -48,6 +48,9 @@ class TextDenoiser(Denoiser):
         all_outputs: whether the second half of the outputs means anything; stock `IFPipeline` wants it always.
     """
 
+    adapters: Mapping[str, torch.Tensor] | None = None
+    """Low-rank adapters that were added to its weights, under diffusers' names."""
+
     def __init__(self, unet: nn.Module, text_encoder: nn.Module | None, all_outputs: bool):
         super().__init__(unet)
         self.text_encoder, self.all_outputs = text_encoder, all_outputs

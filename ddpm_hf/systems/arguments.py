@@ -93,11 +93,16 @@ class ModelArguments:
         help="A U-Net configuration: a folder or Hub name with a config.json."
     )
     init_from: str | None = flag(
-        help="Fine-tune: start from the weights, architecture and process of a DDPM pipeline (folder or Hub name)."
+        help="Fine-tune: start from the weights, architecture and process of a pipeline (folder or Hub name).",
+        aliases=("--pretrained_model_name_or_path",),
     )
     vae: str | None = flag(
         help="An autoencoder for stable-diffusion, kept as it is: a folder or Hub name of an AutoencoderKL, or of a "
         "model that has one. By default that in --output_dir/autoencoder."
+    )
+    lora_rank: int | None = flag(
+        help="Train only adapters of this rank (LoRA); saved alone and in the weights. Needs peft.",
+        aliases=("--rank",),
     )
     cache_latents: bool = flag(
         True,
@@ -117,8 +122,9 @@ class ModelArguments:
     text_encoder: str | None = flag(
         help="train: a small one, learned with the U-Net. A folder or Hub name: an encoder of transformers, such as "
         "T5, CLIP or BERT, kept as it is. frozen: that of --init_from or of the base of --stage inpainting, kept as "
-        "it is. By default train."
+        "it is. By default train, or frozen for a Stable Diffusion of --init_from whose encoder was not learned here."
     )
+    clip_skip: int | None = flag(help="Last layers to leave out of CLIP's text encoder, in the saved model too.")
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_warmup_steps: int | None = flag(
@@ -190,6 +196,8 @@ class OptimizationArguments:
         aliases=("--disc_scale",),
     )
     loss_weighting: Literal["none", "min_snr", "p2"] | None = flag(help="Weighting of the squared error by timestep.")
+    snr_gamma: float | None = flag(help="The gamma of --loss_weighting min_snr, which it implies; 5 is usual.")
+    noise_offset: float | None = flag(help="Add this times a normal number to the noise of each channel as a whole.")
     timestep_sampling: Literal["uniform", "stratified", "importance"] | None = flag(
         help="uniform: as in the paper; stratified: spread evenly over the batch; importance: more often where the "
         "loss is large."
@@ -220,7 +228,7 @@ class OptimizationArguments:
     ema_inv_gamma: float = flag(1.0, help="See --ema_warmup.")
     ema_power: float = flag(0.75, help="See --ema_warmup.")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = flag(
-        "auto", help="auto: bf16 if the device supports it natively, else no. Noise and weights stay float32."
+        "auto", help="auto: that of accelerate launch, else bf16 if native, else no. Noise and weights stay float32."
     )
     seed: int = flag(0, help="Seed of all randomness in the run.")
 
@@ -251,9 +259,14 @@ class RunArguments(MachineArguments):
     checkpointing_steps: int = flag(500, help="Optimizer steps between checkpoints.")
     checkpoints_total_limit: int | None = flag(2, help="How many checkpoints to keep.")
     preview_steps: int | None = flag(help="Optimizer steps between previews, 0 for none. By default 1/5 of the run.")
-    save_images_epochs: int | None = flag(help="Epochs between previews, instead of --preview_steps.")
+    save_images_epochs: int | None = flag(
+        help="Epochs between previews, instead of --preview_steps.", aliases=("--validation_epochs",)
+    )
     save_model_epochs: int | None = flag(help="Epochs between saves of the pipeline; it is always saved at the end.")
     preview_images: int = flag(16, help="Images in a preview.", aliases=("--eval_batch_size",))
+    validation_prompts: list[str] | None = flag(
+        help="Captions to draw in previews; by default some of the data set.", aliases=("--validation_prompt",)
+    )
     preview_guidance_scale: float | None = flag(help="Guidance of previews and of scored samples.")
     preview_inference_steps: int = flag(
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)

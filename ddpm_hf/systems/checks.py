@@ -11,16 +11,16 @@ MAX_SIDE = 8192  # anything larger is a typing error
 # (lowest value, whether that value itself is allowed, highest value, flags)
 _RANGES = (
     (0, True, None, "dataloader_num_workers holdout lr_warmup_steps adam_weight_decay seed preview_steps kl_weight"),
-    (0, True, None, "text_warmup_steps"),
+    (0, True, None, "text_warmup_steps noise_offset"),
     (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
-    (1, True, None, "eval_inference_steps latent_channels"),
+    (1, True, None, "eval_inference_steps latent_channels clip_skip lora_rank"),
     (0, True, None, "adversarial_start adversarial_weight"),
     (2, True, None, "eval_num_images upsampling"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
-    (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma"),
+    (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma snr_gamma"),
     (1, True, 100, "blocks_per_level text_layers"),
     (2, True, 512, "text_length"),
     (64, True, None, "text_width"),
@@ -42,10 +42,13 @@ _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
     ("glide",): ("upsampling",),
-    ("stable-diffusion",): ("vae", "text_length", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
+    ("stable-diffusion",): (
+        *("vae", "text_length", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
+        *("noise_offset", "clip_skip", "lora_rank"),
+    ),
     ("glide", "stable-diffusion"): (
         *("caption_column", "init_caption_from_labels", "stage"),
-        *("text_encoder", *OF_LEARNED_ENCODER),
+        *("text_encoder", "validation_prompts", *OF_LEARNED_ENCODER),
     ),
 }
 
@@ -78,7 +81,9 @@ def check(flags: dict[str, Any]) -> None:
             f"--condition_dropout must be above 0 for --system {flags['system']}, got 0: pipelines guide by the "
             "empty caption, and nothing would train it"
         )
-    _check_text_encoder(flags)
+    check_text_encoder(flags)
+    if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
+        raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")
     if (flags["text_width"] or 0) % 32:
         raise ValueError(f"--text_width must be a multiple of 32, got {flags['text_width']}")
     if flags["max_train_time"] is not None:
@@ -98,9 +103,16 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(f"--channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {flags['channels']}")
 
 
-def _check_text_encoder(flags: dict[str, Any]) -> None:
+def check_text_encoder(flags: dict[str, Any]) -> None:
+    """Raises ValueError for an encoder that cannot be had, or settings that it does not have."""
     encoder, start = flags["text_encoder"], flags["init_from"]
+    if flags["lora_rank"] and start is None:
+        raise ValueError("--lora_rank needs --init_from, the model to adapt")
+    if flags["lora_rank"] and encoder == "train":
+        raise ValueError("--text_encoder must be frozen with --lora_rank, which trains adapters alone, got train")
     if encoder in (None, "train"):
+        if flags["clip_skip"] and (encoder == "train" or start is None):
+            raise ValueError("--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder")
         return
     for name in OF_LEARNED_ENCODER:
         if flags[name] is not None:

@@ -25,7 +25,7 @@ NOT_PART_OF_THE_RESULT = frozenset(
     "cache_dir dataloader_num_workers train_batch_size gradient_accumulation_steps output_dir overwrite_output_dir "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit preview_steps save_images_epochs "
     "save_model_epochs max_train_time max_bad_steps preview_images preview_inference_steps preview_guidance_scale "
-    "report_to logging_dir "
+    "validation_prompts report_to logging_dir "
     "logging_steps dry_run eval_steps eval_metrics eval_num_images eval_inference_steps eval_extractor save_best_by "
     "eval_clip_model num_cpu_threads stage upsampling cache_latents".split()
 ).union(HUB_FLAGS)

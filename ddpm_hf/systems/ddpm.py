@@ -147,7 +147,7 @@ def build_loss(config: Config, scheduler: LinearDDPMScheduler) -> DiffusionLoss:
             f"--loss_weighting {options.loss_weighting} cannot be used with --rescale_betas_zero_snr: it gives the "
             "last timestep, where sampling starts, weight 0; leave one out"
         )
-    return DiffusionLoss(scheduler, options.loss, options.loss_weighting)
+    return DiffusionLoss(scheduler, options.loss, options.loss_weighting, options.snr_gamma)
 
 
 def _check_outputs(unet: DDPMUNet2D, scheduler: LinearDDPMScheduler) -> None:

@@ -105,9 +105,9 @@ def count_pass(
             kept.add(tensor.untyped_storage())
         return tensor
 
-    def checkpointed(block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    def checkpointed(block: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
         nonlocal repeated_flops
-        kept.update(tensor.untyped_storage() for tensor in inputs)
+        kept.update(given.untyped_storage() for given in inputs if torch.is_tensor(given))
         before, flops = set(kept), counter.get_total_flops()
         output = block(*inputs)
         repeated_flops += counter.get_total_flops() - flops

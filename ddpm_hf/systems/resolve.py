@@ -45,6 +45,8 @@ def filled(
     training = {"loss": "hybrid" if learned else "simple", **preset.training}
     if config.optimization.num_epochs is not None:
         del training["max_train_steps"]
+    if config.optimization.snr_gamma is not None:
+        training["loss_weighting"] = "min_snr"
     config = config.filled(training)
     if config.model.text_encoder in (None, "train"):
         return config

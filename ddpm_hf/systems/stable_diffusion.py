@@ -22,12 +22,15 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..hub.folder import ModelFolder
 from ..kept import KeptArray
 from ..models.latent_unet import new_latent_unet
+from ..models.text import is_learned
+from ..pipelines.adapters import AdaptedDenoiser
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
 from ..seeds import derive_seed
 from .autoencoder import build_autoencoder, check_divides, draft_autoencoder, factor_of, resolve_autoencoder
+from .checks import check_text_encoder
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
 from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config
@@ -108,6 +111,9 @@ def start_of_unet(config: Config) -> LatentTextToImagePipeline | None:
 def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Config:
     """The settings with every one filled in; as `resolve`, with channels and size of the autoencoder's pictures."""
     check_start(start, LatentTextToImagePipeline, "stable-diffusion")
+    if start is not None and (config.model.lora_rank or not is_learned(start.tokenizer)):
+        config = config.filled({"text_encoder": "frozen"})
+        check_text_encoder(config.flags())
     unet_config = given_unet_config(config, start)
     preset = choose_preset(config, unet_config)
     if not preset.process:
@@ -160,9 +166,16 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
     def pipeline(network: TextDenoiser) -> LatentTextToImagePipeline:
         device = network.unet.device
         encoder = network.text_encoder if learned else on(device, text_encoder)
-        return LatentTextToImagePipeline(on(device, vae), encoder, tokenizer, network.unet, scheduler)
+        made = LatentTextToImagePipeline(on(device, vae), encoder, tokenizer, network.unet, scheduler)
+        made.adapters = network.adapters
+        return made
 
-    network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=True)
+    if config.model.lora_rank is None:
+        network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=True)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "adapters"))
+            network = AdaptedDenoiser(unet, config.model.lora_rank)
     finished = pipeline(network)
     check_parts(finished, "--text_encoder" if config.model.vae is None else "--vae or --text_encoder")
     prompt, facts = build_prompt(config, images, text, **finished.about_prompt)
@@ -173,6 +186,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
+        finish=None if config.model.lora_rank is None else AdaptedDenoiser.fused,
         rates={"text_encoder": config.model.text_rate} if learned else {},
         facts={"text_encoder": facts, "autoencoder": f"one with the hash {weights_fingerprint(vae)}"},
     )

@@ -16,7 +16,14 @@ from ..conditions.prompt import FrozenPrompt, Prompt, lowered
 from ..conditions.states import KeptStates
 from ..data.captions import captions_of
 from ..data.examples import TrainingImages
-from ..models.text import fingerprint, load_text_encoder, small_text_encoder, teach_wordings, train_tokenizer
+from ..models.text import (
+    fingerprint,
+    leave_out_last_layers,
+    load_text_encoder,
+    small_text_encoder,
+    teach_wordings,
+    train_tokenizer,
+)
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.text_to_image import TextDenoising
 from ..seeds import derive_seed, generator_for
@@ -30,12 +37,14 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     """Tokenizer and text encoder: those to start from, new ones that are learned, or frozen ones.
 
     Raises:
-        ValueError: the encoder cannot be loaded, or does not fit into memory.
+        ValueError: the encoder cannot be loaded, does not fit into memory, or has no layers to leave out.
     """
-    if start is not None:
-        return start.tokenizer, start.text_encoder
-    if config.model.text_encoder not in (None, "train"):
-        return load_text_encoder(config.model.text_encoder)
+    given = config.model.text_encoder
+    if start is not None or given not in (None, "train"):
+        text = load_text_encoder(given) if start is None else (start.tokenizer, start.text_encoder)
+        if config.model.clip_skip is not None:
+            leave_out_last_layers(text[1], config.model.clip_skip)
+        return text
     tokenizer = train_tokenizer(images.captions())
     check_size(lambda: [_learned_encoder(config, len(tokenizer))])
     text_encoder, steps = _learned_encoder(config, len(tokenizer)), config.model.text_warmup_steps
@@ -63,7 +72,7 @@ def build_prompt(config: Config, images: TrainingImages, text: Text, **about: An
     about |= {
         "tokenizer": tokenizer,
         "hidden": config.model.condition_dropout,
-        "examples": images.some_captions(config.run.preview_images),
+        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images),
     }
     if config.model.text_encoder == "train":
         return Prompt(**about), f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"

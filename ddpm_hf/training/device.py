@@ -1,5 +1,6 @@
 """The device of a run: the Accelerator with its precision and trackers, and what a card says of the machine."""
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -37,12 +38,13 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator for these settings; of `--mixed_precision auto` it has the device's own."""
+    """The Accelerator for these settings; of `--mixed_precision auto` it has the launcher's or the device's own."""
     options, precision = config.optimization, config.optimization.mixed_precision
     if precision == "auto":
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # `accelerate launch` sets it always
         # Created as Accelerator would: the state is shared, so two CPU processes wrongly taken for one would stay so.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-        precision = native_precision(state.device)
+        precision = native_precision(state.device) if precision == "no" else precision
     output_dir, trackers = config.run.output_dir, config.run.report_to
     accelerator = Accelerator(
         mixed_precision=precision,

@@ -26,14 +26,23 @@ class StepDraws:
         self.sampling = plan.config.optimization.timestep_sampling
         self.sampler = SecondMomentSampler(self.num_timesteps) if self.sampling == "importance" else None
         self.conditions, self.told_from = plan.system.conditions, plan.system.told_from
+        # An autoencoder's noise is no diffusion's.
+        self.offset = None if plan.system.scheduler is None else plan.config.optimization.noise_offset
 
     def noise(self, positions: range, like: torch.Tensor) -> torch.Tensor:
         """eps ~ N(0, I), float32, for the images at these positions, with the shape and device of `like`.
 
         Each image has its own seed, whatever the number of processes. The noise is drawn on the device, which then
         need not wait for the host; another kind of device draws other numbers.
+
+        With `--noise_offset` c it is eps + c N(0, I) of each channel, the same for all of its pixels
+        (https://www.crosslabs.org//blog/diffusion-with-offset-noise): pictures may then be darker or lighter on the
+        whole than noise is.
         """
-        return noise_at((self.seed, "noise"), positions, like)
+        noise = noise_at((self.seed, "noise"), positions, like)
+        if self.offset:
+            noise += self.offset * noise_at((self.seed, "noise offset"), positions, like[..., :1, :1])
+        return noise
 
     def timesteps(self, step: int, positions: range, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Timesteps (B,) int64 of these images, and the weights (B,) that keep the mean loss unbiased."""

@@ -1,6 +1,7 @@
 """Exponential moving average of the weights, the copy that draws the samples (Ho et al. 2020, appendix B)."""
 
 import copy
+from itertools import compress
 
 import torch
 from torch import nn
@@ -33,6 +34,7 @@ class EMA:
         if not 0 < power <= 1:
             raise ValueError(f"`power` must be above 0 and at most 1, got {power}: the initial weights would stay.")
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self.is_trained = [weight.requires_grad for weight in model.parameters()]
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
 
     @torch.no_grad()
@@ -42,13 +44,12 @@ class EMA:
         Parameters that it has after those of the average are left out.
         """
         decay = ema_decay(step, self.max_decay, self.inv_gamma, self.power)
-        average = list(self.model.parameters())
-        weights = [whole(parameter) for _, parameter in zip(average, model.parameters(), strict=False)]
-        torch._foreach_lerp_(average, weights, 1 - decay)
+        weights = [whole(weight) for weight in compress(model.parameters(), self.is_trained)]
+        torch._foreach_lerp_(list(compress(self.model.parameters(), self.is_trained)), weights, 1 - decay)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The average, by the names of the network; weights that it uses twice are kept once."""
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        """The average of what is trained, by the names of the network; weights that it uses twice are kept once."""
+        return {**dict(compress(self.model.named_parameters(), self.is_trained)), **dict(self.model.named_buffers())}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

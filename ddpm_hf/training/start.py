@@ -158,6 +158,7 @@ def _files(plan: Plan) -> list[str]:
         "--preview_steps": 0 < plan.clock.preview_steps < plan.clock.steps,
         "--eval_steps": run.eval_steps is not None,
         "--save_best_by": run.save_best_by is not None,
+        "--lora_rank": plan.config.model.lora_rank is not None,
     }
     kept = "" if run.checkpoints_total_limit is None else f", the last {run.checkpoints_total_limit} kept"
     notes = {

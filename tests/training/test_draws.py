@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ddpm_hf import LinearDDPMScheduler
 from ddpm_hf.conditions.class_labels import ClassLabels
 from ddpm_hf.conditions.condition import Condition
 from ddpm_hf.seeds import derive_seed
@@ -24,14 +25,17 @@ class Brightness(Condition):
         return {"brightness": torch.full_like(told["brightness"], -1)}
 
 
-def draws(batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5, two=False) -> StepDraws:
+def draws(
+    batch: int = 12, sampling: str = "stratified", seed: int = 0, dropout: float = 0.5, two=False, offset=None
+) -> StepDraws:
     plan = SimpleNamespace(
         config=SimpleNamespace(
-            optimization=SimpleNamespace(seed=seed, timestep_sampling=sampling),
+            optimization=SimpleNamespace(seed=seed, timestep_sampling=sampling, noise_offset=offset),
         ),
         facts=SimpleNamespace(global_batch_size=batch),
         system=SimpleNamespace(
             num_timesteps=1000,
+            scheduler=LinearDDPMScheduler(),
             conditions=[ClassLabels(count=2, hidden=dropout), Brightness(dropout)][: 1 + two],
             told_from=(3, {"later": True}),
         ),
@@ -55,6 +59,19 @@ def test_slices_make_up_the_global_batch(sampling):
     ]
     pieces = torch.cat([piece["class_labels"] for piece in pieces])
     assert torch.equal(it.told(step, whole, labels)["class_labels"], pieces)
+
+
+def test_offset_noise_adds_a_normal_number_to_each_channel():
+    positions, like = range(1000), torch.zeros(1, 4, 2, 3)
+    added = draws(offset=0.1).noise(positions, like) - draws().noise(positions, like)
+    added = added.double() / 0.1
+    assert added.shape == (1000, 4, 2, 3) and torch.allclose(added, added[..., :1, :1].expand_as(added), atol=1e-5)
+    each = added[..., 0, 0]
+    # 4,000 numbers: their mean has a standard deviation of 0.016, and so have correlations of channels twice that.
+    assert abs(each.mean()) < 0.06 and abs(each.var() - 1) < 0.1
+    assert (each.T.corrcoef() - torch.eye(4)).abs().max() < 0.15
+    whole = draws(offset=0.1).noise(range(8), like)
+    assert torch.equal(whole[3:5], draws(offset=0.1).noise(range(3, 5), like))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

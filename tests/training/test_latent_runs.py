@@ -88,7 +88,9 @@ def test_what_it_leaves(trained, capsys):
 
 def test_a_step_is_that_of_the_example_of_stock(trained, image_folder, tmp_path):
     """examples/text_to_image/train_text_to_image.py of diffusers, with its `--snr_gamma` and without."""
-    plan = plan_of(image_folder, tmp_path / "new", "--vae", str(trained), "--prediction_type", "epsilon")
+    plan = plan_of(
+        image_folder, tmp_path / "new", "--vae", str(trained), "--prediction_type", "epsilon", "--snr_gamma", "2"
+    )
     batch = next(plan.images.batches([range(4)])) | {"positions": range(4)}
     system, noise = plan.system, torch.randn((4, 4, 4, 4), generator=torch.Generator().manual_seed(1))
     torch.nn.init.normal_(system.network.unet.conv_out.weight, std=0.1)
@@ -100,8 +102,9 @@ def test_a_step_is_that_of_the_example_of_stock(trained, image_folder, tmp_path)
     predicted = system.network.unet(noisy, timesteps, states).sample
     each = (predicted - noise).square().mean((1, 2, 3))
     snr = compute_snr(stock, timesteps)
-    for weighting, weights in (("none", torch.ones(4)), ("min_snr", snr.clamp(max=5.0) / snr)):
-        losses = DiffusionLoss(system.scheduler, "simple", weighting)(system.network, x_0, noise, timesteps, **told)
+    unweighted = DiffusionLoss(system.scheduler)
+    for loss, weights in ((unweighted, torch.ones(4)), (system.loss, snr.clamp(max=2.0) / snr)):
+        losses = loss(system.network, x_0, noise, timesteps, **told)
         torch.testing.assert_close(losses, each * weights, rtol=1e-5, atol=1e-6)
 
 
@@ -180,6 +183,11 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         ("--vae {trained} --eval_metrics nll", "--eval_metrics nll needs a model of pixels"),
         ("--stage base", "--stage must be among autoencoder, unet for --system stable-diffusion, got base"),
         ("--text_length 1", "--text_length must be at least 2"),
+        ("--snr_gamma 5 --loss_weighting p2", "--snr_gamma is for --loss_weighting min_snr, got p2; leave one out"),
+        ("--clip_skip 1", "--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder"),
+        ("--lora_rank 2", "--lora_rank needs --init_from, the model to adapt"),
+        ("--init_from {trained} --rank 2 --text_encoder train", "--text_encoder must be frozen with --lora_rank"),
+        ("--noise_offset -1", "--noise_offset must be at least 0.*, got -1"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(trained, image_folder, tmp_path, capsys, flags, words):

@@ -10,7 +10,7 @@ from ddpm_hf import LinearDDPMScheduler
 COMPONENTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
 
 
-def make_pipeline(width: int = 16) -> StableDiffusionPipeline:
+def make_pipeline(width: int = 16, layers: int = 1) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -19,7 +19,7 @@ def make_pipeline(width: int = 16) -> StableDiffusionPipeline:
         vocab_size=len(words),
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=16,
         **ends,
