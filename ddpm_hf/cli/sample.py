@@ -1,16 +1,16 @@
 """Draw images from a pipeline: an output folder of train.py, or any DDPM on the Hub."""
 
+import copy
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import parse_flag_from_env
-from PIL import Image
 
 from ..cores import describe_processes, use_cores
 from ..flags import flag
@@ -183,16 +183,19 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         asked=asked_for(pipeline, arguments, scale),
         guidance_scale=scale,
         finer_guidance=arguments.finer_guidance,
-        given={} if arguments.image is None else given_for(pipeline, arguments),
+        given={} if arguments.image is None else given_for(pipeline, arguments, steps),
     )
 
 
-def given_for(pipeline: DDPMPipeline, arguments: SampleArguments) -> dict[str, Image.Image]:
-    """`image` and `mask_image` of the pipeline call; ValueError if they do not suit this model and sampler."""
+def given_for(pipeline: DDPMPipeline, arguments: SampleArguments, steps: int) -> dict[str, Any]:
+    """`image`, `mask_image` and `strength` of the pipeline call; ValueError if they do not suit model and sampler."""
     files = {name: getattr(arguments, name) for name in ("image", "mask_image")}
     given = {name: read_picture(file) for name, file in files.items() if file is not None}
     if "strength" in signature(pipeline.__call__).parameters:
         given["strength"] = arguments.strength or (0.8 if arguments.mask_image is None else 1.0)
+        scheduler = copy.deepcopy(pipeline.scheduler)
+        scheduler.set_timesteps(steps)
+        pipeline.skipped_by(given["strength"], scheduler)
     elif arguments.strength is not None or arguments.mask_image is None:
         raise ValueError("--image needs --mask_image, and no --strength, but for models of latents")
     pipeline.stages[-1].known(**given)

@@ -54,6 +54,12 @@ class LatentCodec(PixelCodec):
     variance: ClassVar[float] = 1.0
     decoder: ClassVar[None] = None
 
+    @property
+    def _device(self) -> torch.device:
+        """Where the autoencoder computes, which is not where its weights are while they are offloaded."""
+        hook = getattr(self.vae, "_hf_hook", None)
+        return self.vae.device if hook is None else torch.device(hook.execution_device)
+
     def describe(self) -> str:
         """Shape, autoencoder, and where posteriors come from."""
         weights = sum(weight.numel() for weight in self.vae.parameters())
@@ -77,7 +83,7 @@ class LatentCodec(PixelCodec):
     @torch.no_grad()
     def posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z | picture), float32 (B, *shape) each, of uint8 pictures."""
-        pictures = normalize(images).to(self.vae.device, self.vae.dtype)
+        pictures = normalize(images).to(self._device, self.vae.dtype)
         posterior = self.vae.encode(pictures).latent_dist
         return tuple(each.float().to(images.device) for each in (posterior.mean, posterior.std))
 
@@ -101,5 +107,5 @@ class LatentCodec(PixelCodec):
     @torch.no_grad()
     def decode(self, x_0: torch.Tensor) -> torch.Tensor:
         """x_0, or any x_t -> images in [0, 1], float32 (B, C, H, W)."""
-        z = (x_0 / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
+        z = (x_0 / self.vae.config.scaling_factor).to(self._device, self.vae.dtype)
         return to_images(self.vae.decode(z).sample.float())

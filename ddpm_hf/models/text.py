@@ -143,6 +143,7 @@ def teach_wordings(
     rows: Sequence[Sequence[str]],
     steps: int,
     generator: torch.Generator,
+    most: int = CAPTION_LENGTH,
 ) -> None:
     """Teach an encoder, in place, to say the whole caption in each of its states, alike in every wording.
 
@@ -156,12 +157,13 @@ def teach_wordings(
             throughout. A single row teaches nothing.
         steps: of 64 rows, a wording of each.
         generator: on the CPU, of the vectors and of all choices.
+        most: tokens of a caption that the network is told.
     """
     if len(rows) < 2:
         return
     rows = [rows[k] for k in torch.randperm(len(rows), generator=generator)[:_ROWS].tolist()]
     longest = max(len(ids) for row in rows for ids in tokenizer(list(row)).input_ids)
-    length = min(longest + _PADDED, CAPTION_LENGTH)
+    length = min(longest + _PADDED, most)
 
     def tokens(captions: list[str]) -> dict[str, torch.Tensor]:
         told = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

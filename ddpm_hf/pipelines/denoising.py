@@ -117,7 +117,9 @@ class Denoising:
         if strength is None:
             skipped = self._skip(skip_steps, scheduler, latents)
         else:
-            skipped = self._skip_by_strength(strength, scheduler, image)
+            if image is None:
+                raise ValueError(f"`strength` must be left out without `image`, got {strength}.")
+            skipped = self.skipped_by(strength, scheduler)
 
         # 3. x_T ~ N(0, I), or the x_t given, or what a picture and this noise make
         known = self.known(image, mask_image, strength, generator)
@@ -126,7 +128,7 @@ class Denoising:
             x_t = x_t * scheduler.init_noise_sigma
         given = None
         if known is not None:
-            given, x_t = self._given(known, x_t, scheduler, skipped, generator)
+            given, x_t = self._given(known, x_t, scheduler, skipped, generator, mask_image is not None)
 
         # 4. x_t -> x_{t-1}, without dropout; training mode is restored
         network = self.network
@@ -228,10 +230,16 @@ class Denoising:
             scheduler.set_begin_index(skip_steps)
         return skip_steps
 
-    def _skip_by_strength(self, strength: float, scheduler: SchedulerMixin, image: Pictures | None) -> int:
-        """How many steps stock diffusers skips; also tells schedulers that count their own steps."""
-        if image is None:
-            raise ValueError(f"`strength` must be left out without `image`, got {strength}.")
+    def skipped_by(self, strength: float, scheduler: SchedulerMixin) -> int:
+        """How many steps stock diffusers skips; also tells schedulers that count their own steps.
+
+        Args:
+            strength: as in stock.
+            scheduler: with its timesteps set.
+
+        Raises:
+            ValueError: no step would be left, or the scheduler cannot start midway.
+        """
         steps = scheduler.num_inference_steps
         if not 1 <= (left := int(steps * strength)) <= steps:
             raise ValueError(f"`strength` must be at most 1 and leave one of {steps} steps, got {strength}.")
@@ -269,6 +277,7 @@ class Denoising:
         scheduler: SchedulerMixin,
         skipped: int,
         generator: torch.Generator | list[torch.Generator] | None,
+        has_mask: bool,
     ) -> tuple[Given, torch.Tensor]:
         """What stays as it is, and x_t after so many steps."""
         for name, several in zip(("image", "mask_image"), known, strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -85,8 +86,11 @@ def given_pixels(
     return x_0, adaptive_max_pool2d(hole.float(), x_0.shape[2:]) > 0
 
 
-def shrunk(given: Mapping[str, Pictures], size: tuple[int, int]) -> dict[str, Pictures]:
-    """`image` and `mask_image` at the (height, width) of a base; its hole covers all that is then drawn larger."""
+def shrunk(given: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """`image` and `mask_image` at the (height, width) of a base; its hole covers all that is then drawn larger.
+
+    What else is given stays as it is.
+    """
     to = size[::-1]
 
     def small_hole(mask: Image.Image) -> Image.Image:
@@ -94,7 +98,8 @@ def shrunk(given: Mapping[str, Pictures], size: tuple[int, int]) -> dict[str, Pi
         return hole.resize(to, Image.Resampling.BOX).point(lambda level: 255 * (level > 0))
 
     small = {"image": lambda picture: picture.resize(to, RESAMPLING), "mask_image": small_hole}
-    return {name: [small[name](picture) for picture in _listed(pictures)] for name, pictures in given.items()}
+    found = {name: [small[name](picture) for picture in _listed(given[name])] for name in given if name in small}
+    return {**given, **found}
 
 
 def _listed(pictures: Pictures | None) -> Sequence[Image.Image | None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..codecs.latents import LatentCodec
@@ -18,6 +19,11 @@ with quietly():
     from diffusers import StableDiffusionPipeline
 
 MOST_TOKENS = 512  # a tokenizer without a length of its own has 1e30
+
+
+def missing_weights(part: nn.Module) -> list[str]:
+    """The weights that diffusers did not find when it loaded this, and left without a value."""
+    return [name for name, weight in part.named_parameters() if weight.is_meta]
 
 
 class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
@@ -99,6 +105,8 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
             raise ValueError(f"vae must have as many outputs as its {vae.in_channels} inputs, got {vae.out_channels}")
         if vae.get("shift_factor"):
             raise ValueError(f"vae must have no shift_factor, which stock ignores, got {vae.shift_factor}")
+        if missing := missing_weights(self.vae):
+            raise ValueError(f"vae lacks {len(missing)} of its weights, such as {missing[0]}")
         if self.tokenizer.model_max_length > MOST_TOKENS:
             raise ValueError(
                 f"tokenizer must have a model_max_length of at most {MOST_TOKENS}, got "
@@ -170,11 +178,13 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
         scheduler: SchedulerMixin,
         skipped: int,
         generator: torch.Generator | list[torch.Generator] | None,
+        has_mask: bool,
     ) -> tuple[Given, torch.Tensor]:
         """As in stock `StableDiffusionImg2ImgPipeline` and `StableDiffusionInpaintPipeline`."""
-        given, x_t = super()._given(known, noise, scheduler, skipped, generator)
-        if given.hole.all():
+        given, x_t = super()._given(known, noise, scheduler, skipped, generator, has_mask)
+        if not has_mask:
             return given, x_t
-        # It also draws a latent of the picture with its hole, which only networks of nine channels are told.
-        randn_tensor(noise.shape, generator, noise.device)
+        # It also draws a latent of each picture with its hole, which only networks of nine channels are told.
+        count = len(generator) if isinstance(generator, list) else len(given.x_0)
+        randn_tensor((count, *noise.shape[1:]), generator, noise.device)
         return given, x_t if skipped else noise

@@ -35,8 +35,9 @@ class Judged(Autoencoder):
         if not judged:
             return output
         fixed = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        fooled = functional_call(self.discriminator, fixed, output[0])
-        real, fake = self.discriminator(torch.cat([picture, output[0].detach()])).chunk(2)
+        dtype = next(iter(fixed.values())).dtype
+        fooled = functional_call(self.discriminator, fixed, output[0].to(dtype))
+        real, fake = self.discriminator(torch.cat([picture, output[0].detach()]).to(dtype)).chunk(2)
         return *output, fooled, real, fake
 
 

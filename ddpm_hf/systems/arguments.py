@@ -86,7 +86,8 @@ class ModelArguments:
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
-        "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution allows halvings. "
+        "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution allows halvings; "
+        "glide-digits or glide-64, and stable-diffusion-digits or stable-diffusion-256, for these systems. "
         + " ".join(f"{name}: {preset.description}." for name, preset in PRESETS.items())
     )
     model_config_name_or_path: str | None = flag(

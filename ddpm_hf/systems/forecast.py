@@ -94,6 +94,11 @@ def count_pass(
     shapes = {id(buffer): buffer.to("meta") for buffer in network.buffers()}
     shapes |= {id(weight): nn.Parameter(weight.to("meta"), weight.requires_grad) for weight in network.parameters()}
     network = copy.deepcopy(network, shapes).train().to(torch.bfloat16 if half else torch.float32)
+    dtype = next(network.parameters()).dtype
+    told = {
+        name: each.to(dtype) if torch.is_tensor(each) and each.is_floating_point() else each
+        for name, each in told.items()
+    }
     image = torch.empty(1, *shape, device="meta")
     timestep = torch.zeros(1, dtype=torch.int64, device="meta")
     weights = {parameter.untyped_storage() for parameter in network.parameters()}

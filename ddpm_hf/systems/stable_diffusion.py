@@ -25,7 +25,7 @@ from ..models.latent_unet import new_latent_unet
 from ..models.text import is_learned
 from ..pipelines.adapters import AdaptedDenoiser
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
+from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_weights
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
 from ..seeds import derive_seed
@@ -41,14 +41,16 @@ from .text import build_prompt, build_text, check_parts, on, with_dropout
 
 
 def find_autoencoder(config: Config) -> dict[str, Any] | None:
-    """The configuration of the autoencoder that makes the latents, with the arguments of `from_pretrained` that load
-    it; None if it has not been trained yet.
+    """The configuration of the autoencoder that makes the latents, with its `name` and `subfolder`, from which it is
+    loaded; None if it has not been trained yet.
 
     Raises:
         ValueError: it is no `AutoencoderKL`.
     """
     name, folder = config.model.vae, Path(config.run.output_dir, AUTOENCODER_FOLDER)
     if name is None:
+        if config.run.overwrite_output_dir and "autoencoder" in (config.model.stage or ["autoencoder"]):
+            return None  # it will be trained anew
         if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
             return None
         name = str(folder)
@@ -58,7 +60,7 @@ def find_autoencoder(config: Config) -> dict[str, Any] | None:
         except OSError:
             continue
         if found.get("_class_name") == "AutoencoderKL":
-            return {**found, "pretrained_model_name_or_path": name, "subfolder": subfolder}
+            return {**found, "name": name, "subfolder": subfolder}
     raise ValueError(f"--vae must be a folder or Hub name with an AutoencoderKL, or with one in its vae/, got {name}")
 
 
@@ -74,11 +76,15 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
     elif found is None:
         vae = draft_autoencoder(config.filled(choose_preset(config).autoencoder.model), images)
     else:
-        where = {name: found[name] for name in ("pretrained_model_name_or_path", "subfolder")}
         try:
-            vae = AutoencoderKL.from_pretrained(**where, torch_dtype=torch.float32, use_safetensors=True)
-        except OSError as problem:
-            raise ValueError(f"--vae must have weights as safetensors, got {config.model.vae}: {problem}") from None
+            vae = AutoencoderKL.from_pretrained(
+                found["name"], subfolder=found["subfolder"], torch_dtype=torch.float32, use_safetensors=True
+            )
+        except (OSError, ValueError) as problem:
+            reason = str(problem).strip().partition("\n")[0]
+            raise ValueError(f"--vae must have its weights as safetensors, got {found['name']}: {reason}") from None
+        if missing := missing_weights(vae):
+            raise ValueError(f"--vae must have all of its weights, got {found['name']} without {missing[0]}")
     _check_pictures(vae.config, images.shape[0], config.data.resolution)
     return vae.eval().requires_grad_(False)
 
@@ -130,9 +136,9 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
         )
     found = find_autoencoder(config) if start is None else None
     if found is not None:
-        size = found["sample_size"]
-        resolution = str(size) if isinstance(size, int) else "x".join(map(str, size))
-        config = config.filled({"channels": found["in_channels"], "resolution": resolution})
+        size = found.get("sample_size")
+        resolution = "x".join(map(str, size)) if isinstance(size, list | tuple) else str(size or "")
+        config = config.filled({"channels": found["in_channels"], "resolution": resolution or None})
         _check_pictures(found, config.data.channels, config.data.resolution)
     config = filled(config, preset, unet_config, start)
     if config.data.is_bundled:

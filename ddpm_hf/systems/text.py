@@ -51,7 +51,8 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     if steps:
         rows = {tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell}
         generator = generator_for(config.optimization.seed, "wordings")
-        teach_wordings(text_encoder, tokenizer, sorted(rows), steps, generator)
+        most = config.model.text_length or CAPTION_LENGTH
+        teach_wordings(text_encoder, tokenizer, sorted(rows), steps, generator, most)
     return tokenizer, text_encoder
 
 

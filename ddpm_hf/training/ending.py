@@ -72,7 +72,7 @@ class Ending:
         self.left_out: dict[str, str] = {}
         self.has_process = plan.system.scheduler is not None
         self.has_bound = self.has_process and plan.system.codec.decoder is not None
-        figure = "bits/dim" if self.has_bound else "the captions" if self.has_process else "reconstruction"
+        figure = "bits/dim" if self.has_bound else "samples, against those" if self.has_process else "reconstruction"
         work = [f"{figure} of held-out images"] * (scorer is not None)
         work += [SAMPLES_FILE, CHAIN_FILE] if self.has_process else [SAMPLES_FILE]
         accelerator.print(
@@ -86,7 +86,10 @@ class Ending:
         What was scored after this step is not measured again.
         """
         if self.scorer is None:
-            self._leave_out("bits_per_dim", "Nothing was measured, because no images were held out of training.")
+            why = "no images were held out of training"
+            if self.plan.images.holdout.holds_out:
+                why = "no --eval_metrics were asked for"
+            self._leave_out("bits_per_dim", f"Nothing was measured, because {why}.")
             return
         measured = self.scorer.figures_after(step)
         if any(figure["name"] == "bits_per_dim" or not self.has_bound for figure in measured):

@@ -53,6 +53,9 @@ for folder in folders:
         drawn[name + ", anew"] = again(**call, **more, **given, strength=0.61).images
         given["generator"] = torch.Generator().manual_seed(9)
         drawn[name + ", a part"] = part(**call, **more, **given, mask_image=[mask] * count).images
+        for what, hole, strength in (("all", Image.new("L", (16, 16), 255), 1.0), ("half anew", mask, 0.61)):
+            given = {"image": photo, "mask_image": hole, "generator": torch.Generator().manual_seed(10)}
+            drawn[f"{name}, {what} of one"] = part(**call, **more, **given, strength=strength).images
     numpy.savez(folder + "/drawn.npz", **drawn)
 """
 
@@ -92,6 +95,9 @@ def test_stock_draws_the_same_pixels_without_this_package(command, tiny_latent_p
                     f"{what}, anew": pipeline(**plain, **more, **given, strength=0.61, generator=eight),
                     f"{what}, a part": pipeline(**plain, **more, **given, mask_image=mask, generator=nine),
                 }
+                for one, hole, strength in (("all", Image.new("L", (16, 16), 255), 1.0), ("half anew", mask, 0.61)):
+                    given = {"image": photo, "mask_image": hole, "generator": torch.Generator().manual_seed(10)}
+                    ours[f"{what}, {one} of one"] = pipeline(**plain, **more, **given, strength=strength)
                 for which, result in ours.items():
                     np.testing.assert_allclose(
                         result.images, drawn[which], atol=1e-4, rtol=0, err_msg=f"{name}, {which}"

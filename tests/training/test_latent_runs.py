@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from PIL import Image
 from running import TINY, forget_accelerator, load_script
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from texts import write_encoder
 
 from ddpm_hf.cli.parser import parse_training_arguments
@@ -139,7 +139,7 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         ("words", []),
         ("anew", [*photo, "--strength", "0.5"]),
         ("usual", photo),
-        ("part", [*photo, "--mask", str(tmp_path / "mask.png")]),
+        ("part", [*photo, "--mask", str(tmp_path / "mask.png"), "--denoising_strip"]),
     ):
         forget_accelerator()
         load_script("sample.py").main([str(trained), *call, *more, "--output_dir", str(tmp_path / name)])
@@ -148,6 +148,8 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
     assert len({images.tobytes() for images in drawn.values()}) == 4
     for more, words in (
         (["--strength", "0.5"], "--strength needs --image"),
+        ([*photo, "--strength", "0.1"], "--strength must be at most 1 and leave one of 4 steps, got 0.1"),
+        ([*photo, "--scheduler", "pndm"], "error: "),
         ([*photo, "--strength", "2"], "--strength must be above 0 and at most 1, got 2"),
     ):
         capsys.readouterr()
@@ -213,3 +215,33 @@ def test_a_run_does_not_go_on_with_another_autoencoder(trained, image_folder, tm
     with pytest.raises(ValueError, match=r"holds a run with other settings \(autoencoder: one with the hash"):
         train(settings(image_folder, out, "--stage", "unet"))
     assert load_pipeline(str(out)).image_shape == (3, 8, 8)
+
+
+def test_an_autoencoder_without_all_of_its_weights_is_refused(trained, image_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(trained, broken)
+    file = broken / f"{WEIGHTS[2]}.safetensors"
+    weights = load_file(file)
+    del weights["decoder.conv_in.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="--vae must have all of its weights, got .*broken without decoder.conv_in.w"):
+        train(settings(image_folder, tmp_path / "out", "--vae", str(broken)))
+    with pytest.raises(ValueError, match="do not fit each other: vae lacks 1 of its weights, such as decoder.conv_in"):
+        load_pipeline(str(broken))
+
+
+def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(image_folder, tmp_path, capsys):
+    """A dry run before there is an autoencoder, and one with the discriminator that judges it."""
+    for more in (
+        ("--gradient_checkpointing", "--mixed_precision", "bf16"),
+        ("--stage", "autoencoder", "--resolution", "32", "--adversarial_weight", "0.5", "--adversarial_start", "1")
+        + ("--mixed_precision", "bf16", "--gradient_checkpointing"),
+    ):
+        train(settings(image_folder, tmp_path / "out", *more, "--dry_run"))
+        assert "GFLOP a step" in capsys.readouterr().out
+
+
+def test_a_new_run_over_a_finished_one_does_not_ask_its_autoencoder(trained, image_folder, tmp_path):
+    shutil.copytree(trained, tmp_path / "out")
+    train(settings(image_folder, tmp_path / "out", "--overwrite_output_dir", "--channels", "1"))
+    assert load_pipeline(str(tmp_path / "out")).image_shape == (1, 8, 8)

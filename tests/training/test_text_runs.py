@@ -143,7 +143,7 @@ def test_two_processes_read_the_states_that_one_of_them_wrote(command, train, ca
     two = command("train.py", *TINY, *flags, *both, processes=2)
     assert two.wait() == 0, two.err
     assert two.err.count("Encoding captions once: 0 of 4") == 1
-    assert len([*tmp_path.glob("cache/ddpm_hf/*.f16")]) == 1
+    assert len([*tmp_path.glob("cache/ddpm_hf/text-*/*.f16")]) == 1
     expected = final_state(one.output.path, 6)
     found = final_state(tmp_path / "two", 6)
     assert max((found[name] - expected[name]).abs().max().item() for name in expected) <= 1e-5
