@@ -17,6 +17,7 @@ from ..conditions.states import KeptStates
 from ..data.captions import captions_of
 from ..data.examples import TrainingImages
 from ..models.text import (
+    CAPTION_LENGTH,
     fingerprint,
     leave_out_last_layers,
     load_text_encoder,
