@@ -17,7 +17,7 @@ def _measured_otherwise(training: Mapping[str, Any]) -> dict[str, Any]:
 
 LATENT_PRESETS = {
     "stable-diffusion-digits": Preset(
-        description="captioned digits, 32x32 in latents of 8x8, minutes on two CPU cores",
+        description="captioned digits, 32x32 in latents of 8x8, 4.6 M parameters, minutes on two CPU cores",
         system="stable-diffusion",
         model={
             "resolution": 32,
@@ -45,7 +45,7 @@ LATENT_PRESETS = {
     ),
     # Three fifths of the width of Stable Diffusion's network, and attention at all of its levels.
     "stable-diffusion-256": Preset(
-        description="your own captioned images at 256x256, in latents of 32x32: on a GPU",
+        description="your own captioned images at 256x256, in latents of 32x32: 232 M parameters, on a GPU",
         system="stable-diffusion",
         model={
             **SMALL_MODEL,
