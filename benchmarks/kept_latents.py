@@ -23,7 +23,7 @@ from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import prepare
 
 PRESET = "stable-diffusion-digits"
-NETWORK = ("--system", "stable-diffusion", "--stage", "unet")
+NETWORK = ("--system", "stable-diffusion", "--stage", "unet", "--text_warmup_steps", "0")
 # size -> (turns, steps in a turn)
 AMOUNTS = {"quick": (2, 1), "normal": (15, 2), "full": (30, 5)}
 
