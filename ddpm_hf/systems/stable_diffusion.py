@@ -29,7 +29,14 @@ from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
 from ..seeds import derive_seed
-from .autoencoder import build_autoencoder, check_divides, draft_autoencoder, factor_of, resolve_autoencoder
+from .autoencoder import (
+    ARCHITECTURE,
+    build_autoencoder,
+    check_divides,
+    draft_autoencoder,
+    factor_of,
+    resolve_autoencoder,
+)
 from .checks import check_text_encoder
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
@@ -74,7 +81,10 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
     if start is not None:
         vae = start.vae
     elif found is None:
-        vae = draft_autoencoder(config.filled(choose_preset(config).autoencoder.model), images)
+        preset = choose_preset(config)
+        fixed = {name: value for name, value in config.flags().items() if value != _plain(preset.model.get(name))}
+        shape = {name: _plain(preset.autoencoder.model[name]) for name in ARCHITECTURE}
+        vae = draft_autoencoder(config.with_values({name: fixed.get(name) or shape[name] for name in shape}), images)
     else:
         try:
             vae = AutoencoderKL.from_pretrained(
@@ -87,6 +97,10 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
             raise ValueError(f"--vae must have all of its weights, got {found['name']} without {missing[0]}")
     _check_pictures(vae.config, images.shape[0], config.data.resolution)
     return vae.eval().requires_grad_(False)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_pictures(vae_config: Mapping[str, Any], channels: int, resolution: str) -> None:

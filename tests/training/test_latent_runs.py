@@ -241,6 +241,16 @@ def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(im
         assert "GFLOP a step" in capsys.readouterr().out
 
 
+def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder, tmp_path, capsys):
+    forget_accelerator()
+    flags = "--system stable-diffusion --preset stable-diffusion-digits --train_batch_size 4 --dry_run".split()
+    flags += ["--init_caption_from_labels", "a {}", "--train_data_dir", str(image_folder), "--holdout", "4"]
+    train(parse_training_arguments([*flags, "--output_dir", str(tmp_path / "out")]))
+    told = capsys.readouterr().out
+    assert told.count("539,695 parameters") == 2, "of the first stage, and of the autoencoder beneath the second"
+    assert "latents: 4x8x8, AutoencoderKL, frozen, " in told
+
+
 def test_a_new_run_over_a_finished_one_does_not_ask_its_autoencoder(trained, image_folder, tmp_path):
     shutil.copytree(trained, tmp_path / "out")
     train(settings(image_folder, tmp_path / "out", "--overwrite_output_dir", "--channels", "1"))
