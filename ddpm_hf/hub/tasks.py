@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..models.autoencoder import factor_of
 from ..models.text_unet import LOW_SIDE
 from ..portable import INDEX_FILE
 from ..sampling.samplers import FAST_CALLS
@@ -89,7 +90,7 @@ def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
 
 def _latent_values(folder: ModelFolder) -> dict[str, Any]:
     model, vae = _network_and_process(folder), folder.configs["vae"]
-    values, factor = _common_values(model), 2 ** (len(vae["block_out_channels"]) - 1)
+    values, factor = _common_values(model), factor_of(vae)
     height, width = (factor * side for side in model.size)
     if height % 8 or width % 8:
         values["obstacles"].append(f"It needs sides divisible by 8; these images are {width}x{height}.")
@@ -108,7 +109,7 @@ def _latent_values(folder: ModelFolder) -> dict[str, Any]:
 def _autoencoder_values(folder: ModelFolder) -> dict[str, Any]:
     vae = folder.configs["vae"]
     height, width = (vae["sample_size"],) * 2 if isinstance(vae["sample_size"], int) else vae["sample_size"]
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = factor_of(vae)
     return {
         "tags": ["autoencoder", "diffusion-models", "ddpm_hf"],
         "kind": _kind(vae["in_channels"]),

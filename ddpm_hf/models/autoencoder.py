@@ -1,6 +1,7 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752): diffusers' `AutoencoderKL`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -51,6 +52,11 @@ def new_autoencoder(
         vae.quant_conv.weight[latent_channels:] = 0
         vae.quant_conv.bias[latent_channels:] = _FIRST_LOG_VARIANCE
     return vae
+
+
+def factor_of(vae_config: Mapping[str, Any]) -> int:
+    """By which an autoencoder of this configuration makes pictures smaller."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
 def _groups(channels: int) -> int:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..codecs.latents import LatentCodec
 from ..conditions.prompt import as_it_is
+from ..models.autoencoder import factor_of
 from .inpainting import Given, Pictures
 from .quiet import quietly
 from .text_to_image import TextDenoiser, TextDenoising
@@ -74,7 +75,7 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the pictures."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = factor_of(self.vae.config)
         _, *size = super().image_shape
         return self.vae.config.out_channels, *(factor * side for side in size)
 

@@ -1,8 +1,7 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752), trained by itself before the rest."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from diffusers import AutoencoderKL
@@ -60,11 +59,6 @@ def check_divides(factor: int, resolution: str) -> None:
             f"--resolution must be a multiple of {factor}, by which the autoencoder makes pictures smaller, got "
             f"{resolution}; the nearest is {near[0] if sides[0] == sides[1] else 'x'.join(near)}"
         )
-
-
-def factor_of(vae_config: Mapping[str, Any]) -> int:
-    """By which an autoencoder of this configuration makes pictures smaller."""
-    return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
 def draft_autoencoder(config: Config, images: TrainingImages) -> AutoencoderKL:

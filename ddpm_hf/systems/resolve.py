@@ -95,7 +95,7 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
 def check_architecture(config: Config, preset: Preset) -> None:
     """Raises ValueError for flags that give the network of a preset that was asked for another shape."""
     for name in (*ARCHITECTURE_FLAGS, "latent_channels"):
-        given, fixed = getattr(config.model, name), _plain(preset.model.get(name))
+        given, fixed = getattr(config.model, name), plain(preset.model.get(name))
         if config.model.preset is not None and None not in (given, fixed) and given != fixed:
             raise ValueError(
                 f"--{name} {given} contradicts --preset {config.model.preset}, which has {fixed}; leave one out"
@@ -104,8 +104,8 @@ def check_architecture(config: Config, preset: Preset) -> None:
 
 def filled_from(config: Config, preset: Preset) -> Config:
     """The settings with those of a preset filled in as they are, whatever the size of the images."""
-    values = {name: _plain(value) for name, value in (preset.model | preset.training).items()}
-    values["resolution"] = _resolution_text(preset.model["resolution"])
+    values = {name: plain(value) for name, value in (preset.model | preset.training).items()}
+    values["resolution"] = resolution_text(preset.model["resolution"])
     if not config.data.is_bundled:
         del values["channels"]
     if config.optimization.num_epochs is not None:
@@ -120,7 +120,7 @@ def _with_network(
     if unet_config is not None:
         source = "--init_from" if start is not None else "--model_config_name_or_path"
         size, fixed = unet_config.get("sample_size") if start is None else start.image_shape[1:], {}
-        fixed["resolution"] = _resolution_text(size) if size else "64"
+        fixed["resolution"] = resolution_text(size) if size else "64"
         if start is not None:
             fixed["channels"] = start.image_shape[0]
             fixed |= {name: start.scheduler.config[name] for name in PROCESS_FLAGS if name in start.scheduler.config}
@@ -138,10 +138,10 @@ def _with_network(
             if given is not None and not same:
                 raise ValueError(f"--{name} {given} contradicts {source}, which has {value}; leave it out")
         return config.with_values(fixed)
-    model = {name: _plain(value) for name, value in preset.model.items() if name != "channels"}
+    model = {name: plain(value) for name, value in preset.model.items() if name != "channels"}
     if config.data.is_bundled:
         model["channels"] = preset.model["channels"]
-    model["resolution"] = _resolution_text(model["resolution"])
+    model["resolution"] = resolution_text(model["resolution"])
     config = config.filled({"resolution": model["resolution"], "upsampling": model.get("upsampling")})
     if config.model.preset is None and config.data.resolution != model["resolution"] and not preset.autoencoder:
         # No preset was asked for, so the depth may follow from the images.
@@ -152,10 +152,12 @@ def _with_network(
     return config.filled(model)
 
 
-def _resolution_text(size: Any) -> str:
+def resolution_text(size: Any) -> str:
+    """A size of images as `--resolution` is given."""
     height, width = parse_resolution(tuple(size) if isinstance(size, (list, tuple)) else size)
     return str(height) if height == width else f"{height}x{width}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A preset's value as that of a flag, which has lists."""
     return list(value) if isinstance(value, tuple) else value

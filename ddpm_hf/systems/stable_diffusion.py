@@ -21,6 +21,7 @@ from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..hub.folder import ModelFolder
 from ..kept import KeptArray
+from ..models.autoencoder import factor_of
 from ..models.latent_unet import new_latent_unet
 from ..models.text import is_learned
 from ..pipelines.adapters import AdaptedDenoiser
@@ -34,13 +35,12 @@ from .autoencoder import (
     build_autoencoder,
     check_divides,
     draft_autoencoder,
-    factor_of,
     resolve_autoencoder,
 )
 from .checks import check_text_encoder
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
-from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config
+from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config, plain, resolution_text
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, with_dropout
 
@@ -82,8 +82,8 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
         vae = start.vae
     elif found is None:
         preset = choose_preset(config)
-        fixed = {name: value for name, value in config.flags().items() if value != _plain(preset.model.get(name))}
-        shape = {name: _plain(preset.autoencoder.model[name]) for name in ARCHITECTURE}
+        fixed = {name: value for name, value in config.flags().items() if value != plain(preset.model.get(name))}
+        shape = {name: plain(preset.autoencoder.model[name]) for name in ARCHITECTURE}
         vae = draft_autoencoder(config.with_values({name: fixed.get(name) or shape[name] for name in shape}), images)
     else:
         try:
@@ -97,10 +97,6 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
             raise ValueError(f"--vae must have all of its weights, got {found['name']} without {missing[0]}")
     _check_pictures(vae.config, images.shape[0], config.data.resolution)
     return vae.eval().requires_grad_(False)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_pictures(vae_config: Mapping[str, Any], channels: int, resolution: str) -> None:
@@ -151,8 +147,9 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
     found = find_autoencoder(config) if start is None else None
     if found is not None:
         size = found.get("sample_size")
-        resolution = "x".join(map(str, size)) if isinstance(size, list | tuple) else str(size or "")
-        config = config.filled({"channels": found["in_channels"], "resolution": resolution or None})
+        config = config.filled(
+            {"channels": found["in_channels"], "resolution": resolution_text(size) if size else None}
+        )
         _check_pictures(found, config.data.channels, config.data.resolution)
     config = filled(config, preset, unet_config, start)
     if config.data.is_bundled:
