@@ -6,7 +6,8 @@ another kind of device draws other numbers from the same seed.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -36,6 +37,14 @@ def image_seed(seed: int, index: int) -> int:
 def generator_for(*address: int | str) -> torch.Generator:
     """A CPU generator for an address; see `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(*address))
+
+
+@contextmanager
+def seeded(*address: int | str) -> Iterator[None]:
+    """torch's global CPU generator starts from an address meanwhile, and is as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(*address))
+        yield
 
 
 def noise_at(address: tuple[int | str, ...], positions: Iterable[int], like: torch.Tensor) -> torch.Tensor:

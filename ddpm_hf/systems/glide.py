@@ -12,7 +12,6 @@ the known pixels into x_t, without noise: here the network is fine-tuned to draw
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from ..codecs.pixels import PixelCodec
@@ -30,7 +29,7 @@ from ..pipelines.loading import load_pipeline
 from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER
-from ..seeds import derive_seed
+from ..seeds import seeded
 from .checks import OF_LEARNED_ENCODER
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
@@ -77,8 +76,7 @@ def _unet(
     channels, height, width = shape
     if height != width:
         raise ValueError(f"--resolution must be square for --system glide, got {height}x{width}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights"))
+    with seeded(config.optimization.seed, "initial weights"):
         return new_text_unet(
             low_side,
             resolution=height,

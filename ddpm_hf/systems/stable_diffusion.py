@@ -29,7 +29,7 @@ from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_weights
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
-from ..seeds import derive_seed
+from ..seeds import seeded
 from .autoencoder import (
     ARCHITECTURE,
     build_autoencoder,
@@ -190,8 +190,7 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
     if config.model.lora_rank is None:
         network = TextDenoiser(unet, text_encoder if learned else None, all_outputs=True)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "adapters"))
+        with seeded(config.optimization.seed, "initial weights", "adapters"):
             network = AdaptedDenoiser(unet, config.model.lora_rank)
     finished = pipeline(network)
     check_parts(finished, "--text_encoder" if config.model.vae is None else "--vae or --text_encoder")
@@ -243,8 +242,7 @@ def read_as_stock_does(tokenizer: PreTrainedTokenizerFast, text_encoder: PreTrai
 
 
 def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> UNet2DConditionModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights"))
+    with seeded(config.optimization.seed, "initial weights"):
         return new_latent_unet(
             shape[1:],
             channels=shape[0],

@@ -27,7 +27,7 @@ from ..models.text import (
 )
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.text_to_image import TextDenoising
-from ..seeds import derive_seed, generator_for
+from ..seeds import generator_for, seeded
 from .config import Config
 from .ddpm import check_size
 
@@ -59,8 +59,7 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
 
 def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
     """A small one with random weights, a function of the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.optimization.seed, "initial weights", "text encoder"))
+    with seeded(config.optimization.seed, "initial weights", "text encoder"):
         return small_text_encoder(tokens, config.model.text_width, config.model.text_layers)
 
 
