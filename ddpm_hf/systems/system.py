@@ -33,6 +33,7 @@ class System:
             needs before are first trained then.
         pipeline: makes the pipeline of such a network.
         rates: the learning rate of a part, as a multiple of that of the others.
+        begin: changes the new network, in place, before its first step; not when a run goes on from a checkpoint.
         finish: makes of the network, which stays as it is, the one that is saved; by default that is the same.
         facts: entries of `plan.Facts` that only it knows.
     """
@@ -46,6 +47,7 @@ class System:
     told_from: tuple[int, Mapping[str, bool]] = (0, {})
     pipeline: Callable[[nn.Module], DDPMPipeline]
     rates: Mapping[str, float] = field(default_factory=dict)
+    begin: Callable[[], None] | None = None
     finish: Callable[[nn.Module], nn.Module] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 

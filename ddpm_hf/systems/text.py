@@ -48,13 +48,17 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
         return text
     tokenizer = train_tokenizer(images.captions())
     check_size(lambda: [_learned_encoder(config, len(tokenizer))])
-    text_encoder, steps = _learned_encoder(config, len(tokenizer)), config.model.text_warmup_steps
-    if steps:
+    return tokenizer, _learned_encoder(config, len(tokenizer))
+
+
+def teach(config: Config, images: TrainingImages, text: Text) -> None:
+    """Teach a new text encoder, in place, the wordings of the training captions, if `--text_warmup_steps` says so."""
+    tokenizer, text_encoder = text
+    if config.model.text_warmup_steps:
         rows = {tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell}
         generator = generator_for(config.optimization.seed, "wordings")
         most = config.model.text_length or CAPTION_LENGTH
-        teach_wordings(text_encoder, tokenizer, sorted(rows), steps, generator, most)
-    return tokenizer, text_encoder
+        teach_wordings(text_encoder, tokenizer, sorted(rows), config.model.text_warmup_steps, generator, most)
 
 
 def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:

@@ -11,6 +11,7 @@ from accelerate import Accelerator, PartialState
 from ..cores import describe_processes
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..outputs.checkpoint import find_checkpoint
 from ..outputs.folder import OutputFolder
 from ..outputs.publish import Publisher, page_for
 from ..systems.checks import parse_duration
@@ -93,6 +94,8 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
         return None
     for part in (plan.system.codec, *plan.system.conditions):
         part.prepare(accelerator.device)
+    if plan.system.begin is not None and find_checkpoint(output.path, config.run.resume_from_checkpoint) is None:
+        plan.system.begin()
     return Trainer(plan, accelerator, output, summary, page, scorer, is_last)
 
 

@@ -20,6 +20,7 @@ from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
 from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.systems import text
 from ddpm_hf.systems.plan import Plan, make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
@@ -30,13 +31,14 @@ FLAGS = [
     *("--num_train_timesteps", "40", "--checkpointing_steps", "2", "--latent_channels", "4"),
     *("--perceptual", "none", "--adversarial_weight", "0"),
 ]
+TAUGHT = ("--text_width", "64", "--text_layers", "1", "--text_warmup_steps", "2")
 WEIGHTS = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 
 
 def settings(images, out, *flags: str):
     forget_accelerator()
     if "--text_encoder" not in flags:
-        flags = (*flags, "--text_width", "64", "--text_layers", "1")
+        flags = (*flags, *TAUGHT)
     return parse_training_arguments(["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *flags])
 
 
@@ -47,7 +49,7 @@ def plan_of(images, out, *flags: str) -> Plan:
 
 @pytest.fixture(scope="module")
 def trained(image_folder, tmp_path_factory):
-    """8x8 in latents of 4x4, in float32; killed after the third step of the second stage."""
+    """8x8 in latents of 4x4, in float32; killed in the second stage, which then knows its words."""
     out, report = tmp_path_factory.mktemp("latent") / "out", Trainer._report
 
     def stop_there(trainer):
@@ -58,7 +60,9 @@ def trained(image_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_report", stop_there)
         train(settings(image_folder, out))
-    train(settings(image_folder, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(text, "teach_wordings")
+        train(settings(image_folder, out))
     return out
 
 
@@ -230,8 +234,11 @@ def test_an_autoencoder_without_all_of_its_weights_is_refused(trained, image_fol
         load_pipeline(str(broken))
 
 
-def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(image_folder, tmp_path, capsys):
-    """A dry run before there is an autoencoder, and one with the discriminator that judges it."""
+def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(
+    trained, image_folder, tmp_path, capsys, monkeypatch
+):
+    """A dry run before there is an autoencoder, and one with the discriminator that judges it. No words are taught."""
+    monkeypatch.delattr(text, "teach_wordings")
     for more in (
         ("--gradient_checkpointing", "--mixed_precision", "bf16"),
         ("--stage", "autoencoder", "--resolution", "32", "--adversarial_weight", "0.5", "--adversarial_start", "1")
@@ -239,6 +246,10 @@ def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(im
     ):
         train(settings(image_folder, tmp_path / "out", *more, "--dry_run"))
         assert "GFLOP a step" in capsys.readouterr().out
+    train(settings(image_folder, trained))
+    assert "this run has finished its 6 steps" in capsys.readouterr().out
+    with pytest.raises(NameError, match="teach_wordings"):  # a new run is the only one that needs it
+        train(settings(image_folder, tmp_path / "out", "--vae", str(trained)))
 
 
 def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder, tmp_path, capsys):

@@ -352,6 +352,7 @@ def test_a_text_model_is_tuned_with_its_own_tokens_and_another_dropout(start, tm
     flags = [*captioned, "one {}, never seen", "--init_from", str(tmp_path / "a")]
     flags += "--max_train_steps 1 --train_batch_size 4 --holdout 0".split()
     tuned = start(*flags, "--dropout", "0.3", output_dir=tmp_path / "b", tiny=False)
+    assert tuned.plan.config.model.text_warmup_steps is None, "what it does not do"
     one, other = (trainer.plan.system for trainer in (first, tuned))
     vocabularies = [system.conditions[0].tokenizer.get_vocab() for system in (one, other)]
     assert vocabularies[0] == vocabularies[1] and other.network.unet.config.dropout == 0.3
