@@ -33,6 +33,8 @@ class Denoising:
     """What the network is told beside x_t and t."""
     id2label: Mapping[int, str] | None = None
     """Class number -> class name; None without names."""
+    is_told_captions = False
+    """Whether captions say what it draws."""
     keeps_given_clean = False
     """Whether the network was trained for inpainting: to see given pixels without noise."""
 

@@ -37,7 +37,9 @@ class DataArguments:
         help="The column of captions, one or several a row; by default found by its type and name."
     )
     init_caption_from_labels: str | None = flag(
-        help='Make captions of class names by this template, e.g. "a photo of a {}".'
+        help='Make captions of class names by this template, e.g. "a photo of a {}". stable-diffusion takes {}, the '
+        "names themselves, if the data have classes and no captions; without classes, or with an empty template, it "
+        "learns without captions."
     )
     streaming: bool = flag(
         False,

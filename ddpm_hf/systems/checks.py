@@ -81,6 +81,8 @@ def check(flags: dict[str, Any]) -> None:
             f"--condition_dropout must be above 0 for --system {flags['system']}, got 0: pipelines guide by the "
             "empty caption, and nothing would train it"
         )
+    if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
+        raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
     check_text_encoder(flags)
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")

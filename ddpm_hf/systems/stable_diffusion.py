@@ -264,7 +264,7 @@ def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> UNet2
 def _reads_captions(config: Config) -> bool:
     """Of an autoencoder, which is not told them: whether it is asked how many can still be read."""
     data = config.data
-    return data.is_bundled or data.caption_column is not None or data.init_caption_from_labels is not None
+    return data.is_bundled or data.caption_column is not None or bool(data.init_caption_from_labels)
 
 
 STAGES = (
@@ -279,7 +279,7 @@ STAGES = (
     ),
     Stage(
         name="unet",
-        captioned=lambda config: True,
+        captioned=lambda config: "if any",
         start=start_of_unet,
         resolve=resolve_unet,
         build=build_unet,

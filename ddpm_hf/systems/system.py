@@ -75,7 +75,7 @@ class Stage:
         name: for `--stage`, if the system has several.
         folder: where its results and checkpoints go, below `--output_dir`.
         by_default: settings -> whether it is trained without being asked for.
-        captioned: settings -> whether captions of its images are read.
+        captioned: settings -> whether captions of its images are read, as `load_images` takes it.
         start: (settings, with its own folder as `--output_dir`) -> the pipeline to start from, if there is one.
         resolve: (settings, pipeline to start from) -> settings with every one filled in. Also called without a
             pipeline before earlier stages train, so that a setting that cannot be used is found then.
@@ -86,7 +86,7 @@ class Stage:
     name: str | None = None
     folder: str = "."
     by_default: Callable[[Config], bool] = lambda config: True
-    captioned: Callable[[Config], bool] = lambda config: False
+    captioned: Callable[[Config], bool | str] = lambda config: False
     start: Callable[[Config], DDPMPipeline | None] = init_from
     resolve: Callable[[Config, DDPMPipeline | None], Config]
     resolution: Callable[[Config], str] = lambda config: config.data.resolution

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderMode
 
 from ..conditions.prompt import FrozenPrompt, Prompt, lowered
 from ..conditions.states import KeptStates
-from ..data.captions import captions_of
+from ..data.captions import CAPTIONS, captions_of
 from ..data.examples import TrainingImages
 from ..models.text import (
     CAPTION_LENGTH,
     fingerprint,
+    knows_words,
     leave_out_last_layers,
     load_text_encoder,
     small_text_encoder,
@@ -38,11 +39,17 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     """Tokenizer and text encoder: those to start from, new ones that are learned, or frozen ones.
 
     Raises:
-        ValueError: the encoder cannot be loaded, does not fit into memory, or has no layers to leave out.
+        ValueError: the encoder cannot be loaded, does not fit into memory, has no layers to leave out, or there is
+            nothing to tell it.
     """
     given = config.model.text_encoder
     if start is not None or given not in (None, "train"):
         text = load_text_encoder(given) if start is None else (start.tokenizer, start.text_encoder)
+        if CAPTIONS not in images.source.columns and knows_words(text[0]):
+            raise ValueError(
+                f"--{'text_encoder' if start is None else 'init_from'} needs captions, and {images.source.name} has "
+                "none; give --caption_column or --init_caption_from_labels"
+            )
         if config.model.clip_skip is not None:
             leave_out_last_layers(text[1], config.model.clip_skip)
         return text
@@ -77,7 +84,7 @@ def build_prompt(config: Config, images: TrainingImages, text: Text, **about: An
     about |= {
         "tokenizer": tokenizer,
         "hidden": config.model.condition_dropout,
-        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images),
+        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images) or [""],
     }
     if config.model.text_encoder == "train":
         return Prompt(**about), f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"

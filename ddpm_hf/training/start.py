@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 
 from ..cores import describe_processes
+from ..data.captions import CAPTIONS
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
 from ..outputs.checkpoint import find_checkpoint
@@ -106,6 +107,8 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     levels = tuple(next(plan.system.network.children()).config.block_out_channels)
     batch, on_cpu = plan.facts.global_batch_size, accelerator.device.type == "cpu"
     classes = f", {len(plan.facts.class_names)} classes" if plan.facts.class_names is not None else ""
+    if any(condition.name == "prompt" for condition in plan.system.conditions):
+        classes += f", {images.source.columns.get(CAPTIONS, 'no captions: pictures are learned as they are')}"
     epochs = "" if images.count is None else f" ({plan.clock.steps * batch / images.count:.1f} epochs)"
     lines = {
         "data": f"{images.source.name}, {images.count or 'a stream of'} images of {width}x{height}, "

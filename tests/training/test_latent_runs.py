@@ -12,14 +12,17 @@ from diffusers.training_utils import compute_snr
 from PIL import Image
 from running import TINY, forget_accelerator, load_script
 from safetensors.torch import load_file, save_file
-from texts import write_encoder
+from texts import settings_of, write_encoder
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.conditions.condition import tell
 from ddpm_hf.diffusion.losses import DiffusionLoss
+from ddpm_hf.evaluation.evaluator import Evaluator
+from ddpm_hf.evaluation.request import Request
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
 from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.seeds import image_generators
 from ddpm_hf.systems import text
 from ddpm_hf.systems.plan import Plan, make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
@@ -27,23 +30,25 @@ from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 FLAGS = [
-    *("--system", "stable-diffusion", "--init_caption_from_labels", "a {}", "--holdout", "4"),
+    *("--system", "stable-diffusion", "--holdout", "4"),
     *("--num_train_timesteps", "40", "--checkpointing_steps", "2", "--latent_channels", "4"),
     *("--perceptual", "none", "--adversarial_weight", "0"),
 ]
+NAMED = ("--init_caption_from_labels", "a {}")
 TAUGHT = ("--text_width", "64", "--text_layers", "1", "--text_warmup_steps", "2")
 WEIGHTS = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 
 
-def settings(images, out, *flags: str):
+def settings(images, out, *flags: str, captions: tuple[str, ...] = NAMED):
     forget_accelerator()
     if "--text_encoder" not in flags:
         flags = (*flags, *TAUGHT)
-    return parse_training_arguments(["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *flags])
+    arguments = ["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *captions, *flags]
+    return parse_training_arguments(arguments)
 
 
-def plan_of(images, out, *flags: str) -> Plan:
-    config = settings(images, out, *flags)
+def plan_of(images, out, *flags: str, **more: tuple[str, ...]) -> Plan:
+    config = settings(images, out, *flags, **more)
     return make_plan(config, make_accelerator(config), stages_of(config)[-1])
 
 
@@ -85,6 +90,7 @@ def test_what_it_leaves(trained, capsys):
     card = (trained / "README.md").read_text()
     assert "works on latents of 4x4" in card and 'StableDiffusionPipeline.from_pretrained(".")' in card
     assert "### Its autoencoder" in card and "| psnr |" in card and "cut to 77 tokens" in card
+    assert 'pipe("a cat", guidance_scale=3.0, ' in card and "by the template `a {}`: cat, dog." in card
     files = page_files(model).keys()
     assert {f"{name}.safetensors" for name in WEIGHTS} <= files
     assert not any(name.startswith("autoencoder") for name in files), "it is in vae/"
@@ -130,6 +136,42 @@ def test_frozen_parts_are_kept_as_they_are_and_a_model_can_be_trained_on(trained
     weights = load_file(out / f"{WEIGHTS[0]}.safetensors")
     assert all(torch.equal(weights[key], value) for key, value in plan.system.network.unet.state_dict().items())
     assert plan.config.data.resolution == "8" and plan.config.process.prediction_type == "v_prediction"
+
+
+def test_classes_are_told_by_name_and_without_them_there_are_no_captions(trained, image_folder, tmp_path, capsys):
+    vae = ("--vae", str(trained))
+    plan = plan_of(image_folder, tmp_path / "named", *vae, captions=())
+    batch = next(plan.images.batches([range(8)]))
+    are_dogs = (batch["images"][:, 0] == 255).flatten(1).all(1)  # full of red
+    assert list(batch["captions"]) == ["dog" if is_dog else "cat" for is_dog in are_dogs] and 0 < are_dogs.sum() < 8
+    recorded = plan.config.data.init_caption_from_labels, plan.facts.class_names
+    assert recorded == ("{}", ["cat", "dog"]), "as evaluate.py and a card need it"
+
+    flat, out = tmp_path / "flat", tmp_path / "out"
+    flat.mkdir()
+    for number, file in enumerate(sorted(image_folder.rglob("*.png"))):
+        shutil.copy(file, flat / f"{number}.png")
+    with pytest.raises(ValueError, match="--text_encoder needs captions, and .*flat has none; give --caption_column"):
+        plan_of(flat, out, *vae, "--text_encoder", write_encoder(tmp_path / "clip", "clip"), captions=())
+    capsys.readouterr()
+    train(settings(flat, out, *vae, captions=()))
+    assert ", no captions: pictures are learned as they are; " in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "learned without captions" in card and 'pipe("", guidance_scale=1.0, ' in card
+    assert "pipeline_tag: unconditional-image-generation" in card and "understands" not in card
+    forget_accelerator()
+    sample, call = load_script("sample.py").main, [str(out), "--num_images", "1", "--num_inference_steps", "3"]
+    sample([*call, "--output_dir", str(tmp_path / "drawn")])
+    stock = StableDiffusionPipeline.from_pretrained(out)
+    (generator,) = image_generators(0, [0])
+    expected = stock("", 8, 8, 3, guidance_scale=1, generator=generator, output_type="np").images[0]
+    drawn = np.asarray(Image.open(tmp_path / "drawn" / "00000.png"))
+    assert np.abs(drawn - 255 * expected).max() <= 1
+    with pytest.raises(SystemExit):
+        sample([*call, "--prompt", "a cat", "--output_dir", str(tmp_path / "bad")])
+    assert "--prompt must be left out for a model that is not told captions" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--metrics clip needs a text-to-image model, got one that is told nothing"):
+        Evaluator(Request(model=str(out), settings=settings_of(out), metrics=["clip"]))
 
 
 def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
@@ -198,7 +240,7 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
 )
 def test_bad_input_is_one_line_before_anything_is_written(trained, image_folder, tmp_path, capsys, flags, words):
     flags = flags.format(trained=trained, images=image_folder).split()
-    shape = [] if "--preset" in flags else TINY
+    shape = [*NAMED] if "--preset" in flags else [*NAMED, *TINY]
     arguments = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "out"), *shape, *FLAGS, *flags]
     forget_accelerator()
     with pytest.raises(SystemExit) as end:
