@@ -86,8 +86,13 @@ def _inpainting_values(folder: ModelFolder) -> dict[str, Any]:
         "tags": ["glide", "inpainting", "diffusion-models", "ddpm_hf"],
         "fewer_steps": None,
         "asked": _asked(_example(folder)),
-        "has_base": (folder.path.resolve().parent / INDEX_FILE).is_file() and not folder.settings.get("init_from"),
+        "has_base": _has_base(folder),
     }
+
+
+def _has_base(folder: ModelFolder) -> bool:
+    """Whether it was fine-tuned from the model above it."""
+    return (folder.path.resolve().parent / INDEX_FILE).is_file() and not folder.settings.get("init_from")
 
 
 def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
@@ -118,7 +123,18 @@ def _latent_values(folder: ModelFolder) -> dict[str, Any]:
         "latent_height": model.size[0],
         "latent_width": model.size[1],
         "asked": _asked("", scale=1.0) if learned_none else _asked(_example(folder)),
+        "inpaints": folder.inpainting is not None and not values["obstacles"],
         "tokens": folder.configs["tokenizer"]["model_max_length"],
+    }
+
+
+def _latent_inpainting_values(folder: ModelFolder) -> dict[str, Any]:
+    values = _latent_values(folder)
+    return values | {
+        "task": TASKS[folder.index["_class_name"]][0],
+        "tags": [*values["tags"], "inpainting"],
+        "fewer_steps": None,
+        "has_base": _has_base(folder),
     }
 
 
@@ -145,5 +161,6 @@ TASKS = {
     "IFSuperResolutionPipeline": ("image-to-image", _upsampler_values),
     "IFInpaintingPipeline": ("image-to-image", _inpainting_values),
     "StableDiffusionPipeline": ("text-to-image", _latent_values),
+    "StableDiffusionInpaintPipeline": ("image-to-image", _latent_inpainting_values),
     "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
 }

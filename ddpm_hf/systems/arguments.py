@@ -84,7 +84,8 @@ class ModelArguments:
         "--init_from, to draw a part of a picture, into --output_dir/inpainting, by default for 500 steps in "
         "glide-digits, 10000 in glide-64 and 100000 in glide-paper. Of stable-diffusion, one or both of autoencoder, "
         "which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or --init_from "
-        "unet."
+        "unet; and inpainting, which gives that network, or the model of --init_from, five channels more, by default "
+        "for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "

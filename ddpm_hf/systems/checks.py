@@ -71,10 +71,11 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(
             f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
         )
-    if flags["system"] == "glide" and flags["init_from"] and flags["stage"] not in (None, ["base"], ["inpainting"]):
+    first = "base" if flags["system"] == "glide" else "unet"
+    if flags["init_from"] and flags["stage"] not in (None, [first], ["inpainting"]):
         raise ValueError(
-            f"--init_from is for --stage base or --stage inpainting alone, got {' '.join(flags['stage'])}; leave out "
-            "--init_from or the other stages"
+            f"--init_from is for --stage {first} or --stage inpainting alone, got {' '.join(flags['stage'])}; leave "
+            "out --init_from or the other stages"
         )
     if flags["system"] != "ddpm" and flags["condition_dropout"] == 0:
         raise ValueError(

@@ -29,7 +29,7 @@ from ..pipelines.adapters import AdaptedDenoiser
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_weights
 from ..pipelines.text_to_image import TextDenoiser
-from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
+from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER
 from ..seeds import seeded
 from .autoencoder import (
     ARCHITECTURE,
@@ -41,6 +41,7 @@ from .autoencoder import (
 from .checks import check_text_encoder
 from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
+from .latent_inpainting import as_in_base, start_of_inpainting, told_holes
 from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config, plain, resolution_text
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
@@ -217,6 +218,16 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
     )
 
 
+def resolve_inpainting(config: Config, base: LatentTextToImagePipeline | None) -> Config:
+    """The settings of the fine-tuning with every one filled in; as `resolve_unet`."""
+    return resolve_unet(as_in_base(config, base), base)
+
+
+def build_inpainting(config: Config, images: TrainingImages, base: LatentTextToImagePipeline | None) -> System:
+    """The base, told random holes; arguments and errors as in `build_unet`."""
+    return told_holes(build_unet(config, images, base), config, images)
+
+
 def _codec(config: Config, images: TrainingImages, vae: AutoencoderKL, shape: tuple[int, int, int]) -> LatentCodec:
     """One that keeps posteriors, which the batches of `images` have then, if each picture is always the same."""
     seed, why = config.optimization.seed, None
@@ -283,5 +294,14 @@ STAGES = (
         start=start_of_unet,
         resolve=resolve_unet,
         build=build_unet,
+    ),
+    Stage(
+        name="inpainting",
+        folder=INPAINTING_FOLDER,
+        by_default=lambda config: False,
+        captioned=lambda config: "if any",
+        start=start_of_inpainting,
+        resolve=resolve_inpainting,
+        build=build_inpainting,
     ),
 )

@@ -202,7 +202,7 @@ def test_what_is_measured(killed, stock, image_folder, tmp_path, capsys):
         ("--resolution 7x16 --channel_multipliers 1 1 1", "multiple of 4, .* got 7x16; the nearest is 8x16"),
         ("--latent_channels 13", "--latent_channels must be at most 12, .* got 13"),
         ("--eval_metrics nll", "--eval_metrics nll needs a diffusion model, got an autoencoder"),
-        ("--init_from anything", "--init_from anything is not for --stage autoencoder"),
+        ("--init_from anything", "--init_from is for --stage unet or --stage inpainting alone, got autoencoder"),
         ("--adversarial_start 0", "--adversarial_start 0 needs a --resolution of at least 24, got 8; --adv"),
         (
             "--resolution 24 --adversarial_start 0 --gradient_accumulation_steps 2",
