@@ -225,6 +225,9 @@ class OptimizationArguments:
     adam_beta2: float | None = flag(help="Decay of Adam's average of the squared gradient.")
     adam_weight_decay: float | None = flag(help="Decoupled weight decay.")
     adam_epsilon: float | None = flag(help="Added to Adam's denominator.")
+    use_8bit_adam: bool = flag(
+        False, help="Keep Adam's averages in 8 bits, in a quarter of the memory. Needs bitsandbytes."
+    )
     max_grad_norm: float | None = flag(help="Clip gradients to this global norm.")
     use_ema: bool = flag(True, help="Keep a moving average of the weights; samples and the saved pipeline use it.")
     ema_decay: float | None = flag(help="The highest decay of the average.", aliases=("--ema_max_decay",))

@@ -20,9 +20,10 @@ from ..systems.config import Config
 from ..systems.forecast import Forecast, forecast
 from ..systems.plan import Plan, all_stages, make_plan, stages_of
 from ..systems.system import Stage
-from .device import has_fused_optimizer, make_accelerator
+from .device import make_accelerator
 from .doctor import examine, merged
 from .loop import Trainer
+from .optimizer import adam
 from .scoring import Scorer
 
 
@@ -121,7 +122,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         "training": f"{plan.clock.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
         "machine": f"{describe_processes(accelerator.device, accelerator.num_processes)}, precision "
-        f"{options.mixed_precision}, {'fused' if has_fused_optimizer(accelerator.device) else 'plain'} AdamW, "
+        f"{options.mixed_precision}, {adam(options, accelerator.device)[0]}, "
         f"{'compiled' if plan.config.model.compile else 'not compiled'}",
         "output": plan.config.run.output_dir,
     }

@@ -19,6 +19,7 @@ from ddpm_hf.conditions.condition import tell
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.evaluation.evaluator import Evaluator
 from ddpm_hf.evaluation.request import Request
+from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
 from ddpm_hf.pipelines.loading import load_pipeline
@@ -205,9 +206,54 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(trained, image_folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    with pytest.raises(ValueError, match="--base_channels 16 is not that of the model in --output_dir, 8; leave"):
+        train(settings(image_folder, out, "--stage", "inpainting", "--base_channels", "16"))
+    flags = ("--stage", "inpainting", "--holdout", "4")
+    train(settings(image_folder, out, *flags, "--dry_run"))
+    train(settings(image_folder, out, *flags))
+    before, after = (load_file(folder / f"{WEIGHTS[0]}.safetensors") for folder in (out, out / "inpainting"))
+    assert before.keys() == after.keys() and after["conv_in.weight"].shape[1] == 9
+    assert after["conv_in.weight"][:, 4:].abs().min(0).values.max() > 0, "the new channels are trained"
+    assert not torch.equal(before["conv_out.weight"], after["conv_out.weight"])
+    page = (out / "inpainting" / "README.md").read_text()
+    assert "pipeline_tag: image-to-image" in page and "- inpainting" in page and "[folder above](..)" in page
+    assert "```python" not in page
+    card = write_card(out).read_text()
+    assert 'StableDiffusionInpaintPipeline.from_pretrained("./inpainting")' in card and "clean_caption" not in card
+    assert f"inpainting/{WEIGHTS[0]}.safetensors" in page_files(ModelFolder.read(out))
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
+    Image.fromarray(np.tril(np.full((8, 8), 255, np.uint8))).save(tmp_path / "mask.png")
+    call = [str(out), "--prompt", "a cat", "--num_images", "1", "--num_inference_steps", "3", "--guidance_scale", "2"]
+    call += ["--image", str(tmp_path / "photo.png"), "--mask", str(tmp_path / "mask.png")]
+    forget_accelerator()
+    load_script("sample.py").main([*call, "--output_dir", str(tmp_path / "drawn")])
+    tuned = load_pipeline(str(out / "inpainting"))
+    pictures = {
+        name: Image.open(tmp_path / f"{file}.png") for name, file in (("image", "photo"), ("mask_image", "mask"))
+    }
+    more = {
+        "num_inference_steps": 3,
+        "guidance_scale": 2.0,
+        "output_type": "np",
+        "generator": image_generators(0, [0]),
+    }
+    expected = 255 * tuned("a cat", **pictures, **more).images[0]
+    assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "00000.png")) - expected).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("--stage inpainting", "--stage inpainting needs a finished model in .*; train it with --stage unet"),
+        (
+            "--stage unet inpainting --init_from {trained}",
+            "--init_from is for --stage unet or --stage inpainting alone",
+        ),
+        ("--stage inpainting --init_from {trained} --rank 2", "--lora_rank 2 is not for --stage inpainting"),
         (
             "--stage unet",
             "--stage unet needs a finished autoencoder in .*autoencoder; train it with --stage a.*--vae",
@@ -229,7 +275,7 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         ("--condition_dropout 0", "--condition_dropout must be above 0 for --system stable-diffusion"),
         ("--eval_steps 2 --vae {trained}", "--eval_steps needs --eval_metrics, such as clip"),
         ("--vae {trained} --eval_metrics nll", "--eval_metrics nll needs a model of pixels"),
-        ("--stage base", "--stage must be among autoencoder, unet for --system stable-diffusion, got base"),
+        ("--stage base", "--stage must be among autoencoder, unet, inpainting for .* stable-diffusion, got base"),
         ("--text_length 1", "--text_length must be at least 2"),
         ("--snr_gamma 5 --loss_weighting p2", "--snr_gamma is for --loss_weighting min_snr, got p2; leave one out"),
         ("--clip_skip 1", "--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder"),
