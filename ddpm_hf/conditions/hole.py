@@ -121,6 +121,10 @@ class HoleBeside(Hole):
         channels, *size = self.codec.shape
         return {"known": torch.zeros(len(words), 1 + channels, *size, device=device)}
 
+    def describe(self) -> str:
+        """Where the known part comes from."""
+        return "random holes; the picture around them is encoded in each step"
+
     def prepare(self, device: torch.device) -> None:
         """Bring the codec there."""
         self.codec.prepare(device)

@@ -82,6 +82,19 @@ def test_a_killed_run_ends_with_the_bits_of_two_commands(trained, image_folder, 
     assert all(torch.equal(weight, kept[key]) for key, weight in vae.items()), "as its own stage left it"
 
 
+@pytest.mark.processes
+def test_two_processes_train_as_one(trained, image_folder, tmp_path, on_two_processes):
+    """Both stages by one command."""
+    data = ["--train_data_dir", image_folder, "--output_dir", tmp_path / "out", *TINY, *FLAGS, *NAMED, *TAUGHT]
+    assert on_two_processes("train.py", *data, "--train_batch_size", "2").count("2 process(es) on cpu") == 2
+    for place in ("autoencoder/checkpoint-6", "checkpoint-6"):
+        for name in ("model", "ema"):
+            first, second = (load_file(run / place / f"{name}.safetensors") for run in (trained, tmp_path / "out"))
+            assert first.keys() == second.keys()
+            for key, weight in first.items():
+                torch.testing.assert_close(second[key], weight, atol=1e-4, rtol=0)
+
+
 def test_what_it_leaves(trained, capsys):
     model = ModelFolder.read(trained)
     assert model.summary["status"] == "finished" and model.summary["autoencoder"].startswith("one with the hash")
@@ -212,7 +225,6 @@ def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(tr
     with pytest.raises(ValueError, match="--base_channels 16 is not that of the model in --output_dir, 8; leave"):
         train(settings(image_folder, out, "--stage", "inpainting", "--base_channels", "16"))
     flags = ("--stage", "inpainting", "--holdout", "4")
-    train(settings(image_folder, out, *flags, "--dry_run"))
     train(settings(image_folder, out, *flags))
     before, after = (load_file(folder / f"{WEIGHTS[0]}.safetensors") for folder in (out, out / "inpainting"))
     assert before.keys() == after.keys() and after["conv_in.weight"].shape[1] == 9
@@ -352,5 +364,6 @@ def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder
 
 def test_a_new_run_over_a_finished_one_does_not_ask_its_autoencoder(trained, image_folder, tmp_path):
     shutil.copytree(trained, tmp_path / "out")
-    train(settings(image_folder, tmp_path / "out", "--overwrite_output_dir", "--channels", "1"))
+    flags = ("--overwrite_output_dir", "--channels", "1", "--max_train_steps", "1")
+    train(settings(image_folder, tmp_path / "out", *flags))
     assert load_pipeline(str(tmp_path / "out")).image_shape == (1, 8, 8)
