@@ -1,6 +1,7 @@
 """What a card says of each kind of pipeline; its sentences are in `model_card.md`, under the name of the class."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..models.autoencoder import factor_of
@@ -48,7 +49,7 @@ def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
         # Stock `DDPMPipeline` assumes 1000.
         "call": f"num_inference_steps={model.timesteps}" if model.timesteps != 1000 else "",
         "own_call": several,
-        "classes": ", ".join(names[:100]) + ", …" * (len(names) > 100),
+        "classes": _listed(names),
         "guided": model.is_guided,
         "stock_samplers": [] if values["obstacles"] else ["DDPMScheduler", *fast_samplers(model)],
     }
@@ -56,6 +57,10 @@ def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
 
 def _network_and_process(folder: ModelFolder) -> DDPM:
     return DDPM(folder.index, folder.configs["unet"], folder.configs["scheduler"])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:100]) + ", …" * (len(names) > 100)
 
 
 def _example(folder: ModelFolder) -> str:
@@ -111,11 +116,12 @@ def _latent_values(folder: ModelFolder) -> dict[str, Any]:
     if height % 8 or width % 8:
         values["obstacles"].append(f"It needs sides divisible by 8; these images are {width}x{height}.")
     learned_none = "text_encoder" in folder.summary and folder.summary.get("caption_column") is None
+    template = folder.settings.get("init_caption_from_labels")
     return values | {
         **({"task": "unconditional-image-generation"} if learned_none else {}),
         "captioned": not learned_none,
-        "classes": None if learned_none else ", ".join((folder.summary.get("class_names") or ())[:100]),
-        "template": folder.settings.get("init_caption_from_labels"),
+        "classes": _listed(folder.summary.get("class_names") or ()) if template else None,
+        "template": template,
         "tags": ["stable-diffusion", "latent-diffusion", "diffusion-models", "ddpm_hf"],
         "kind": _kind(vae["out_channels"]),
         "height": height,
