@@ -99,6 +99,11 @@ def is_learned(tokenizer: PreTrainedTokenizerFast) -> bool:
     return type(tokenizer) is PreTrainedTokenizerFast  # those of published encoders have classes of their own
 
 
+def knows_words(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether it is not one of `train_tokenizer` that was trained without any caption."""
+    return not is_learned(tokenizer) or len(tokenizer) > len(_SPECIAL) + len(_BYTES) + 1  # the mark of a word
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """A hash of all that turns text into tokens."""
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}  # set by calls

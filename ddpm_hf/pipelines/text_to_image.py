@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..conditions.condition import Condition, Told
 from ..conditions.prompt import Prompt
 from ..diffusion.process import LEARNED_VARIANCES
-from ..models.text import CAPTION_LENGTH
+from ..models.text import CAPTION_LENGTH, knows_words
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
 from .denoising import Denoising, check_output_type
@@ -86,6 +86,11 @@ class TextDenoising(Denoising):
     def conditions(self) -> Sequence[Condition]:
         """What the network is told beside x_t and t."""
         return [Prompt(tokenizer=self.tokenizer, **self.about_prompt)]
+
+    @property
+    def is_told_captions(self) -> bool:
+        """As in `Denoising`: not if its only caption was the empty one."""
+        return knows_words(self.tokenizer)
 
     @property
     def outputs(self) -> int:

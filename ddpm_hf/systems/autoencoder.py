@@ -33,11 +33,6 @@ def resolve_autoencoder(config: Config, start: None = None) -> Config:
     Raises:
         ValueError: if they contradict each other, naming the argument.
     """
-    if config.model.init_from is not None:
-        raise ValueError(
-            f"--init_from {config.model.init_from} is not for --stage autoencoder, which starts from random weights; "
-            "leave it out"
-        )
     if config.model.vae is not None:
         raise ValueError(f"--vae {config.model.vae} takes the place of --stage autoencoder; leave one out")
     preset = choose_preset(config)

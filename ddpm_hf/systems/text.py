@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderMode
 
 from ..conditions.prompt import FrozenPrompt, Prompt, lowered
 from ..conditions.states import KeptStates
-from ..data.captions import captions_of
+from ..data.captions import CAPTIONS, captions_of
 from ..data.examples import TrainingImages
 from ..models.text import (
     CAPTION_LENGTH,
     fingerprint,
+    knows_words,
     leave_out_last_layers,
     load_text_encoder,
     small_text_encoder,
@@ -38,23 +39,33 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     """Tokenizer and text encoder: those to start from, new ones that are learned, or frozen ones.
 
     Raises:
-        ValueError: the encoder cannot be loaded, does not fit into memory, or has no layers to leave out.
+        ValueError: the encoder cannot be loaded, does not fit into memory, has no layers to leave out, or there is
+            nothing to tell it.
     """
     given = config.model.text_encoder
     if start is not None or given not in (None, "train"):
         text = load_text_encoder(given) if start is None else (start.tokenizer, start.text_encoder)
+        if CAPTIONS not in images.source.columns and knows_words(text[0]):
+            raise ValueError(
+                f"--{'text_encoder' if start is None else 'init_from'} needs captions, and {images.source.name} has "
+                "none; give --caption_column or --init_caption_from_labels"
+            )
         if config.model.clip_skip is not None:
             leave_out_last_layers(text[1], config.model.clip_skip)
         return text
     tokenizer = train_tokenizer(images.captions())
     check_size(lambda: [_learned_encoder(config, len(tokenizer))])
-    text_encoder, steps = _learned_encoder(config, len(tokenizer)), config.model.text_warmup_steps
-    if steps:
+    return tokenizer, _learned_encoder(config, len(tokenizer))
+
+
+def teach(config: Config, images: TrainingImages, text: Text) -> None:
+    """Teach a new text encoder, in place, the wordings of the training captions, if `--text_warmup_steps` says so."""
+    tokenizer, text_encoder = text
+    if config.model.text_warmup_steps:
         rows = {tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell}
         generator = generator_for(config.optimization.seed, "wordings")
         most = config.model.text_length or CAPTION_LENGTH
-        teach_wordings(text_encoder, tokenizer, sorted(rows), steps, generator, most)
-    return tokenizer, text_encoder
+        teach_wordings(text_encoder, tokenizer, sorted(rows), config.model.text_warmup_steps, generator, most)
 
 
 def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
@@ -73,7 +84,7 @@ def build_prompt(config: Config, images: TrainingImages, text: Text, **about: An
     about |= {
         "tokenizer": tokenizer,
         "hidden": config.model.condition_dropout,
-        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images),
+        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images) or [""],
     }
     if config.model.text_encoder == "train":
         return Prompt(**about), f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"

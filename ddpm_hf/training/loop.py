@@ -152,10 +152,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.remove_partial_checkpoints(self.output.path)
         self.accelerator.wait_for_everyone()
-        if self.run.resume_from_checkpoint is not None:
-            checkpoint = checkpoints.find_checkpoint(self.output.path, self.run.resume_from_checkpoint)
-        else:
-            checkpoint = next(reversed(checkpoints.list_checkpoints(self.output.path)), None)
+        checkpoint = checkpoints.find_checkpoint(self.output.path, self.run.resume_from_checkpoint)
         if checkpoint is not None:
             progress, tensors = checkpoints.load_checkpoint(self.accelerator, checkpoint)
             for name, holder in self._holders().items():

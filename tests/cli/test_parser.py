@@ -43,6 +43,14 @@ def one_line_of(capsys, *arguments: str) -> str:
             ["--system", "glide", "--init_from", "x", "--stage", "base", "inpainting"],
             ["--stage inpainting alone", "got base inpainting"],
         ),
+        (
+            ["--system", "stable-diffusion", "--init_from", "x", "--stage", "autoencoder"],
+            ["--init_from is for --stage unet or --stage inpainting alone", "got autoencoder"],
+        ),
+        (
+            ["--system", "stable-diffusion", "--init_caption_from_labels", ""],
+            ["--init_caption_from_labels needs a template, or --train_data_dir"],
+        ),
         (["--system", "glide", "--upsampling", "1"], ["--upsampling", "at least 2", "1"]),
         (["--system", "glide", "--condition_dropout", "0"], ["--condition_dropout", "above 0", "--system glide"]),
         (["--text_encoder", "train"], ["--text_encoder", "--system glide"]),
