@@ -155,6 +155,8 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         pipeline = pipeline.alone()
     elif arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
+    pipeline.check_noise_level(arguments.aug_level)
+    pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:
         scale = TEXT_GUIDANCE if told_prompts(pipeline) else 1.0
@@ -183,6 +185,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         asked=asked_for(pipeline, arguments, scale),
         guidance_scale=scale,
         finer_guidance=arguments.finer_guidance,
+        noise_level=arguments.aug_level,
         given={} if arguments.image is None else given_for(pipeline, arguments, steps),
     )
 

@@ -194,10 +194,16 @@ class Evaluator:
 
     def _load(self, name: str) -> DDPMPipeline:
         pipeline = load_pipeline(name).to(self.accelerator.device)
-        return pipeline.alone() if self.request.is_of_base else pipeline
+        if pipeline.scheduler is not None:
+            pipeline.threshold(self.request.asked_thresholding)
+        pipeline = pipeline.alone() if self.request.is_of_base else pipeline
+        pipeline.check_noise_level(self.request.aug_level)
+        return pipeline
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
         guidance = {"guidance_scale": self.request.guidance_scale, **self.request.finer_guidance}
+        if self.request.aug_level is not None:
+            guidance["noise_level"] = self.request.aug_level
         options = {"num_inference_steps": steps, **guidance, **self._common}
         return draw_samples(pipeline, self.count, asked=self._asked(pipeline), sampler=sampler, **options)
 

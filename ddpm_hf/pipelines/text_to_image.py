@@ -68,7 +68,10 @@ class TextDenoiser(Denoiser):
 
     def forward(self, x_t: torch.Tensor, timesteps: torch.Tensor, **told: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, H, W) and timesteps, () or (B,), with tokens or states of captions -> (B, C or 2C, H, W)."""
-        told = {name: states.to(self.unet.dtype) for name, states in self.encode(told).items()}
+        told = {
+            name: value.to(self.unet.dtype) if value.is_floating_point() else value
+            for name, value in self.encode(told).items()
+        }
         output = super().forward(x_t, timesteps, **told)
         return output if self.all_outputs else output.chunk(2, dim=1)[0]
 
@@ -204,10 +207,16 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         """As `TextDenoising`, for the upsampler too."""
         super().check_parts()
         if self.upsampler is not None:
-            self.upsampler.check_parts()
+            try:
+                self.upsampler.check_parts()
+            except ValueError as problem:
+                raise ValueError(f"upsampler: {problem}") from None
             taken = self.upsampler.conditions[-1].shape
             if taken != self.image_shape:
                 raise ValueError(f"upsampler must enlarge pictures of shape {self.image_shape}, but takes {taken}")
+            width, own = (stage.text_encoder.config.hidden_size for stage in self.stages)
+            if own != width:
+                raise ValueError(f"upsampler must be told states of {width} channels, as the base is, got {own}")
 
     @torch.no_grad()
     def __call__(
@@ -227,6 +236,7 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         skip_steps: int | None = None,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
+        noise_level: int | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
@@ -239,11 +249,13 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             negative_prompt: a caption to be guided away from, instead of the empty one.
             batch_size: how often to draw a single prompt.
             image, mask_image: as in `DDPMPipeline`, as are all other arguments; of the size of what the call returns.
+            noise_level: as in `UpsamplingPipeline`.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
         check_output_type(output_type)
+        self.check_noise_level(noise_level)
         given = {"image": image, "mask_image": mask_image} if image is not None or mask_image is not None else {}
         self.stages[-1].known(**given)
         drawn = self._draw(
@@ -275,6 +287,7 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             callback_on_step_end=callback_on_step_end,
             original_image=image,
             mask_image=mask_image,
+            noise_level=noise_level,
         )
 
 

@@ -40,6 +40,7 @@ class Drawing:
         asked: what the network is told, as arguments of the pipeline call: name -> words to cycle through.
         guidance_scale: of the pipeline call.
         finer_guidance: `guidance_interval` and `guidance_rescale` of the pipeline call, where they are given.
+        noise_level: of the pipeline call, if it is given.
         given: `image` and `mask_image` of the pipeline call, if only a part is drawn.
         calls: network calls per image.
 
@@ -54,6 +55,7 @@ class Drawing:
     asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     guidance_scale: float = 1.0
     finer_guidance: Mapping[str, Any] = field(default_factory=dict)
+    noise_level: int | None = None
     given: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -102,6 +104,7 @@ class Drawing:
             **self.asked,
             **{name: content_hash(np.array(picture)) for name, picture in self.given.items()},
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
+            **({} if self.noise_level is None else {"noise_level": self.noise_level}),
             "weights": weights_fingerprint(pipeline),
             **upsampler_fingerprint(pipeline),
         }
@@ -128,6 +131,7 @@ class Drawing:
                 self.batch_size,
                 self.words(mine),
                 **self.guidance,
+                **({} if self.noise_level is None else {"noise_level": self.noise_level}),
                 callback_on_step_end=show,
                 num_inference_steps=self.steps,
                 **self.given,

@@ -3,12 +3,13 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from filelock import FileLock
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
 
@@ -16,6 +17,7 @@ from ..conditions.prompt import FrozenPrompt, Prompt, lowered
 from ..conditions.states import KeptStates
 from ..data.captions import captions_of
 from ..data.examples import TrainingImages
+from ..files import replacing
 from ..models.text import (
     CAPTION_LENGTH,
     fingerprint,
@@ -35,26 +37,45 @@ Text = tuple[PreTrainedTokenizerFast, PreTrainedModel]
 
 
 def build_text(config: Config, images: TrainingImages, start: TextDenoising | None) -> Text:
-    """Tokenizer and text encoder: those to start from, new ones that are learned, or frozen ones.
+    """Tokenizer and text encoder: those to start from, new ones that are learned or taught, or frozen ones.
 
     Raises:
         ValueError: the encoder cannot be loaded, does not fit into memory, or has no layers to leave out.
     """
     given = config.model.text_encoder
-    if start is not None or given not in (None, "train"):
+    if start is not None or given not in (None, "train", "taught"):
         text = load_text_encoder(given) if start is None else (start.tokenizer, start.text_encoder)
         if config.model.clip_skip is not None:
             leave_out_last_layers(text[1], config.model.clip_skip)
         return text
     tokenizer = train_tokenizer(images.captions())
     check_size(lambda: [_learned_encoder(config, len(tokenizer))])
-    text_encoder, steps = _learned_encoder(config, len(tokenizer)), config.model.text_warmup_steps
-    if steps:
-        rows = {tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell}
-        generator = generator_for(config.optimization.seed, "wordings")
-        most = config.model.text_length or CAPTION_LENGTH
-        teach_wordings(text_encoder, tokenizer, sorted(rows), steps, generator, most)
-    return tokenizer, text_encoder
+    if not config.model.text_warmup_steps:
+        return tokenizer, _learned_encoder(config, len(tokenizer))
+    rows = sorted({tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell})
+    if given != "taught" or images.store is None:
+        return tokenizer, _taught_encoder(config, tokenizer, rows)
+    # Its states are kept by a hash of its weights, which another number of threads could change in the last bit.
+    model = config.model
+    about = [model.text_width, model.text_layers, model.text_warmup_steps, model.text_length, config.optimization.seed]
+    content = json.dumps([fingerprint(tokenizer), about, rows])
+    name = f"encoder-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    folder = images.store.folder.parent / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            with replacing(folder) as beside:
+                _taught_encoder(config, tokenizer, rows).save_pretrained(beside)
+    return tokenizer, T5EncoderModel.from_pretrained(folder).eval()
+
+
+def _taught_encoder(
+    config: Config, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[str]]
+) -> T5EncoderModel:
+    """A small one that was taught the wordings of these captions."""
+    encoder, generator = _learned_encoder(config, len(tokenizer)), generator_for(config.optimization.seed, "wordings")
+    most = config.model.text_length or CAPTION_LENGTH
+    teach_wordings(encoder, tokenizer, rows, config.model.text_warmup_steps, generator, most)
+    return encoder
 
 
 def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
