@@ -21,9 +21,9 @@ _SIGMA = 0.6  # of the blur, pixels; its kernel is 3 wide
 class LowResolution(Condition):
     """A small picture, told enlarged as `low_resolution`, float32 (B, C, H, W) in [-1, 1]; never hidden.
 
-    With a `noising` process, noise of some level is added once it is enlarged, and the level is told as `class_labels`,
-    int64 (B,): the noise conditioning augmentation of Imagen (arXiv 2205.11487, §2.4). In training each image has a
-    level of its own, uniform on 0 … T-1; else it is the `usual_level`.
+    With a `noising` process, noise is added once it is enlarged, and its level told as `class_labels`, int64 (B,): the
+    noise conditioning augmentation of Imagen (arXiv 2205.11487, §2.4). In training each image has a level of its own,
+    uniform on 0 … T-1; else it is the `usual_level`.
 
     Attributes:
         shape: (channels, height, width) of the small picture.

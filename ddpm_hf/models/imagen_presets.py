@@ -49,8 +49,8 @@ IMAGEN_PRESETS = {
             },
         ),
     ),
-    # Somewhat smaller than the 300 M base of the paper's ablations (§4.4), and, for super-resolution, half the width of
-    # its Efficient U-Net (appendix F.1), which has attention at the lowest level alone.
+    # Smaller than the 300 M base of the paper's ablations (§4.4), and half the width of the Efficient U-Net of its
+    # super-resolution (appendix F.1), which has attention at the lowest level alone.
     "imagen-64-256": Preset(
         description="your own captioned images at 64x64: 221 M parameters, 50,000 steps of batch 64 on a GPU",
         system="imagen",

@@ -134,7 +134,7 @@ class ModelArguments:
         help="train: a small one, learned with the U-Net. taught: the same, taught the captions' wordings once and "
         "then kept as it is. A folder or Hub name: an encoder of transformers, such as T5, CLIP or BERT, kept as it "
         "is. frozen: that of --init_from or of the base of --stage inpainting, kept as it is. By default train, or "
-        "taught in imagen-digits and google/t5-v1_1-base in imagen-64-256, or frozen for an Imagen of --init_from, and "
+        "taught in imagen-digits and google/t5-v1_1-base in imagen-64-256, or frozen for an Imagen of --init_from and "
         "for a Stable Diffusion whose encoder was not learned here."
     )
     clip_skip: int | None = flag(help="Last layers to leave out of CLIP's text encoder, in the saved model too.")

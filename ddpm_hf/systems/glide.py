@@ -109,9 +109,7 @@ def finished_base(config: Config) -> TextToImagePipeline | None:
     if summary.get("status") in ("missing", "running"):
         if config.run.dry_run:
             return None
-        raise ValueError(
-            f"{needed}; train it with --system {config.model.system} --stage base --output_dir {folder}"
-        )
+        raise ValueError(f"{needed}; train it with --system {config.model.system} --stage base --output_dir {folder}")
     if config.data.is_bundled and summary.get("dataset", DATA_SET) != DATA_SET:
         raise ValueError(f"--train_data_dir or --dataset_name must be given: the base learned {summary['dataset']}")
     base = load_pipeline(str(folder))
