@@ -15,7 +15,7 @@ from accelerate.utils import parse_flag_from_env
 from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.guidance import GuidanceArguments
+from ..pipelines.guidance import GuidanceArguments, check_noise_level
 from ..pipelines.loading import for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
@@ -155,7 +155,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         pipeline = pipeline.alone()
     elif arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
-    pipeline.check_noise_level(arguments.aug_level)
+    check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels)
     pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.guidance import check_noise_level
 from ..pipelines.loading import load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
@@ -197,7 +198,7 @@ class Evaluator:
         if pipeline.scheduler is not None:
             pipeline.threshold(self.request.asked_thresholding)
         pipeline = pipeline.alone() if self.request.is_of_base else pipeline
-        pipeline.check_noise_level(self.request.aug_level)
+        check_noise_level(self.request.aug_level, pipeline.stages[-1].noise_levels)
         return pipeline
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:

@@ -84,16 +84,6 @@ class Denoising:
         """This pipeline without the later stages."""
         return self
 
-    def check_noise_level(self, level: int | None) -> None:
-        """Raises ValueError for noise on pictures to enlarge that the last stage does not add; None asks for none."""
-        levels = self.stages[-1].noise_levels
-        if level is not None and not levels:
-            raise ValueError(
-                f"`noise_level` must be left out for a model that adds no noise to small pictures, got {level}."
-            )
-        if level is not None and not 0 <= level < levels:
-            raise ValueError(f"`noise_level` must be from 0 to {levels - 1}, got {level}.")
-
     def threshold(self, asked: Mapping[str, Any]) -> None:
         """Change dynamic thresholding, as `with_thresholding`; ValueError for latents, which have no range."""
         if asked and self.codec.decoder is None:

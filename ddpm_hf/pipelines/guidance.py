@@ -112,3 +112,17 @@ def check_guidance(
             raise ValueError(
                 f"`guidance_{name}` must be left out with `guidance_scale={guidance_scale:g}`, which does not guide."
             )
+
+
+def check_noise_level(level: int | None, levels: int) -> None:
+    """Raises ValueError for noise on a small picture that no stage adds; None asks for none.
+
+    Args:
+        levels: how many there are: `noise_levels` of the last stage.
+    """
+    if level is not None and not levels:
+        raise ValueError(
+            f"`noise_level` must be left out for a model that adds no noise to small pictures, got {level}."
+        )
+    if level is not None and not 0 <= level < levels:
+        raise ValueError(f"`noise_level` must be from 0 to {levels - 1}, got {level}.")

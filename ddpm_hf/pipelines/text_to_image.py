@@ -20,6 +20,7 @@ from ..models.text import CAPTION_LENGTH
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
 from .denoising import Denoising, check_output_type
+from .guidance import check_noise_level
 from .inpainting import Pictures, shrunk
 from .quiet import quietly
 
@@ -237,6 +238,7 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
         noise_level: int | None = None,
+        small: torch.Tensor | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
@@ -250,35 +252,40 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             batch_size: how often to draw a single prompt.
             image, mask_image: as in `DDPMPipeline`, as are all other arguments; of the size of what the call returns.
             noise_level: as in `UpsamplingPipeline`.
+            small: what the base has drawn already, (B, C, H, W) in [0, 1]: it is enlarged, and nothing else is drawn.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
         check_output_type(output_type)
-        self.check_noise_level(noise_level)
+        check_noise_level(noise_level, self.stages[-1].noise_levels)
         given = {"image": image, "mask_image": mask_image} if image is not None or mask_image is not None else {}
         self.stages[-1].known(**given)
-        drawn = self._draw(
-            {"prompt": prompt, "negative_prompt": negative_prompt},
-            batch_size,
-            generator,
-            num_inference_steps,
-            output_type if self.upsampler is None else "pt",
-            return_dict or self.upsampler is not None,
-            guidance_scale,
-            latents,
-            skip_steps,
-            callback_on_step_end,
-            guidance_interval,
-            guidance_rescale,
-            **shrunk(given, self.image_shape[1:]),
-        )
-        if self.upsampler is None:
-            return drawn
+        if small is None:
+            drawn = self._draw(
+                {"prompt": prompt, "negative_prompt": negative_prompt},
+                batch_size,
+                generator,
+                num_inference_steps,
+                output_type if self.upsampler is None else "pt",
+                return_dict or self.upsampler is not None,
+                guidance_scale,
+                latents,
+                skip_steps,
+                callback_on_step_end,
+                guidance_interval,
+                guidance_rescale,
+                **shrunk(given, self.image_shape[1:]),
+            )
+            if self.upsampler is None:
+                return drawn
+            small = drawn.images
+        elif self.upsampler is None:
+            raise ValueError("`small` must be left out for a model without an upsampler.")
         self.upsampler.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return self.upsampler(
             "" if prompt is None else prompt,
-            2 * drawn.images - 1,
+            2 * small - 1,
             num_inference_steps,
             guidance_scale=1,
             generator=generator,

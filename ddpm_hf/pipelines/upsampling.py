@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..conditions.condition import Condition, Told
 from ..conditions.low_resolution import LowResolution
 from ..models.text_unet import LOW_SIDE
+from .guidance import check_noise_level
 from .inpainting import Pictures
 from .text_to_image import TextDenoiser, TextDenoising
 
@@ -103,7 +104,7 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
         """As for other pipelines; `noise_level` replaces the usual one."""
         asked = dict(asked)
         level = asked.pop("noise_level", None)
-        self.check_noise_level(level)
+        check_noise_level(level, self.noise_levels)
         told, null, batch_size = super().ask(asked, guidance_scale, batch_size)
         if level is not None:
             levels = {"class_labels": torch.full_like(told["class_labels"], level)}

@@ -18,12 +18,14 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
 from ..pipelines.guidance import check_guidance
 from ..pipelines.inpainting import shrunk
+from .cascade import generate_by_stage
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
 from .pictures import image_grid
 from .sample_folder import OVERVIEW, SampleFolder
 from .strips import denoising_chain, save_chain
 
+BASE_PICTURES = "base"  # folder of what the base of a cascade drew, in that of the images
 _CHAIN_IMAGES, _CHAIN_FRAMES = 8, 40
 _MIXTURES = np.linspace(0, 1, 11)
 
@@ -117,25 +119,22 @@ class Drawing:
     ) -> bool:
         """Draw this process's share of the missing images, then wait for the others.
 
+        What is enlarged is kept, in the folder's `base`: see `generate_by_stage`.
+
         Returns:
             False if `go_on`, asked after every batch, ended it.
         """
         state = PartialState()
         mine = missing[state.process_index :: state.num_processes]
         hidden = not (mine and state.is_main_process)
+        what = (self.pipeline, mine, self.seed, self.batch_size, self.words(mine))
         with sampling_bar(folder.num_images, len(missing), len(mine), self.calls, disable=hidden) as show:
-            batches = generate(
-                self.pipeline,
-                mine,
-                self.seed,
-                self.batch_size,
-                self.words(mine),
-                **self.guidance,
-                **({} if self.noise_level is None else {"noise_level": self.noise_level}),
-                callback_on_step_end=show,
-                num_inference_steps=self.steps,
-                **self.given,
-            )
+            how = {**self.guidance, "callback_on_step_end": show, "num_inference_steps": self.steps}
+            if self.pipeline.stages[1:]:
+                enlarging, place = {"noise_level": self.noise_level}, folder.path / BASE_PICTURES
+                batches = generate_by_stage(*what, place, given=self.given, enlarging=enlarging, **how)
+            else:
+                batches = generate(*what, **how, **self.given)
             for indices, images in batches:
                 folder.write(indices, images)
                 if not go_on():

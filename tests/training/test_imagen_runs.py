@@ -16,6 +16,8 @@ from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.steps import thresholding_of
+from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
+from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
@@ -108,6 +110,35 @@ def test_sample_py_adds_the_noise_asked_for_to_what_the_base_drew(cascade, tmp_p
         main([str(cascade), *common, str(tmp_path / "none"), "--aug_level", "40"])
     assert "--noise_level must be from 0 to 39, got 40" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_cascade_killed_while_it_enlarges_does_not_draw_the_small_pictures_again(cascade, tmp_path, monkeypatch):
+    main, common = load_script("sample.py").main, [str(cascade), "--prompt", "a cat", "--num_images", "3"]
+    common += ["--num_inference_steps", "4", "--batch_size", "2", "--output_dir"]
+    main([*common, str(tmp_path / "whole")])
+    draw, drawn = TextToImagePipeline._draw, []
+
+    def die(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    def counted(pipeline: TextToImagePipeline, asked: dict, batch_size: int, *arguments, **more) -> object:
+        drawn.append(batch_size)
+        return draw(pipeline, asked, batch_size, *arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(UpsamplingPipeline, "__call__", die)
+        main([*common, str(tmp_path / "killed")])
+    kept = tmp_path / "killed" / "base"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        f"0000{k}.{kind}" for k in range(2) for kind in ("npz", "png")
+    ]
+    monkeypatch.setattr(TextToImagePipeline, "_draw", counted)
+    main([*common, str(tmp_path / "killed")])
+    assert drawn == [1], "a batch of the third alone"
+    names = [f"{place}{k:05}.png" for place in ("", "base/") for k in range(3)]
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert Image.open(kept / "00000.png").size == (8, 8) and not [*kept.glob("*.npz")]
 
 
 def test_a_stage_that_is_missing_is_named_with_the_command_that_trains_it(cascade, image_folder, tmp_path):
