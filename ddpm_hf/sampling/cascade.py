@@ -3,21 +3,23 @@ enlarged need not draw the small ones again."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..files import replacing
 from ..pipelines.inpainting import shrunk
-from ..pipelines.text_to_image import TextToImagePipeline
 from ..pixels import channels_last, to_levels
 from ..seeds import image_generators
 from .pictures import to_pil
 
+if TYPE_CHECKING:
+    from ..pipelines.text_to_image import TextToImagePipeline
+
 
 def generate_by_stage(
-    pipeline: TextToImagePipeline,
+    pipeline: "TextToImagePipeline",
     indices: Sequence[int],
     seed: int,
     batch_size: int,
