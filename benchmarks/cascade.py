@@ -4,10 +4,10 @@
 
 OUT holds a base and super-resolution on captioned digits. The base draws a picture for each of so many held-out
 captions, at each guidance scale, with x_0 clipped to [-1, 1] and with dynamic thresholding as it was trained; what it
-drew with thresholding is then enlarged at each level of noise. From the same noise, in 20 steps of dpm-sde. The table
-has the share of pictures that a program reads as their captions say, the share of their values at the ends of the range
-(0 or 255), and the Fréchet distance of the digits to held-out ones, in grey. The last rows are of super-resolution
-alone, which enlarges real pictures. Beside the table are cascade.json, and cascade.png with the first pictures.
+drew with thresholding is then enlarged at each level of noise. All from the same noise, in 20 steps of dpm-sde. The
+table has the share of pictures that a program reads as their captions say, the share of their values at the ends of
+the range (0 or 255), and the Fréchet distance of the digits to held-out ones, in grey. The last rows are of
+super-resolution alone, which enlarges real pictures. A JSON file has all of it, and a picture the first of each row.
 """
 
 import argparse
