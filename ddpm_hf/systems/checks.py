@@ -144,8 +144,6 @@ def check_text_encoder(flags: dict[str, Any]) -> None:
     for name in not_of_encoder(encoder):
         if flags[name] is not None:
             raise ValueError(f"--{name} is for --text_encoder train, got --text_encoder {encoder}; leave it out")
-    if encoder == "taught" and flags["text_warmup_steps"] == 0:
-        raise ValueError("--text_warmup_steps must be at least 1 for --text_encoder taught, got 0")
     if encoder == "frozen" and flags["stage"] == ["inpainting"]:
         return
     if (encoder == "frozen") != (start is not None):

@@ -40,7 +40,8 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     """Tokenizer and text encoder: those to start from, new ones that are learned or taught, or frozen ones.
 
     Raises:
-        ValueError: the encoder cannot be loaded, does not fit into memory, or has no layers to leave out.
+        ValueError: the encoder cannot be loaded, is taught in no step, does not fit into memory, or has no layers to
+            leave out.
     """
     given = config.model.text_encoder
     if start is not None or given not in (None, "train", "taught"):
@@ -48,6 +49,8 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
         if config.model.clip_skip is not None:
             leave_out_last_layers(text[1], config.model.clip_skip)
         return text
+    if given == "taught" and config.model.text_warmup_steps == 0:
+        raise ValueError("--text_warmup_steps must be at least 1 for --text_encoder taught, got 0")
     tokenizer = train_tokenizer(images.captions())
     check_size(lambda: [_learned_encoder(config, len(tokenizer))])
     if not config.model.text_warmup_steps:

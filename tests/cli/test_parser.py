@@ -50,10 +50,6 @@ def one_line_of(capsys, *arguments: str) -> str:
         (["--system", "glide", "--text_encoder", "frozen"], ["--text_encoder", "frozen", "folder or Hub name"]),
         (["--system", "glide", "--text_encoder", "x", "--init_from", "y"], ["--text_encoder", "frozen", "got x"]),
         (["--system", "imagen", "--text_encoder", "taught", "--text_rate", "1"], ["--text_rate", "taught"]),
-        (
-            ["--system", "imagen", "--text_encoder", "taught", "--text_warmup_steps", "0"],
-            ["--text_warmup_steps", "at least 1", "got 0"],
-        ),
         (["--system", "imagen", "--resolution", "256,64"], ["--resolution", "must rise", "256,64"]),
         (["--system", "imagen", "--resolution", "64,96"], ["--resolution", "multiple", "64,96"]),
         (["--system", "imagen", "--resolution", "64,256,1024"], ["--resolution", "two sides", "64,256,1024"]),

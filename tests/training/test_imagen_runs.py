@@ -141,12 +141,14 @@ def test_a_cascade_killed_while_it_enlarges_does_not_draw_the_small_pictures_aga
     assert Image.open(kept / "00000.png").size == (8, 8) and not [*kept.glob("*.npz")]
 
 
-def test_a_stage_that_is_missing_is_named_with_the_command_that_trains_it(cascade, image_folder, tmp_path):
+def test_what_is_missing_is_named_with_the_command_that_trains_it(cascade, image_folder, tmp_path):
     with pytest.raises(
         ValueError,
         match="--stage super-resolution needs a finished base in .*new; train it with --system imagen --stage base",
     ):
         run(image_folder, tmp_path / "new", "--stage", "super-resolution")
+    with pytest.raises(ValueError, match="--text_warmup_steps must be at least 1 for --text_encoder taught, got 0"):
+        run(image_folder, tmp_path / "new", "--text_warmup_steps", "0")
     shutil.copytree(cascade / "upsampler", tmp_path / "half" / "upsampler")
     with pytest.raises(
         ValueError, match="no model_index.json; the base of its upsampler is missing: train it with --"
