@@ -148,7 +148,7 @@ def tiny_pipeline():
     return make
 
 
-def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None):
+def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None, imagen: bool = False):
     """A random network told captions, with attention at half the resolution; its output layer matters."""
     import torch
 
@@ -156,6 +156,8 @@ def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None
 
     unet = new_text_unet(
         low_side,
+        imagen,
+        efficient=imagen,
         resolution=resolution,
         channels=3,
         base_channels=16,
@@ -234,18 +236,18 @@ def tiny_latent_pipeline(tiny_text_pipeline):
 
 @pytest.fixture(scope="session")
 def tiny_cascade(tiny_text_pipeline):
-    """Makes a `tiny_text_pipeline` with an untrained upsampler to 16x16."""
+    """Makes a `tiny_text_pipeline` with an untrained upsampler to 16x16, of GLIDE or of Imagen."""
     from diffusers import DDPMScheduler
 
     from ddpm_hf import LinearDDPMScheduler
     from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
 
-    def make(**process):
+    def make(imagen=False, **process):
         base = tiny_text_pipeline(**process)
-        unet = tiny_text_unet(16, 64, low_side=8)
+        unet = tiny_text_unet(16, 64, low_side=8, imagen=imagen)
         scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
-        noiseless = DDPMScheduler(beta_start=0.0, beta_end=0.0)
-        parts = (base.tokenizer, base.text_encoder, unet, scheduler, noiseless)
+        noising = DDPMScheduler() if imagen else DDPMScheduler(beta_start=0.0, beta_end=0.0)
+        parts = (base.tokenizer, base.text_encoder, unet, scheduler, noising)
         base.upsampler = UpsamplingPipeline(*parts, None, None, None)
         return base
 

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from ..hub.folder import RECORDED
 from ..models.presets import PRESETS
-from ..systems.checks import check
+from ..systems.checks import check, of_stages
 from ..systems.config import ARGUMENT_GROUPS, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
@@ -128,6 +128,8 @@ def parse_training_arguments(arguments: list[str], parser: OneLineParser | None 
     groups = parser.parse(arguments)[: len(ARGUMENT_GROUPS)]
     config = Config(**dict(zip(("data", "model", "process", "optimization", "run", "hub"), groups, strict=True)))
     with one_line_errors(parser):
+        if "," in (config.data.resolution or ""):
+            config = config.with_values(of_stages(config.data.resolution, config.model.upsampling))
         check(config.flags())
     return config
 

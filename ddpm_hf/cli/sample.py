@@ -15,7 +15,7 @@ from accelerate.utils import parse_flag_from_env
 from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.guidance import GuidanceArguments
+from ..pipelines.guidance import GuidanceArguments, check_noise_level
 from ..pipelines.loading import for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
@@ -155,6 +155,8 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         pipeline = pipeline.alone()
     elif arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
+    check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels)
+    pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:
         scale = TEXT_GUIDANCE if pipeline.is_told_captions else 1.0
@@ -183,6 +185,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         asked=asked_for(pipeline, arguments, scale),
         guidance_scale=scale,
         finer_guidance=arguments.finer_guidance,
+        noise_level=arguments.aug_level,
         given={} if arguments.image is None else given_for(pipeline, arguments, steps),
     )
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.guidance import check_noise_level
 from ..pipelines.loading import load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
@@ -194,10 +195,16 @@ class Evaluator:
 
     def _load(self, name: str) -> DDPMPipeline:
         pipeline = load_pipeline(name).to(self.accelerator.device)
-        return pipeline.alone() if self.request.is_of_base else pipeline
+        if pipeline.scheduler is not None:
+            pipeline.threshold(self.request.asked_thresholding)
+        pipeline = pipeline.alone() if self.request.is_of_base else pipeline
+        check_noise_level(self.request.aug_level, pipeline.stages[-1].noise_levels)
+        return pipeline
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
         guidance = {"guidance_scale": self.request.guidance_scale, **self.request.finer_guidance}
+        if self.request.aug_level is not None:
+            guidance["noise_level"] = self.request.aug_level
         options = {"num_inference_steps": steps, **guidance, **self._common}
         return draw_samples(pipeline, self.count, asked=self._asked(pipeline), sampler=sampler, **options)
 

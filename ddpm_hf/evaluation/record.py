@@ -15,7 +15,7 @@ EVALUATION_FILE = "evaluation.json"
 # A measurement replaces an earlier one that agrees in all of these.
 _IDENTITY = (
     *("name", "dataset", "split", "sampler", "steps", "guidance_scale", "guidance_interval"),
-    *("guidance_rescale", "samples"),
+    *("guidance_rescale", "dynamic_thresholding_ratio", "sample_max_value", "noise_level", "samples"),
     *("terms_per_image", "clip", "cdf", "extractor"),
 )
 

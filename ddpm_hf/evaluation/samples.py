@@ -19,7 +19,7 @@ from ..data.transforms import UnreadableImage, native_channels, open_image, read
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint
 from ..pipelines.guidance import guides_at
-from ..pipelines.steps import rebuild
+from ..pipelines.steps import rebuild, thresholding_of
 from ..sampling.generation import generate, sampling_bar
 from ..sampling.sample_folder import RECORD_FILE
 from ..sampling.samplers import make_sampler, sampler_name
@@ -76,7 +76,7 @@ def draw_samples(
         batch_size: images per network call of one process.
         sampler: one of `SAMPLER_NAMES`; by default the one the pipeline was saved with.
         num_inference_steps: all trained timesteps by default.
-        guidance_scale, finer_guidance: of the pipeline call.
+        guidance_scale, finer_guidance: of the pipeline call, as is `noise_level`, if it is given.
 
     Raises:
         ValueError: the sampler does not support this number of steps, the model does not support guidance, or as in
@@ -115,6 +115,7 @@ def draw_samples(
         "steps": steps,
         "network_calls": calls + guided,  # only the first stage is guided
         **(guidance if pipeline.conditions else {}),
+        **thresholding_of(pipeline.scheduler),
         **upsampler_fingerprint(pipeline),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)

@@ -67,7 +67,7 @@ RUN_FILES = (
     RunFile(SCORES_FILE, "--eval_steps"),
     RunFile(SCORES_CURVE, "--eval_steps"),
     RunFile(BEST_FOLDER, "--save_best_by"),
-    RunFile(UPSAMPLER_FOLDER, "--stage upsampler", on_page=True),
+    RunFile(UPSAMPLER_FOLDER, "--stage upsampler or super-resolution", on_page=True),
     RunFile(INPAINTING_FOLDER, "--stage inpainting", on_page=True),
     RunFile(ADAPTERS_FILE, "--lora_rank", on_page=True),
     RunFile(CHECKPOINTS, EVERY_RUN),

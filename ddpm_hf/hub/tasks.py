@@ -74,14 +74,28 @@ def _asked(caption: str, scale: float = 3.0) -> str:
     return f"{json.dumps(caption, ensure_ascii=False)}, guidance_scale={scale}, "
 
 
+def _of_imagen(folder: ModelFolder) -> dict[str, Any]:
+    """Whether it is one of Imagen or of GLIDE, which have the same pipelines."""
+    is_imagen = folder.settings.get("system") == "imagen"
+    return {"is_imagen": is_imagen, "tags": ["imagen" if is_imagen else "glide", "diffusion-models", "ddpm_hf"]}
+
+
+def _usual_noise(upsampler: DDPM | None) -> int | None:
+    """The level of noise of the small picture where none is asked for; None for an upsampler without it."""
+    if upsampler is None or upsampler.unet.get("class_embed_type") is None:
+        return None
+    return upsampler.timesteps // 4
+
+
 def _text_values(folder: ModelFolder) -> dict[str, Any]:
     model = _network_and_process(folder)
     upsampler = folder.upsampler and _network_and_process(folder.upsampler)
     return _common_values(model) | {
-        "tags": ["glide", "diffusion-models", "ddpm_hf"],
+        **_of_imagen(folder),
         "asked": _asked(_example(folder)),
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
+        "noise_level": _usual_noise(upsampler),
         "inpaints": folder.inpainting is not None and not obstacles(_network_and_process(folder.inpainting)),
     }
 
@@ -103,7 +117,8 @@ def _has_base(folder: ModelFolder) -> bool:
 def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
     model = _network_and_process(folder)
     return _common_values(model) | {
-        "tags": ["glide", "diffusion-models", "ddpm_hf"],
+        **_of_imagen(folder),
+        "noise_level": _usual_noise(model),
         "fewer_steps": None,  # the card of the base says how
         "low_side": model.unet[LOW_SIDE],
     }

@@ -7,6 +7,7 @@ trained network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)
 
 from .autoencoder_presets import VAE_DIGITS, VAE_F8
 from .glide_presets import GLIDE_PRESETS
+from .imagen_presets import IMAGEN_PRESETS
 from .latent_presets import LATENT_PRESETS
 from .preset import (
     MINUTES_TRAINING,
@@ -84,6 +85,7 @@ PRESETS: dict[str, Preset] = {
         training={**SMALL_TRAINING, "max_train_steps": 50_000},
     ),
     **GLIDE_PRESETS,
+    **IMAGEN_PRESETS,
     **LATENT_PRESETS,
     "vae-digits": VAE_DIGITS,
     "vae-f8": VAE_F8,

@@ -1,4 +1,5 @@
-"""The U-Net of GLIDE (Nichol et al. 2021, arXiv 2112.10741) as stock diffusers' class, which its pipelines run."""
+"""The U-Nets of GLIDE (Nichol et al. 2021, arXiv 2112.10741) and Imagen (Saharia et al. 2022, arXiv 2205.11487) as
+stock diffusers' class, which its pipelines run."""
 
 import math
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ def text_unet_config(
     blocks_per_level: int,
     dropout: float,
     text_width: int,
+    efficient: bool = False,
 ) -> dict[str, Any]:
     """The arguments of `UNet2DConditionModel`.
 
@@ -34,6 +36,9 @@ def text_unet_config(
         base_channels, channel_multipliers, blocks_per_level: as for `paper_config`.
         attention_resolutions: as for `paper_config`; this attention is to the caption too.
         text_width: channels of the caption's states.
+        efficient: what stock's class can express of Imagen's Efficient U-Net (appendix B): the lower levels have up to
+            four times the blocks, halving comes before the convolutions of a block, and each sum of a block's input
+            and output is scaled by 1/√2.
 
     Raises:
         ValueError: the resolution cannot be halved so often.
@@ -44,16 +49,22 @@ def text_unet_config(
             f"`resolution` must be a multiple of {2 ** (len(widths) - 1)} for {len(widths)} levels, got {resolution}."
         )
     attends = attention_levels(resolution, len(widths), attention_resolutions)
-    down = ["SimpleCrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in attends]
+    plain = "ResnetDownsampleBlock2D" if efficient else "DownBlock2D"
+    down = ["SimpleCrossAttnDownBlock2D" if attention else plain for attention in attends]
+    scale = math.sqrt(2) if efficient else 1.0
     return {
         "sample_size": resolution,
         "in_channels": channels,
         "out_channels": 2 * channels,
         "block_out_channels": tuple(widths),
-        "layers_per_block": blocks_per_level,
+        "layers_per_block": [blocks_per_level * min(2**level, 4) for level in range(len(widths))]
+        if efficient
+        else blocks_per_level,
         "down_block_types": tuple(down),
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
         "up_block_types": tuple(name.replace("Down", "Up") for name in reversed(down)),
+        "resnet_out_scale_factor": scale,
+        "mid_block_scale_factor": scale,
         "encoder_hid_dim": text_width,
         "encoder_hid_dim_type": "text_proj",
         "cross_attention_dim": max(widths),
@@ -71,15 +82,19 @@ def text_unet_config(
 LOW_SIDE = "_low_side"
 
 
-def new_text_unet(low_side: int | None = None, **settings: Any) -> UNet2DConditionModel:
+def new_text_unet(low_side: int | None = None, told_noise: bool = False, **settings: Any) -> UNet2DConditionModel:
     """A network with random weights whose first output is 0, as the paper's, so that it starts from the mean.
 
     Args:
         low_side: of an upsampler, whose inputs are x_t and a picture of this side, enlarged.
+        told_noise: whether an upsampler is told how much noise that picture has.
         settings: as for `text_unet_config`.
     """
     config = text_unet_config(**settings)
-    unet = UNet2DConditionModel(**config | ({} if low_side is None else {"in_channels": 2 * config["in_channels"]}))
+    if low_side is not None:
+        config |= {"in_channels": 2 * config["in_channels"], "class_embed_type": "timestep" if told_noise else None}
+        config |= {"only_cross_attention": settings.get("efficient", False)}  # the picture says what is where
+    unet = UNet2DConditionModel(**config)
     if low_side is not None:
         unet.register_to_config(**{LOW_SIDE: low_side})
     nn.init.zeros_(unet.conv_out.weight)

@@ -17,7 +17,7 @@ from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import check_guidance, guided, guides_at
 from .inpainting import Given, Pictures, check_counts, given_pixels
-from .steps import check_starts_midway, takes_variance, without_learned_variance
+from .steps import check_starts_midway, takes_variance, with_thresholding, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -37,6 +37,8 @@ class Denoising:
     """Whether captions say what it draws."""
     keeps_given_clean = False
     """Whether the network was trained for inpainting: to see given pixels without noise."""
+    noise_levels = 0
+    """How many levels of noise the pictures may get that it enlarges; 0 if it adds none."""
 
     @classmethod
     def load_config(cls, *args, **kwargs):
@@ -84,6 +86,12 @@ class Denoising:
         """This pipeline without the later stages."""
         return self
 
+    def threshold(self, asked: Mapping[str, Any]) -> None:
+        """Change dynamic thresholding, as `with_thresholding`; ValueError for latents, which have no range."""
+        if asked and self.codec.decoder is None:
+            raise ValueError("`thresholding` must be left out for a model of latents, which have no range.")
+        self.scheduler = with_thresholding(self.scheduler, asked)
+
     def _draw(
         self,
         asked: Mapping[str, Any],
@@ -128,6 +136,7 @@ class Denoising:
         x_t = self._initial_noise(batch_size, generator, latents)
         if skip_steps is None:
             x_t = x_t * scheduler.init_noise_sigma
+        told, null = self._augmented(told, null, generator)
         given = None
         if known is not None:
             given, x_t = self._given(known, x_t, scheduler, skipped, generator, mask_image is not None)
@@ -218,6 +227,10 @@ class Denoising:
             said = condition.of_words(words, self._execution_device)
             told, null = told | said, null | (condition.null(said) if condition.has_null else said)
         return told, null, batch_size
+
+    def _augmented(self, told: Told, null: Told, generator) -> tuple[Told, Told]:
+        """What is told once noise has been added to it."""
+        return told, null
 
     def _skip(self, skip_steps: int | None, scheduler: SchedulerMixin, latents: torch.Tensor | None) -> int:
         """How many steps to skip; also tells schedulers that count their own steps."""

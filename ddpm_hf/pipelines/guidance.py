@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from ..conditions.condition import Told
-from ..flags import flag
+from ..flags import flag, switch
 
 
 @dataclass(kw_only=True)
 class GuidanceArguments:
-    """What refines guidance; shared by `scripts/sample.py` and `scripts/evaluate.py`."""
+    """What refines guidance, and how a cascade draws; shared by `scripts/sample.py` and `scripts/evaluate.py`."""
 
     guidance_interval: list[float] | None = flag(
         help="Guide only at timesteps t with LOW <= t/T <= HIGH: 0 is the clean end, 1 the noisy one. Elsewhere the "
@@ -22,12 +22,29 @@ class GuidanceArguments:
         help="From 0 to 1: how far the guided output of the network gets back the standard deviation of the unguided "
         "one, against pictures of too much contrast."
     )
+    thresholding: bool | None = switch(
+        help="Dynamic thresholding (Imagen) of the first stage: as in train.py. By default as it was trained."
+    )
+    dynamic_thresholding_ratio: float | None = flag(help="As in train.py.")
+    sample_max_value: float | None = flag(help="As in train.py.")
+    aug_level: int | None = flag(
+        help="Of imagen, how much noise the small picture gets that is then enlarged: a timestep from 0 to T-1, by "
+        "default T/4.",
+        aliases=("--noise_level",),
+    )
 
     @property
     def finer_guidance(self) -> dict[str, Any]:
         """The arguments of a pipeline call that are given."""
-        values = {"guidance_interval": self.guidance_interval, "guidance_rescale": self.guidance_rescale}
-        return {name: value for name, value in values.items() if value is not None}
+        return self._given("guidance_interval", "guidance_rescale")
+
+    @property
+    def asked_thresholding(self) -> dict[str, Any]:
+        """The settings of a scheduler that are given."""
+        return self._given("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def guided(
@@ -95,3 +112,17 @@ def check_guidance(
             raise ValueError(
                 f"`guidance_{name}` must be left out with `guidance_scale={guidance_scale:g}`, which does not guide."
             )
+
+
+def check_noise_level(level: int | None, levels: int) -> None:
+    """Raises ValueError for noise on a small picture that no stage adds; None asks for none.
+
+    Args:
+        levels: how many there are: `noise_levels` of the last stage.
+    """
+    if level is not None and not levels:
+        raise ValueError(
+            f"`noise_level` must be left out for a model that adds no noise to small pictures, got {level}."
+        )
+    if level is not None and not 0 <= level < levels:
+        raise ValueError(f"`noise_level` must be from 0 to {levels - 1}, got {level}.")

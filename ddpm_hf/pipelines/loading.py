@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import snapshot_download
 
-from ..portable import INDEX_FILE, INPAINTING_FOLDER, components, stock_component
+from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components, stock_component
 from .ddpm import DDPMPipeline
 
 # The class that an index names -> the module and the class that load it here, imported when they are needed: those
@@ -41,8 +41,11 @@ def load_pipeline(name: str) -> DDPMPipeline:
             requires custom code, weights do not match their config, or the components do not fit each other.
     """
     if Path(name).is_dir() and not (Path(name) / INDEX_FILE).is_file():
-        inside = Path(name, INPAINTING_FOLDER)
-        advice = f"; give {inside}, which has one" if (inside / INDEX_FILE).is_file() else ""
+        inside, advice = Path(name, INPAINTING_FOLDER), ""
+        if (Path(name, UPSAMPLER_FOLDER) / INDEX_FILE).is_file():
+            advice = f"; the base of its upsampler is missing: train it with --stage base --output_dir {name}"
+        elif (inside / INDEX_FILE).is_file():
+            advice = f"; give {inside}, which has one"
         raise ValueError(f"pipeline {name!r} has no {INDEX_FILE}{advice}")
     try:
         index = DDPMPipeline.load_config(name)

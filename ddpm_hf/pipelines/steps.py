@@ -1,5 +1,8 @@
 """What the pipeline has to know of a sampler to take its steps."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
 
 from ..diffusion.process import LEARNED_VARIANCES
@@ -13,6 +16,40 @@ def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **
     """
     config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
     return scheduler_class.from_config({**config, **changes})
+
+
+def with_thresholding(scheduler: SchedulerMixin, asked: Mapping[str, Any]) -> SchedulerMixin:
+    """A scheduler with other settings of dynamic thresholding (Imagen, arXiv 2205.11487, §2.3).
+
+    Args:
+        scheduler: one that has them.
+        asked: of `thresholding`, `dynamic_thresholding_ratio` and `sample_max_value` those to change. The last is 100
+            where it would be 1 or less, stock's default, with which thresholding is static clipping; Imagen has none.
+
+    Raises:
+        ValueError: a value is out of range, or not used because there is no thresholding.
+    """
+    if not asked:
+        return scheduler
+    settings = {**scheduler.config, **asked}
+    for name in asked.keys() - {"thresholding"}:
+        if not settings["thresholding"]:
+            raise ValueError(f"`{name}` needs `thresholding`.")
+    if not 0 < settings["dynamic_thresholding_ratio"] <= 1:
+        given = settings["dynamic_thresholding_ratio"]
+        raise ValueError(f"`dynamic_thresholding_ratio` must be above 0 and at most 1, got {given:g}.")
+    if "sample_max_value" not in asked and settings["sample_max_value"] <= 1:
+        asked = {**asked, "sample_max_value": 100.0}
+    elif settings["sample_max_value"] < 1:
+        raise ValueError(f"`sample_max_value` must be at least 1, got {settings['sample_max_value']:g}.")
+    return rebuild(type(scheduler), scheduler, **asked)
+
+
+def thresholding_of(scheduler: SchedulerMixin) -> dict[str, float]:
+    """The settings of dynamic thresholding; empty for a scheduler without it."""
+    config = scheduler.config
+    names = ("dynamic_thresholding_ratio", "sample_max_value") if config.get("thresholding") else ()
+    return {name: config[name] for name in names}
 
 
 def takes_variance(scheduler: SchedulerMixin) -> bool:

@@ -20,6 +20,7 @@ from ..models.text import CAPTION_LENGTH, knows_words
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
 from .denoising import Denoising, check_output_type
+from .guidance import check_noise_level
 from .inpainting import Pictures, shrunk
 from .quiet import quietly
 
@@ -68,7 +69,10 @@ class TextDenoiser(Denoiser):
 
     def forward(self, x_t: torch.Tensor, timesteps: torch.Tensor, **told: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, H, W) and timesteps, () or (B,), with tokens or states of captions -> (B, C or 2C, H, W)."""
-        told = {name: states.to(self.unet.dtype) for name, states in self.encode(told).items()}
+        told = {
+            name: value.to(self.unet.dtype) if value.is_floating_point() else value
+            for name, value in self.encode(told).items()
+        }
         output = super().forward(x_t, timesteps, **told)
         return output if self.all_outputs else output.chunk(2, dim=1)[0]
 
@@ -209,10 +213,16 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         """As `TextDenoising`, for the upsampler too."""
         super().check_parts()
         if self.upsampler is not None:
-            self.upsampler.check_parts()
+            try:
+                self.upsampler.check_parts()
+            except ValueError as problem:
+                raise ValueError(f"upsampler: {problem}") from None
             taken = self.upsampler.conditions[-1].shape
             if taken != self.image_shape:
                 raise ValueError(f"upsampler must enlarge pictures of shape {self.image_shape}, but takes {taken}")
+            width, own = (stage.text_encoder.config.hidden_size for stage in self.stages)
+            if own != width:
+                raise ValueError(f"upsampler must be told states of {width} channels, as the base is, got {own}")
 
     @torch.no_grad()
     def __call__(
@@ -232,6 +242,8 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         skip_steps: int | None = None,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
+        noise_level: int | None = None,
+        small: torch.Tensor | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
@@ -244,34 +256,41 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             negative_prompt: a caption to be guided away from, instead of the empty one.
             batch_size: how often to draw a single prompt.
             image, mask_image: as in `DDPMPipeline`, as are all other arguments; of the size of what the call returns.
+            noise_level: as in `UpsamplingPipeline`.
+            small: what the base has drawn already, (B, C, H, W) in [0, 1]: it is enlarged, and nothing else is drawn.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
         check_output_type(output_type)
+        check_noise_level(noise_level, self.stages[-1].noise_levels)
         given = {"image": image, "mask_image": mask_image} if image is not None or mask_image is not None else {}
         self.stages[-1].known(**given)
-        drawn = self._draw(
-            {"prompt": prompt, "negative_prompt": negative_prompt},
-            batch_size,
-            generator,
-            num_inference_steps,
-            output_type if self.upsampler is None else "pt",
-            return_dict or self.upsampler is not None,
-            guidance_scale,
-            latents,
-            skip_steps,
-            callback_on_step_end,
-            guidance_interval,
-            guidance_rescale,
-            **shrunk(given, self.image_shape[1:]),
-        )
-        if self.upsampler is None:
-            return drawn
+        if small is None:
+            drawn = self._draw(
+                {"prompt": prompt, "negative_prompt": negative_prompt},
+                batch_size,
+                generator,
+                num_inference_steps,
+                output_type if self.upsampler is None else "pt",
+                return_dict or self.upsampler is not None,
+                guidance_scale,
+                latents,
+                skip_steps,
+                callback_on_step_end,
+                guidance_interval,
+                guidance_rescale,
+                **shrunk(given, self.image_shape[1:]),
+            )
+            if self.upsampler is None:
+                return drawn
+            small = drawn.images
+        elif self.upsampler is None:
+            raise ValueError("`small` must be left out for a model without an upsampler.")
         self.upsampler.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return self.upsampler(
             "" if prompt is None else prompt,
-            2 * drawn.images - 1,
+            2 * small - 1,
             num_inference_steps,
             guidance_scale=1,
             generator=generator,
@@ -280,6 +299,7 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             callback_on_step_end=callback_on_step_end,
             original_image=image,
             mask_image=mask_image,
+            noise_level=noise_level,
         )
 
 

@@ -1,7 +1,8 @@
-"""From a small picture and its caption to a larger one: GLIDE's upsampler (arXiv 2112.10741), as stock diffusers'
-`IFSuperResolutionPipeline`."""
+"""From a small picture and its caption to a larger one: the upsampler of GLIDE (arXiv 2112.10741) and the
+super-resolution of Imagen (arXiv 2205.11487), as stock diffusers' `IFSuperResolutionPipeline`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import (
@@ -17,16 +18,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..conditions.condition import Condition, Told
 from ..conditions.low_resolution import LowResolution
 from ..models.text_unet import LOW_SIDE
+from .guidance import check_noise_level
 from .inpainting import Pictures
 from .text_to_image import TextDenoiser, TextDenoising
 
 
 class UpsamplingDenoiser(TextDenoiser):
-    """(x_t, t, low_resolution, captions) -> output, by a U-Net that sees x_t and the enlarged picture together."""
+    """(x_t, t, low_resolution, captions) -> output, by a U-Net that sees x_t and the enlarged picture together.
+
+    It may also be told the level of the picture's noise, `class_labels`.
+    """
 
     def encode(self, told: Told) -> Told:
-        """As `TextDenoiser`; the picture as it is."""
-        picture = {name: value for name, value in told.items() if name == "low_resolution"}
+        """As `TextDenoiser`; the picture and its level of noise as they are."""
+        picture = {name: value for name, value in told.items() if name in ("low_resolution", "class_labels")}
         return super().encode({name: value for name, value in told.items() if name not in picture}) | picture
 
     def forward(
@@ -40,11 +45,12 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
     """Enlarges pictures that have captions. `TextToImagePipeline` calls it on what it draws.
 
     It has the components of stock `IFSuperResolutionPipeline`, is saved under that name, and draws the same pixels for
-    the same generator. The small picture is told as it is, without noise.
+    the same generator. A network with a class embedding is told the small picture with noise, and at which level; one
+    without it, the picture as it is.
 
     Args:
         tokenizer, text_encoder, unet, scheduler: as in the stock pipeline; the network must be of this package.
-        image_noising_scheduler: adds no noise, at any level: its betas are 0.
+        image_noising_scheduler: adds that noise; betas of 0 add none, at any level.
         safety_checker, feature_extractor, watermarker: None; there to have the same components.
     """
 
@@ -75,8 +81,16 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
     def conditions(self) -> Sequence[Condition]:
         """What the network is told beside x_t and t."""
         low_side, (channels, height, _) = self.unet.config[LOW_SIDE], self.image_shape
-        picture = LowResolution(shape=(channels, low_side, low_side), factor=height // low_side)
+        noising = self.image_noising_scheduler if self.noise_levels else None
+        picture = LowResolution(shape=(channels, low_side, low_side), factor=height // low_side, noising=noising)
         return [*super().conditions, picture]
+
+    @property
+    def noise_levels(self) -> int:
+        """How many levels of noise it was trained to be told; 0 if it was trained without."""
+        if self.unet.config.class_embed_type is None:
+            return 0
+        return self.image_noising_scheduler.config.num_train_timesteps
 
     def check_parts(self) -> None:
         """As `TextDenoising`, and for a network that was not trained here."""
@@ -84,11 +98,26 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
             raise ValueError("unet must be an upsampler of this package, but its config does not say what it enlarges")
         super().check_parts()
 
-    def _initial_noise(self, batch_size: int, generator, latents: torch.Tensor | None) -> torch.Tensor:
-        x_T = super()._initial_noise(batch_size, generator, latents)
-        # The stock pipeline draws noise for the small picture too; its weight is 0, but the next draws follow it.
-        super()._initial_noise(batch_size, generator, None)
-        return x_T
+    def ask(
+        self, asked: Mapping[str, Any], guidance_scale: float = 1.0, batch_size: int = 1
+    ) -> tuple[Told, Told, int]:
+        """As for other pipelines; `noise_level` replaces the usual one."""
+        asked = dict(asked)
+        level = asked.pop("noise_level", None)
+        check_noise_level(level, self.noise_levels)
+        told, null, batch_size = super().ask(asked, guidance_scale, batch_size)
+        if level is not None:
+            levels = {"class_labels": torch.full_like(told["class_labels"], level)}
+            told, null = told | levels, null | levels
+        return told, null, batch_size
+
+    def _augmented(self, told: Told, null: Told, generator) -> tuple[Told, Told]:
+        picture = told["low_resolution"]
+        # Stock draws this noise even where its weight is 0, and the next draws follow it.
+        noise = self._initial_noise(len(picture), generator, None)
+        level = told.get("class_labels", torch.zeros(len(picture), dtype=torch.int64, device=picture.device))
+        noisy = {"low_resolution": self.image_noising_scheduler.add_noise(picture, noise, level)}
+        return told | noisy, null | noisy
 
     @torch.no_grad()
     def __call__(
@@ -109,6 +138,7 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
         skip_steps: int | None = None,
         original_image: Pictures | None = None,
         mask_image: Pictures | None = None,
+        noise_level: int | None = None,
         callback_on_step_end: Callable | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Enlarge pictures.
@@ -119,6 +149,8 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
             guidance_scale: as in `TextToImagePipeline`; it hides the caption only, never the picture.
             original_image, mask_image: of the large size: draw only where the mask is white, and keep `original_image`
                 elsewhere.
+            noise_level: of the noise on the enlarged small picture, from 0 to T-1, for a network that was trained with
+                it; by default T/4.
             num_inference_steps, negative_prompt, generator, output_type, return_dict, batch_size, guidance_interval,
                 guidance_rescale, latents, skip_steps, callback_on_step_end: as in `TextToImagePipeline`.
 
@@ -126,7 +158,7 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
             ValueError: for an invalid argument, naming the choices.
         """
         return self._draw(
-            {"prompt": prompt, "image": image, "negative_prompt": negative_prompt},
+            {"prompt": prompt, "image": image, "negative_prompt": negative_prompt, "noise_level": noise_level},
             batch_size,
             generator,
             num_inference_steps,

@@ -18,12 +18,14 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
 from ..pipelines.guidance import check_guidance
 from ..pipelines.inpainting import shrunk
+from .cascade import generate_by_stage
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
 from .pictures import image_grid
 from .sample_folder import OVERVIEW, SampleFolder
 from .strips import denoising_chain, save_chain
 
+BASE_PICTURES = "base"  # folder of what the base of a cascade drew, in that of the images
 _CHAIN_IMAGES, _CHAIN_FRAMES = 8, 40
 _MIXTURES = np.linspace(0, 1, 11)
 
@@ -40,6 +42,7 @@ class Drawing:
         asked: what the network is told, as arguments of the pipeline call: name -> words to cycle through.
         guidance_scale: of the pipeline call.
         finer_guidance: `guidance_interval` and `guidance_rescale` of the pipeline call, where they are given.
+        noise_level: of the pipeline call, if it is given.
         given: `image` and `mask_image` of the pipeline call, if only a part is drawn.
         calls: network calls per image.
 
@@ -54,6 +57,7 @@ class Drawing:
     asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     guidance_scale: float = 1.0
     finer_guidance: Mapping[str, Any] = field(default_factory=dict)
+    noise_level: int | None = None
     given: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -102,6 +106,7 @@ class Drawing:
             **self.asked,
             **{name: content_hash(np.array(picture)) for name, picture in self.given.items()},
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
+            **({} if self.noise_level is None else {"noise_level": self.noise_level}),
             "weights": weights_fingerprint(pipeline),
             **upsampler_fingerprint(pipeline),
         }
@@ -114,24 +119,22 @@ class Drawing:
     ) -> bool:
         """Draw this process's share of the missing images, then wait for the others.
 
+        What is enlarged is kept, in the folder's `base`: see `generate_by_stage`.
+
         Returns:
             False if `go_on`, asked after every batch, ended it.
         """
         state = PartialState()
         mine = missing[state.process_index :: state.num_processes]
         hidden = not (mine and state.is_main_process)
+        what = (self.pipeline, mine, self.seed, self.batch_size, self.words(mine))
         with sampling_bar(folder.num_images, len(missing), len(mine), self.calls, disable=hidden) as show:
-            batches = generate(
-                self.pipeline,
-                mine,
-                self.seed,
-                self.batch_size,
-                self.words(mine),
-                **self.guidance,
-                callback_on_step_end=show,
-                num_inference_steps=self.steps,
-                **self.given,
-            )
+            how = {**self.guidance, "callback_on_step_end": show, "num_inference_steps": self.steps}
+            if self.pipeline.stages[1:]:
+                enlarging, place = {"noise_level": self.noise_level}, folder.path / BASE_PICTURES
+                batches = generate_by_stage(*what, place, given=self.given, enlarging=enlarging, **how)
+            else:
+                batches = generate(*what, **how, **self.given)
             for indices, images in batches:
                 folder.write(indices, images)
                 if not go_on():

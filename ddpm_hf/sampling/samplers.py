@@ -1,6 +1,7 @@
 """Samplers by short name, for the process a model was trained on."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import diffusers
@@ -53,6 +54,9 @@ def make_sampler(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
         others = ", ".join(other for other in SAMPLER_NAMES if other != name)
         raise ValueError(f"`scheduler` must be one of {others} for a network that predicts x_0, got 'pndm'.")
     class_name, settings = _DIFFUSERS_SAMPLERS[name]
+    if process.config.thresholding and not _thresholds(class_name):
+        able = ", ".join(["ddpm", *(known for known, (other, _) in _DIFFUSERS_SAMPLERS.items() if _thresholds(other))])
+        raise ValueError(f"`scheduler` must be one of {able} for a model with `thresholding`, got {name!r}.")
     changes = {**_betas(process), **settings}
     return without_learned_variance(rebuild(getattr(diffusers, class_name), scheduler, **changes))
 
@@ -72,6 +76,11 @@ def _betas(process: LinearDDPMScheduler) -> dict[str, Any]:
         before = float((1 - betas[:-1]).prod())
         betas[-1] = min(max(1 - _NO_SIGNAL / before, 0.5), _BELOW_ONE)
     return {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+
+
+def _thresholds(class_name: str) -> bool:
+    """Whether a sampler of diffusers has dynamic thresholding; others would ignore it."""
+    return "thresholding" in signature(getattr(diffusers, class_name)).parameters
 
 
 def make_fast_sampler(scheduler: SchedulerMixin) -> tuple[SchedulerMixin, int]:

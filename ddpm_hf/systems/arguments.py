@@ -48,7 +48,10 @@ class DataArguments:
     )
     shuffle_buffer: int = flag(1000, help="Rows per shuffled block when streaming.")
     cache_dir: str | None = flag(help="Where to keep downloads and decoded pixels.")
-    resolution: str | None = flag(help="N or HxW (height x width): images are resized to cover it, then cropped.")
+    resolution: str | None = flag(
+        help="N or HxW (height x width): images are resized to cover it, then cropped. Of glide and imagen also both "
+        "stages' sides, such as 64,256."
+    )
     channels: int | None = flag(help="1 (grey), 3 (RGB) or 4 (RGBA); by default deduced from the images.")
     center_crop: bool = flag(False, help="Crop the centre instead of a random region.")
     random_flip: bool | None = switch(help="Randomly flip images left to right.")
@@ -71,9 +74,10 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    system: Literal["ddpm", "glide", "stable-diffusion"] = flag(
+    system: Literal["ddpm", "glide", "imagen", "stable-diffusion"] = flag(
         "ddpm",
-        help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder. "
+        help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder. imagen: the same "
+        "with a frozen one, and an upsampler that is told how much noise its small picture has. "
         "stable-diffusion: the same on the latents of an autoencoder, which is trained first.",
     )
     stage: list[str] | None = flag(
@@ -82,15 +86,17 @@ class ModelArguments:
         "them different ones. The upsampler enlarges pictures of the finished base in --output_dir, whose text "
         "encoder it takes, into --output_dir/upsampler. inpainting fine-tunes that base, or the model of "
         "--init_from, to draw a part of a picture, into --output_dir/inpainting, by default for 500 steps in "
-        "glide-digits, 10000 in glide-64 and 100000 in glide-paper. Of stable-diffusion, one or both of autoencoder, "
-        "which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or --init_from "
-        "unet; and inpainting, which gives that network, or the model of --init_from, five channels more, by default "
-        "for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256."
+        "glide-digits, 10000 in glide-64 and 100000 in glide-paper. Of imagen, one or both of base and "
+        "super-resolution, which is to it what the upsampler is to glide. Of stable-diffusion, one or both of "
+        "autoencoder, which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or "
+        "--init_from unet; and inpainting, which gives that network, or the model of --init_from, five channels more, "
+        "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
         "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution allows halvings; "
-        "glide-digits or glide-64, and stable-diffusion-digits or stable-diffusion-256, for these systems. "
+        "glide-digits or glide-64, imagen-digits or imagen-64-256, and stable-diffusion-digits or "
+        "stable-diffusion-256, for these systems. "
         + " ".join(f"{name}: {preset.description}." for name, preset in PRESETS.items())
     )
     model_config_name_or_path: str | None = flag(
@@ -116,6 +122,10 @@ class ModelArguments:
     base_channels: int | None = flag(help="Channels of the first level.")
     channel_multipliers: list[int] | None = flag(help="Channels of each level as multiples of --base_channels.")
     blocks_per_level: int | None = flag(help="Residual blocks per level.")
+    efficient_unet: bool | None = switch(
+        help="Of glide and imagen: more of the residual blocks at the lower levels, and scaled sums, as in Imagen's "
+        "Efficient U-Net; --blocks_per_level is that of the first level."
+    )
     latent_channels: int | None = flag(help="Channels of an autoencoder's latents.")
     attention_resolutions: list[int] | None = flag(help="Feature map sizes with self-attention.")
     dropout: float | None = flag(help="Dropout in the residual blocks, 0 to 1.")
@@ -124,24 +134,26 @@ class ModelArguments:
         help="Fraction of images trained without their class or caption; 0, for classes only, rules out guidance."
     )
     text_encoder: str | None = flag(
-        help="train: a small one, learned with the U-Net. A folder or Hub name: an encoder of transformers, such as "
-        "T5, CLIP or BERT, kept as it is. frozen: that of --init_from or of the base of --stage inpainting, kept as "
-        "it is. By default train, or frozen for a Stable Diffusion of --init_from whose encoder was not learned here."
+        help="train: a small one, learned with the U-Net. taught: the same, taught the captions' wordings once and "
+        "then kept as it is. A folder or Hub name: an encoder of transformers, such as T5, CLIP or BERT, kept as it "
+        "is. frozen: that of --init_from or of the base of --stage inpainting, kept as it is. By default train, or "
+        "taught in imagen-digits and google/t5-v1_1-base in imagen-64-256, or frozen for an Imagen of --init_from and "
+        "for a Stable Diffusion whose encoder was not learned here."
     )
     clip_skip: int | None = flag(help="Last layers to leave out of CLIP's text encoder, in the saved model too.")
     text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_warmup_steps: int | None = flag(
-        help="Steps of 64 captions in which a learned text encoder is taught the captions' wordings before the U-Net "
-        "is trained; 0 for none."
+        help="Steps of 64 captions in which a text encoder that is learned or taught is taught the captions' wordings "
+        "before the U-Net is trained; 0 for none."
     )
     text_length: int | None = flag(
         help="Tokens of a caption, padding included, for stable-diffusion; longer ones are cut. glide has 77."
     )
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     upsampling: int | None = flag(
-        help="Factor by which glide's upsampler enlarges. --resolution is that of the small pictures. By default 2 in "
-        "glide-digits and 4 in glide-64 and glide-paper."
+        help="Factor by which the upsampler of glide or imagen enlarges. --resolution is that of the small pictures, "
+        "or of both, such as 64,256. By default 2 in glide-digits and imagen-digits, else 4."
     )
     gradient_checkpointing: bool = flag(
         False, help="Save memory in the U-Net, but not in a text encoder, for about 20 %% more time."
@@ -166,6 +178,12 @@ class ProcessArguments:
     rescale_betas_zero_snr: bool | None = switch(
         help="Rescale to zero terminal SNR: the last timestep is pure noise. Not with epsilon or --loss_weighting."
     )
+    thresholding: bool | None = switch(
+        help="Dynamic thresholding (Imagen) when sampling: each image's predicted x_0 is clipped to a percentile of "
+        "its absolute values, if that is above 1, and divided by it, where guidance would saturate pixels."
+    )
+    dynamic_thresholding_ratio: float | None = flag(help="That percentile as a fraction; by default 0.995.")
+    sample_max_value: float | None = flag(help="The largest value that it may be; by default 100.")
 
 
 @dataclass(frozen=True, kw_only=True)

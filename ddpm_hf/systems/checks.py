@@ -24,6 +24,8 @@ _RANGES = (
     (1, True, 100, "blocks_per_level text_layers"),
     (2, True, 512, "text_length"),
     (64, True, None, "text_width"),
+    (0, False, 1, "dynamic_thresholding_ratio"),
+    (1, True, None, "sample_max_value"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
 )
 _EXCLUSIVE = (
@@ -35,22 +37,42 @@ _EXCLUSIVE = (
     ("init_from", "model_config_name_or_path"),
     ("init_from", "vae"),
 )
-OF_LEARNED_ENCODER = ("text_width", "text_layers", "text_warmup_steps", "text_rate")
+OF_TAUGHT_ENCODER = ("text_width", "text_layers", "text_warmup_steps")
+OF_LEARNED_ENCODER = (*OF_TAUGHT_ENCODER, "text_rate")
+OF_THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
 OF_JUDGED_AUTOENCODER = ("perceptual", "adversarial_start", "adversarial_weight")
 # Flags that only some systems have.
 _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
-    ("glide",): ("upsampling",),
+    ("glide", "imagen"): ("upsampling", "efficient_unet"),
+    ("ddpm", "glide", "imagen"): ("thresholding",),  # latents have no range
     ("stable-diffusion",): (
         *("vae", "text_length", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
         *("noise_offset", "clip_skip", "lora_rank"),
     ),
-    ("glide", "stable-diffusion"): (
+    ("glide", "imagen", "stable-diffusion"): (
         *("caption_column", "init_caption_from_labels", "stage"),
         *("text_encoder", "validation_prompts", *OF_LEARNED_ENCODER),
     ),
 }
+
+
+def of_stages(resolution: str, upsampling: int | None = None) -> dict[str, Any]:
+    """`resolution` and `upsampling` of stages whose sides are given as in "64,256".
+
+    Raises:
+        ValueError: they are not two sides of which the second is a multiple of the first, or `upsampling` is another.
+    """
+    sides = [parse_resolution(side) for side in resolution.split(",")]
+    (small, *_), (large, *_) = sides[0], sides[-1]
+    if len(sides) != 2 or any(height != width for height, width in sides):
+        raise ValueError(f"--resolution of stages must be two sides, such as 64,256, got {resolution}")
+    if large <= small or large % small:
+        raise ValueError(f"--resolution of stages must rise, each a multiple of the one before, got {resolution}")
+    if upsampling not in (None, large // small):
+        raise ValueError(f"--upsampling {upsampling} contradicts --resolution {resolution}; leave it out")
+    return {"resolution": str(small), "upsampling": large // small}
 
 
 def check(flags: dict[str, Any]) -> None:
@@ -71,7 +93,7 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(
             f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
         )
-    first = "base" if flags["system"] == "glide" else "unet"
+    first = "base" if flags["system"] in ("glide", "imagen") else "unet"
     if flags["init_from"] and flags["stage"] not in (None, [first], ["inpainting"]):
         raise ValueError(
             f"--init_from is for --stage {first} or --stage inpainting alone, got {' '.join(flags['stage'])}; leave "
@@ -85,6 +107,10 @@ def check(flags: dict[str, Any]) -> None:
     if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
         raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
     check_text_encoder(flags)
+    for name in OF_THRESHOLDING:
+        is_on = flags["system"] == "imagen" if flags["thresholding"] is None else flags["thresholding"]
+        if flags[name] is not None and not is_on:
+            raise ValueError(f"--{name} needs --thresholding: add it, or leave out --{name}")
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")
     if (flags["text_width"] or 0) % 32:
@@ -117,14 +143,22 @@ def check_text_encoder(flags: dict[str, Any]) -> None:
         if flags["clip_skip"] and (encoder == "train" or start is None):
             raise ValueError("--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder")
         return
-    for name in OF_LEARNED_ENCODER:
+    for name in not_of_encoder(encoder):
         if flags[name] is not None:
             raise ValueError(f"--{name} is for --text_encoder train, got --text_encoder {encoder}; leave it out")
     if encoder == "frozen" and flags["stage"] == ["inpainting"]:
         return
     if (encoder == "frozen") != (start is not None):
-        choices = "train or a folder or Hub name" if start is None else f"train or frozen with --init_from {start}"
+        alone, given = "train, taught or a folder or Hub name", f"train or frozen with --init_from {start}"
+        choices = alone if start is None else given
         raise ValueError(f"--text_encoder must be {choices}, got {encoder}")
+
+
+def not_of_encoder(encoder: str | None) -> tuple[str, ...]:
+    """Settings that a text encoder does not have: `--text_encoder`, by default one that is learned."""
+    if encoder in (None, "train"):
+        return ()
+    return ("text_rate",) if encoder == "taught" else OF_LEARNED_ENCODER
 
 
 def _check_range(name: str, value: float | None, low: float, low_allowed: bool, high: float | None) -> None:

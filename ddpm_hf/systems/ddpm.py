@@ -17,7 +17,9 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.unet import DDPMUNet2D, paper_config
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.denoiser import Denoiser
+from ..pipelines.steps import with_thresholding
 from ..seeds import generator_for
+from .checks import OF_THRESHOLDING
 from .config import Config
 from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
 from .system import Stage, System
@@ -123,8 +125,10 @@ def build_scheduler(config: Config, start: DDPMPipeline | None) -> LinearDDPMSch
     settings = {name: getattr(config.process, name) for name in PROCESS_FLAGS}
     # Starts at T-1 for any number of steps, and stock diffusers gets it right.
     settings["timestep_spacing"] = "linspace"
+    asked = {name: getattr(config.process, name) for name in ("thresholding", *OF_THRESHOLDING)}
+    asked = {name: value for name, value in asked.items() if value is not None}
     if start is not None:
-        return LinearDDPMScheduler.from_config({**start.scheduler.config, **settings})
+        return with_thresholding(LinearDDPMScheduler.from_config({**start.scheduler.config, **settings}), asked)
     if settings["rescale_betas_zero_snr"] and settings["prediction_type"] == "epsilon":
         raise ValueError(
             "--rescale_betas_zero_snr cannot be used with --prediction_type epsilon: the last timestep has no signal "
@@ -136,7 +140,7 @@ def build_scheduler(config: Config, start: DDPMPipeline | None) -> LinearDDPMSch
             f"default 1e-4 to 0.02, times 1000/T for --num_train_timesteps {settings['num_train_timesteps']}); give "
             "--beta_start and --beta_end, or choose --beta_schedule squaredcos_cap_v2"
         )
-    return LinearDDPMScheduler(**settings)
+    return with_thresholding(LinearDDPMScheduler(**settings), asked)
 
 
 def build_loss(config: Config, scheduler: LinearDDPMScheduler) -> DiffusionLoss:

@@ -18,7 +18,6 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from ..codecs.pixels import PixelCodec
 from ..conditions.hole import Hole, Known, pictures
 from ..conditions.low_resolution import LowResolution
-from ..conditions.prompt import Prompt
 from ..data.captioned_digits import DATA_SET, level_for
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
@@ -38,10 +37,12 @@ from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, res
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 
+_ENDS = ("beta_start", "beta_end")
+
 
 def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
     """Tokenizer, text encoder, U-Net, process and objective; arguments and errors as for a DDPM."""
-    check_start(start, TextToImagePipeline, "glide")
+    check_start(start, TextToImagePipeline, config.model.system)
     scheduler, learned = build_scheduler(config, start), config.model.text_encoder == "train"
     text = tokenizer, text_encoder = build_text(config, images, start)
     if start is None:
@@ -73,18 +74,24 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
 
 
 def _unet(
-    config: Config, shape: tuple[int, int, int], text_width: int, low_side: int | None = None
+    config: Config,
+    shape: tuple[int, int, int],
+    text_width: int,
+    low_side: int | None = None,
+    told_noise: bool = False,
 ) -> UNet2DConditionModel:
     channels, height, width = shape
     if height != width:
-        raise ValueError(f"--resolution must be square for --system glide, got {height}x{width}")
+        raise ValueError(f"--resolution must be square for --system {config.model.system}, got {height}x{width}")
     with seeded(config.optimization.seed, "initial weights"):
         return new_text_unet(
             low_side,
+            told_noise,
             resolution=height,
             channels=channels,
             dropout=config.model.dropout,
             text_width=text_width,
+            efficient=bool(config.model.efficient_unet),
             **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
         )
 
@@ -98,13 +105,13 @@ def finished_base(config: Config) -> TextToImagePipeline | None:
     Raises:
         ValueError: there is none that has been trained to its end.
     """
-    stage, folder = Path(config.run.output_dir).name, Path(config.run.output_dir).parent
-    needed = f"--stage {stage} needs a finished base in --output_dir {folder}"
+    own, folder = Path(config.run.output_dir), Path(config.run.output_dir).parent
+    needed = f"--stage {(config.model.stage or [own.name])[0]} needs a finished base in --output_dir {folder}"
     summary = ModelFolder.read(folder).summary if (folder / INDEX_FILE).is_file() else {"status": "missing"}
     if summary.get("status") in ("missing", "running"):
         if config.run.dry_run:
             return None
-        raise ValueError(f"{needed}; train it with --stage base")
+        raise ValueError(f"{needed}; train it with --system {config.model.system} --stage base --output_dir {folder}")
     if config.data.is_bundled and summary.get("dataset", DATA_SET) != DATA_SET:
         raise ValueError(f"--train_data_dir or --dataset_name must be given: the base learned {summary['dataset']}")
     base = load_pipeline(str(folder))
@@ -165,37 +172,47 @@ def upsampled(config: Config) -> str:
     return f"{height}x{width}"
 
 
-def build_upsampler(config: Config, images: TrainingImages, base: TextToImagePipeline | None) -> System:
-    """U-Net, process and objective, with the base's tokenizer and text encoder; arguments and errors as in `build`."""
+def build_upsampler(
+    config: Config, images: TrainingImages, base: TextToImagePipeline | None, told_noise: bool = False
+) -> System:
+    """U-Net, process and objective, with the base's tokenizer and text encoder; arguments and errors as in `build`.
+
+    Args:
+        told_noise: whether the small pictures get noise, of the upsampler's own process, as in Imagen, and are not
+            blurred.
+    """
     scheduler = build_scheduler(config, None)
-    tokenizer, text_encoder = build_text(config, images, base)
+    text = tokenizer, text_encoder = build_text(config, images, base)
     channels, side, _ = images.shape
     low_side = side // config.model.upsampling
-    unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side)
+    unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side, told_noise)
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
+    process = {name: scheduler.config[name] for name in ("num_train_timesteps", "beta_schedule", *_ENDS)}
+    noising = DDPMScheduler(**process if told_noise else dict.fromkeys(_ENDS, 0.0))
     shown = images.some_batch(config.run.preview_images)
-    prompt = Prompt(
-        tokenizer=tokenizer,
-        length=CAPTION_LENGTH,
-        hidden=config.model.condition_dropout,
-        examples=list(map(str, shown["captions"])),
-    )
+    as_it_is = config.with_values({"text_encoder": "frozen"})
+    prompt, facts = build_prompt(as_it_is, images, text, length=CAPTION_LENGTH)
     picture = LowResolution(
         shape=(channels, low_side, low_side),
         factor=config.model.upsampling,
-        blurred=0.5,
+        blurred=0.0 if told_noise else 0.5,
+        noising=noising if told_noise else None,
         seed=config.optimization.seed,
     )
     return System(
         codec=PixelCodec(images.shape),
-        conditions=[prompt, replace(picture, examples=list(picture.reduced(shown["images"])))],
-        network=UpsamplingDenoiser(unet, text_encoder.requires_grad_(False), all_outputs=learns_variance),
+        conditions=[
+            replace(prompt, examples=list(map(str, shown["captions"]))),
+            replace(picture, examples=list(picture.reduced(shown["images"]))),
+        ],
+        network=UpsamplingDenoiser(unet, None, all_outputs=learns_variance),
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=lambda network: UpsamplingPipeline(
-            *(tokenizer, network.text_encoder, network.unet, scheduler),
-            *(DDPMScheduler(beta_start=0.0, beta_end=0.0), None, None, None),
+            *(tokenizer, on(network.unet.device, text_encoder), network.unet, scheduler),
+            *(noising, None, None, None),
         ),
+        facts={"text_encoder": facts},
     )
 
 

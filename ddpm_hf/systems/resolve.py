@@ -9,12 +9,18 @@ from ..models.preset import Preset
 from ..models.presets import get_preset
 from ..models.unet import DDPMUNet2D, default_depth
 from ..pipelines.ddpm import DDPMPipeline
-from .checks import OF_LEARNED_ENCODER
+from .checks import OF_TAUGHT_ENCODER, OF_THRESHOLDING, not_of_encoder
 from .config import Config
 
 ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
 PROCESS_FLAGS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
 PROCESS_FLAGS += ("prediction_type", "variance_type", "rescale_betas_zero_snr")
+# The presets of a system: for the bundled images, and for those of a user.
+_PRESETS_OF = {
+    "glide": ("glide-digits", "glide-64"),
+    "imagen": ("imagen-digits", "imagen-64-256"),
+    "stable-diffusion": ("stable-diffusion-digits", "stable-diffusion-256"),
+}
 
 
 def resolve(config: Config, start: DDPMPipeline | None) -> Config:
@@ -37,6 +43,8 @@ def filled(
     check_architecture(config, preset)
     config = _with_network(config, preset, unet_config, start)
     process, wanted = dict(preset.process), config.process.num_train_timesteps
+    if config.process.thresholding is False:
+        process = {name: value for name, value in process.items() if name not in OF_THRESHOLDING}
     if wanted not in (None, process["num_train_timesteps"]):
         ends = {name: process[name] for name in ("beta_start", "beta_end")}
         process |= scaled_ends(wanted, config.process.beta_schedule or process["beta_schedule"], **ends)
@@ -50,9 +58,7 @@ def filled(
     if config.optimization.snr_gamma is not None:
         training["loss_weighting"] = "min_snr"
     config = config.filled(training)
-    if config.model.text_encoder in (None, "train"):
-        return config
-    return config.with_values(dict.fromkeys(OF_LEARNED_ENCODER))
+    return config.with_values(dict.fromkeys(not_of_encoder(config.model.text_encoder)))
 
 
 def check_start(start: DDPMPipeline | None, pipeline_class: type, system: str) -> None:
@@ -84,10 +90,8 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
         if preset.system != system:
             raise ValueError(f"--preset {config.model.preset} is for --system {preset.system}, got {system}")
         return preset
-    if system == "glide":
-        return get_preset("glide-digits" if config.data.is_bundled else "glide-64")
-    if system == "stable-diffusion":
-        return get_preset("stable-diffusion-digits" if config.data.is_bundled else "stable-diffusion-256")
+    if system in _PRESETS_OF:
+        return get_preset(_PRESETS_OF[system][0 if config.data.is_bundled else 1])
     if unet_config is None and config.data.is_bundled:
         return get_preset("digits")
     resolution = config.data.resolution or (unet_config or {}).get("sample_size") or 64
@@ -96,7 +100,7 @@ def choose_preset(config: Config, unet_config: dict[str, Any] | None = None) -> 
 
 def check_architecture(config: Config, preset: Preset) -> None:
     """Raises ValueError for flags that give the network of a preset that was asked for another shape."""
-    for name in (*ARCHITECTURE_FLAGS, "latent_channels"):
+    for name in (*ARCHITECTURE_FLAGS, "efficient_unet", "latent_channels"):
         given, fixed = getattr(config.model, name), plain(preset.model.get(name))
         if config.model.preset is not None and None not in (given, fixed) and given != fixed:
             raise ValueError(
@@ -127,7 +131,7 @@ def _with_network(
             fixed["channels"] = start.image_shape[0]
             fixed |= {name: start.scheduler.config[name] for name in PROCESS_FLAGS if name in start.scheduler.config}
         flags = config.flags()
-        for name in (*ARCHITECTURE_FLAGS, "text_width", "text_layers", "text_warmup_steps", "text_length"):
+        for name in (*ARCHITECTURE_FLAGS, "efficient_unet", *OF_TAUGHT_ENCODER, "text_length"):
             if flags[name] is not None:
                 raise ValueError(f"--{name} contradicts {source}, which fixes the architecture; leave it out")
         for name, value in fixed.items():

@@ -3,12 +3,13 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from filelock import FileLock
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
 
@@ -16,6 +17,7 @@ from ..conditions.prompt import FrozenPrompt, Prompt, lowered
 from ..conditions.states import KeptStates
 from ..data.captions import CAPTIONS, captions_of
 from ..data.examples import TrainingImages
+from ..files import replacing
 from ..models.text import (
     CAPTION_LENGTH,
     fingerprint,
@@ -36,14 +38,14 @@ Text = tuple[PreTrainedTokenizerFast, PreTrainedModel]
 
 
 def build_text(config: Config, images: TrainingImages, start: TextDenoising | None) -> Text:
-    """Tokenizer and text encoder: those to start from, new ones that are learned, or frozen ones.
+    """Tokenizer and text encoder: those to start from, new ones that are learned or taught, or frozen ones.
 
     Raises:
-        ValueError: the encoder cannot be loaded, does not fit into memory, has no layers to leave out, or there is
-            nothing to tell it.
+        ValueError: the encoder cannot be loaded, is taught in no step, does not fit into memory, has no layers to
+            leave out, or there is nothing to tell it.
     """
     given = config.model.text_encoder
-    if start is not None or given not in (None, "train"):
+    if start is not None or given not in (None, "train", "taught"):
         text = load_text_encoder(given) if start is None else (start.tokenizer, start.text_encoder)
         if CAPTIONS not in images.source.columns and knows_words(text[0]):
             raise ValueError(
@@ -53,19 +55,55 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
         if config.model.clip_skip is not None:
             leave_out_last_layers(text[1], config.model.clip_skip)
         return text
+    if given == "taught" and config.model.text_warmup_steps == 0:
+        raise ValueError("--text_warmup_steps must be at least 1 for --text_encoder taught, got 0")
     tokenizer = train_tokenizer(images.captions())
     check_size(lambda: [_learned_encoder(config, len(tokenizer))])
+    if given == "taught":
+        return tokenizer, _taught_encoder(config, images, tokenizer)
     return tokenizer, _learned_encoder(config, len(tokenizer))
 
 
 def teach(config: Config, images: TrainingImages, text: Text) -> None:
-    """Teach a new text encoder, in place, the wordings of the training captions, if `--text_warmup_steps` says so."""
+    """Teach a text encoder, in place, the wordings of the training captions, if it is learned and new."""
     tokenizer, text_encoder = text
-    if config.model.text_warmup_steps:
-        rows = {tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell}
-        generator = generator_for(config.optimization.seed, "wordings")
-        most = config.model.text_length or CAPTION_LENGTH
-        teach_wordings(text_encoder, tokenizer, sorted(rows), config.model.text_warmup_steps, generator, most)
+    if config.model.text_encoder == "train" and config.model.text_warmup_steps:
+        _teach(config, tokenizer, text_encoder, _wordings(images))
+
+
+def _taught_encoder(config: Config, images: TrainingImages, tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
+    """A small one that was taught the wordings of these captions, and then is frozen.
+
+    It is kept beside the decoded pixels, as its states are, by a hash of its weights: another number of threads could
+    change their last bits.
+    """
+    encoder, rows = _learned_encoder(config, len(tokenizer)), _wordings(images)
+    if images.store is None:
+        _teach(config, tokenizer, encoder, rows)
+        return encoder
+    model = config.model
+    about = [model.text_width, model.text_layers, model.text_warmup_steps, model.text_length, config.optimization.seed]
+    content = json.dumps([fingerprint(tokenizer), about, rows])
+    name = f"encoder-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    folder = images.store.folder.parent / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            _teach(config, tokenizer, encoder, rows)
+            with replacing(folder) as beside:
+                encoder.save_pretrained(beside)
+    return T5EncoderModel.from_pretrained(folder).eval()
+
+
+def _wordings(images: TrainingImages) -> list[tuple[str, ...]]:
+    """The captions of each row, without those that another row has too."""
+    return sorted({tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell})
+
+
+def _teach(
+    config: Config, tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel, rows: Sequence[Sequence[str]]
+) -> None:
+    generator, most = generator_for(config.optimization.seed, "wordings"), config.model.text_length or CAPTION_LENGTH
+    teach_wordings(encoder, tokenizer, rows, config.model.text_warmup_steps, generator, most)
 
 
 def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:

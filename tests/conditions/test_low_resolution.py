@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_hf.conditions.low_resolution import LowResolution, blur
@@ -53,6 +54,40 @@ def test_half_of_the_training_images_are_blurred_by_their_position_alone():
     assert (evaluated[..., 0, 0] == corners.min()).all(), "without positions none is"
     asked = torch.stack(list(picture.words_of([{"images": images[:2]}])))
     assert torch.equal(picture.of_words(list(asked), images.device)["low_resolution"], evaluated[:2])
+
+
+def test_noise_has_the_variance_of_its_level_which_is_uniform_and_told():
+    """alpha_bar of a linear process, by its definition in float64."""
+    total, count = 10, 4000
+    noising = DDPMScheduler(num_train_timesteps=total, beta_start=0.01, beta_end=0.5)
+    picture = LowResolution(shape=(1, 4, 4), factor=2, noising=noising, seed=3)
+    images = torch.full((count, 1, 8, 8), 200, dtype=torch.uint8)
+
+    def told(positions: range) -> tuple[torch.Tensor, torch.Tensor]:
+        said = picture.of_rows({"images": images[: len(positions)], "positions": positions})
+        return said["low_resolution"], said["class_labels"]
+
+    noisy, levels = told(range(count))
+    assert levels.dtype == torch.int64 and levels.unique().tolist() == [*range(total)]
+    alpha_bar = np.cumprod(1 - np.linspace(0.01, 0.5, total))
+    for level in range(total):
+        found = noisy[levels == level].double()
+        share, values = len(found) / count, found.numel()
+        assert abs(share - 1 / total) < 4 * (0.1 * 0.9 / count) ** 0.5
+        variance = 1 - alpha_bar[level]
+        mean = alpha_bar[level] ** 0.5 * (200 / 127.5 - 1)
+        assert abs(found.mean() - mean) < 5 * (variance / values) ** 0.5
+        assert abs(found.var() - variance) < 5 * variance * (2 / values) ** 0.5
+
+    again, same = told(range(700, 710))
+    assert torch.equal(again, noisy[700:710]) and torch.equal(same, levels[700:710]), "functions of the position"
+    rows = torch.arange(count)
+    held_out = picture.of_rows({"images": images, "rows": rows})
+    assert held_out["class_labels"].unique().tolist() == [total // 4]
+    some = picture.of_rows({"images": images[5:9], "rows": rows[5:9]})["low_resolution"]
+    assert torch.equal(some, held_out["low_resolution"][5:9]), "of the row"
+    asked = picture.of_words([torch.zeros(1, 4, 4)] * 2, images.device)
+    assert not asked["low_resolution"].any() and asked["class_labels"].tolist() == [2, 2], "whoever draws adds noise"
 
 
 def test_it_is_made_smaller_as_the_pictures_of_a_base_are():

@@ -111,6 +111,35 @@ def test_model_log_variance():
             scheduler.model_log_variance(t)
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_dynamic_thresholding_is_by_image_for_every_prediction_and_with_a_learned_variance(prediction_type):
+    """Saharia et al. 2022 (arXiv 2205.11487), §2.3, in numpy float64; stock caps the percentile."""
+    ratio, most, t = 0.9, 3.0, 600
+    scheduler = LinearDDPMScheduler(
+        prediction_type=prediction_type,
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=ratio,
+        sample_max_value=most,
+    )
+    # The largest values of x_0: within the range, above it, and above the cap.
+    ranges = np.array([0.5, 2.0, 40.0])[:, None, None, None]
+    x_t, variance = random_images(0, (3, 2, 4, 4), torch.float64), random_images(2, (3, 2, 4, 4), torch.float64)
+    x_0 = random_images(1, (3, 2, 4, 4), torch.float64).numpy()
+    x_0 *= ranges / np.abs(x_0).max((1, 2, 3), keepdims=True)
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[t]
+    eps = (x_t.numpy() - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
+    outputs = {"sample": x_0, "epsilon": eps, "v_prediction": alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x_0}
+    percentile = np.quantile(np.abs(x_0).reshape(3, -1), ratio, axis=1).clip(1, most)[:, None, None, None]
+    expected = x_0.clip(-percentile, percentile) / percentile
+    assert percentile[0] == 1 < percentile[1] < percentile[2] == most and np.abs(expected).max() == 1
+    output = torch.cat([torch.from_numpy(outputs[prediction_type]), variance], dim=1)
+    together = scheduler.step(output, t, x_t).pred_original_sample
+    np.testing.assert_allclose(together.numpy(), expected, atol=1e-9)
+    alone = [scheduler.step(output[k : k + 1], t, x_t[k : k + 1]).pred_original_sample for k in range(3)]
+    assert torch.cat(alone).equal(together)
+
+
 def test_clipping():
     x_0 = torch.tensor([[0.5, -3.0, 2.0], [0.1, 0.2, 1.5]])[:, :, None, None]
     plain = LinearDDPMScheduler(clip_sample_range=2.0)

@@ -27,10 +27,11 @@ NAMES = [
 
 @pytest.fixture
 def cascade(text_run, tmp_path):
-    """The same with an untrained upsampler to 32x32."""
+    """The same with an untrained super-resolution of Imagen to 32x32."""
     folder = shutil.copytree(text_run, tmp_path / "cascade")
     (folder / "training_summary.json").write_text('{"status": "finished"}')
-    system = begin_text_run(folder / "upsampler", "--stage", "upsampler")[0].system
+    flags = "--system imagen --stage super-resolution".split()
+    system = begin_text_run(folder / "upsampler", *flags)[0].system
     system.pipeline(system.network).save_pretrained(folder / "upsampler")
     return folder
 
@@ -105,13 +106,25 @@ def test_real_pictures_of_the_captions_asked_for_are_at_the_ceiling(text_run):
 def test_small_and_enlarged_pictures_are_judged_side_by_side(cascade, capsys):
     main = load_script("evaluate.py").main
     flags = [str(cascade), *"--metrics prompt --num_images 60 --num_inference_steps 2 --guidance_scale 3".split()]
-    main(flags)
+    thresholding = ["--thresholding", "--sample_max_value", "2"]
+    main([*flags, *thresholding, "--aug_level", "30"])
     main([*flags, "--stage", "base"])
     table = capsys.readouterr().out.splitlines()[-17:-1]
     assert [", upsampled" in row for row in table] == [True] * 8 + [False] * 8
     entries = ModelFolder.read(cascade).metrics
     assert [entry["name"] for entry in entries] == [*NAMES, *NAMES]
     assert [entry["network_calls"] for entry in entries[::8]] == [2 * 2 + 2, 2 * 2], "the upsampler is not guided"
+    names = ("dynamic_thresholding_ratio", "sample_max_value", "noise_level")
+    assert [entries[0][name] for name in names] == [0.995, 2.0, 30] and not entries[8].keys() & {*names}
+    main([str(cascade / "upsampler"), *flags[1:-2], "--aug_level", "0"])  # alone, on real pictures
+    alone = ModelFolder.read(cascade / "upsampler").metrics
+    assert [entry["name"] for entry in alone] == NAMES and alone[0]["noise_level"] == 0
+    for level, place in (("40", []), ("3", ["--stage", "base"])):
+        with pytest.raises(SystemExit):
+            main([*flags, "--aug_level", level, *place])
+    refused = capsys.readouterr().err
+    assert "--noise_level must be from 0 to 39, got 40" in refused
+    assert "--noise_level must be left out for a model that adds no noise to small pictures, got 3" in refused
     assert entries[0]["judge"] == entries[8]["judge"] and entries[0]["dataset"] == "captioned digits"
 
     upsampler = load_pipeline(str(cascade / "upsampler"))

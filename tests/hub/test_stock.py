@@ -125,9 +125,12 @@ def test_where_the_pipeline_of_stock_cannot_the_lines_of_the_card_draw_what_ours
     check(whole[whole.index("x = torch.randn") :], steps)
 
 
-def test_the_lines_of_the_card_draw_with_an_upsampler_and_a_part_too(tiny_cascade, tmp_path, monkeypatch):
-    ours = tiny_cascade(prediction_type="v_prediction")
+@pytest.mark.parametrize("system", ["glide", "imagen"])
+def test_the_lines_of_the_card_draw_with_an_upsampler_and_a_part_too(system, tiny_cascade, tmp_path, monkeypatch):
+    ours = tiny_cascade(imagen=system == "imagen", prediction_type="v_prediction")
     ours.save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "upsampler"):
+        (folder / "training_config.yaml").write_text(f"system: {system}\ntext_encoder: taught\n")
     tuned = InpaintingPipeline(**ours.components)
     tuned.save_pretrained(tmp_path / "inpainting")
     card = render_card(ModelFolder.read(tmp_path))
@@ -155,6 +158,11 @@ def test_the_lines_of_the_card_draw_with_an_upsampler_and_a_part_too(tiny_cascad
     assert names["images"][0].size == (16, 16)
     large = render_card(ModelFolder.read(tmp_path / "upsampler"))
     assert "enlarges RGB images of 8x8 pixels, which have captions, to 16x16" in large.text
+    assert "which was taught their wordings first and then left as it was" in card.text
+    manner, paper = {"glide": ("GLIDE", "nichol2022glide"), "imagen": ("Imagen", "saharia2022photorealistic")}[system]
+    for each in (card, large):
+        assert f"in the manner of {manner} (" in each.text and paper in each.text and system in each.data.tags
+    assert ("noise_level=250" in both) == ("with noise, and how much" in large.text) == (system == "imagen")
     assert large.data.pipeline_tag == "image-to-image" and "```python" not in large.text
     inpainting = render_card(ModelFolder.read(tmp_path / "inpainting"))
     assert "draws a part of RGB images of 8x8 pixels" in inpainting.text and "```python" not in inpainting.text

@@ -61,6 +61,7 @@ STOCK_FLAGS = {
     "adam_weight_decay",
     "random_flip",
 }
+T5_BASE = 768  # channels of the states of google/t5-v1_1-base
 OWN_FLAGS = {"max_train_steps", "max_grad_norm", "ema_decay"}
 
 
@@ -114,22 +115,31 @@ def test_paper_presets_are_the_paper(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "millions"), [("glide-digits", 358, 2.1), ("glide-64", 8451, 115), ("glide-paper", 8451, 387)]
+    ("name", "tokens", "millions", "hidden"),
+    [  # hidden: arXiv 2112.10741, section 4, and arXiv 2205.11487, section 3.1
+        *(("glide-digits", 358, 2.1, 0.2), ("glide-64", 8451, 115, 0.2), ("glide-paper", 8451, 387, 0.2)),
+        *(("imagen-digits", None, 1.5, 0.1), ("imagen-64-256", None, 221, 0.1)),  # with a frozen encoder
+    ],
 )
-def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper_does(name, tokens, millions):
+def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper_does(name, tokens, millions, hidden):
     preset = get_preset(name)
     model = {**preset.model}
     width, layers = model.pop("text_width"), model.pop("text_layers")
+    width = T5_BASE if name == "imagen-64-256" else width
     with torch.device("meta"):
         unet = UNet2DConditionModel(**text_unet_config(**model, text_width=width))
-        encoder = small_text_encoder(tokens, width, layers)
+        learned = 0 if tokens is None else small_text_encoder(tokens, width, layers).num_parameters()
     assert f"{millions} M parameters" in preset.description
-    assert (unet.num_parameters() + encoder.num_parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
-    assert preset.training["condition_dropout"] == 0.2  # arXiv 2112.10741, section 4
+    assert (unet.num_parameters() + learned) / 1e6 == pytest.approx(millions, rel=0.03)
+    assert preset.training["condition_dropout"] == hidden
 
 
 @pytest.mark.parametrize(
-    ("name", "factor", "millions"), [("glide-digits", 2, 1.04), ("glide-64", 4, 17.4), ("glide-paper", 4, 323)]
+    ("name", "factor", "millions"),
+    [
+        *(("glide-digits", 2, 1.04), ("glide-64", 4, 17.4), ("glide-paper", 4, 323)),
+        *(("imagen-digits", 2, 1.06), ("imagen-64-256", 4, 182)),
+    ],
 )
 def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
     base, preset = get_preset(name), get_preset(name).upsampler
@@ -137,9 +147,22 @@ def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
     assert model.pop("upsampling") == factor and preset.process["beta_schedule"] == "linear"
     low_side = model.pop("resolution")
     assert (low_side, model["channels"]) == (base.model["resolution"], base.model["channels"])
+    width, told_noise = base.model["text_width"], name.startswith("imagen")
+    width = T5_BASE if name == "imagen-64-256" else width
+    efficient = model.pop("efficient_unet", False)
     with torch.device("meta"):
-        unet = new_text_unet(low_side, resolution=factor * low_side, text_width=base.model["text_width"], **model)
+        unet = new_text_unet(
+            *(low_side, told_noise),
+            resolution=factor * low_side,
+            text_width=width,
+            efficient=efficient,
+            **model,
+        )
     assert unet.num_parameters() / 1e6 == pytest.approx(millions, rel=0.03)
+    assert efficient == (name == "imagen-64-256") == unet.config.only_cross_attention
+    if efficient:  # arXiv 2205.11487, appendix B and F.1
+        assert list(unet.config.layers_per_block) == [2, 4, 8, 8]
+        assert unet.config.resnet_out_scale_factor == unet.config.mid_block_scale_factor == 2**0.5
     assert (unet.config.in_channels, unet.config.out_channels) == (6, 6)
 
 

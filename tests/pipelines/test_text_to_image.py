@@ -29,7 +29,15 @@ CALLS = {
     "guided away": {"prompt": PROMPTS[0], "guidance_scale": 3.0, "negative_prompt": "りんご"},
     "three guided away": {"prompt": PROMPTS, "guidance_scale": 3.0, "negative_prompt": ["りんご", "", "apple"]},
 }
-VARIANCES = ("fixed_small", "learned_range")
+CASCADES = {
+    "glide": {"variance_type": "fixed_small", "prediction_type": "v_prediction"},
+    "glide, learned variance": {"variance_type": "learned_range", "prediction_type": "v_prediction"},
+    "imagen": {
+        **{"imagen": True, "variance_type": "learned_range", "beta_end": 0.01},  # x_0 is at most 12 times x_T
+        **{"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 3.0},
+    },
+}
+NOISE_LEVEL = 400  # of stock's call; without one it is 250
 ENCODERS = ("bert", "clip", "t5")  # frozen, of transformers
 
 STOCK = """
@@ -68,7 +76,7 @@ for folder in folders:
             continue
         told = {"prompt": call["prompt"], "image": small, "output_type": "np"}
         drawn[name + ", enlarged"] = large(**told, **more, guidance_scale=1.0, generator=generator).images
-        guided = {**call, **more, "image": small, "output_type": "np", "noise_level": 999}
+        guided = {**call, **more, "image": small, "output_type": "np", "noise_level": 400}
         drawn[name + ", guided too"] = large(**guided, generator=torch.Generator().manual_seed(8)).images
         given = {"image": [photo] * len(small), "mask_image": mask}
         told = {**call, **more, **given, "output_type": "np"}
@@ -80,11 +88,10 @@ for folder in folders:
 @pytest.mark.processes
 def test_stock_draws_the_same_pixels_without_this_package(command, tiny_cascade, tiny_text_pipeline, tmp_path):
     """At the first step, in the middle and at the last one. A process that never saw the package: hub/test_push.py."""
-    for variance in VARIANCES:
-        process = {"variance_type": variance, "prediction_type": "v_prediction"}
-        cascade = tiny_cascade(**process)
-        cascade.save_pretrained(tmp_path / variance)
-        InpaintingPipeline(**cascade.components).save_pretrained(tmp_path / variance / "inpainting")
+    for name, settings in CASCADES.items():
+        cascade = tiny_cascade(**settings)
+        cascade.save_pretrained(tmp_path / name)
+        InpaintingPipeline(**cascade.components).save_pretrained(tmp_path / name / "inpainting")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     given = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(np.eye(8, dtype=np.uint8) * 255)}
     for name, picture in zip(("photo.png", "mask.png"), given.values(), strict=True):
@@ -92,10 +99,10 @@ def test_stock_draws_the_same_pixels_without_this_package(command, tiny_cascade,
     for kind in ENCODERS:
         tiny_text_pipeline(encoder=write_encoder(tmp_path / f"{kind} alone", kind)).save_pretrained(tmp_path / kind)
     (tmp_path / "stock.py").write_text(STOCK)
-    stock = command(tmp_path / "stock.py", json.dumps(CALLS), *(tmp_path / name for name in (*VARIANCES, *ENCODERS)))
+    stock = command(tmp_path / "stock.py", json.dumps(CALLS), *(tmp_path / name for name in (*CASCADES, *ENCODERS)))
     assert stock.wait() == 0, stock.err
     assert "safety" not in stock.err and "not expected" not in stock.err
-    for name in (*VARIANCES, *ENCODERS):
+    for name in (*CASCADES, *ENCODERS):
         pipeline = load_pipeline(str(tmp_path / name))
         tuned = for_inpainting(pipeline, str(tmp_path / name)).alone()
         for each in (pipeline, tuned):
@@ -114,6 +121,7 @@ def test_stock_draws_the_same_pixels_without_this_package(command, tiny_cascade,
                 if pipeline.upsampler is not None:
                     told = {"image": 2 * torch.from_numpy(small).permute(0, 3, 1, 2) - 1, **more}
                     ours[f"{what}, enlarged"] = pipeline(**call, **more, generator=again).images
+                    told |= {"noise_level": NOISE_LEVEL} if name == "imagen" else {}
                     ours[f"{what}, guided too"] = pipeline.upsampler(**call, **told, generator=eight).images
                     part = ours[f"{what}, a part"] = tuned(**call, **given, **more, generator=nine).images
                     known = (part * 255).round()[:, ~np.eye(8, dtype=bool)]
@@ -152,6 +160,11 @@ def test_a_picture_to_enlarge_must_be_given_in_the_size_of_the_base(tiny_cascade
         pipeline(["a", "b"], torch.zeros(2, 3, 16, 16), guidance_scale=1)
     with pytest.raises(ValueError, match="`output_type` must be one of pil, np, pt, got 'jpg'"):
         tiny_cascade()("a red apple", output_type="jpg")
+    with pytest.raises(ValueError, match="`noise_level` must be left out for a model that adds no noise .*, got 3"):
+        tiny_cascade()("a red apple", noise_level=3)
+    for level in (-1, 1000):
+        with pytest.raises(ValueError, match=f"`noise_level` must be from 0 to 999, got {level}"):
+            tiny_cascade(imagen=True)("a red apple", noise_level=level)
 
 
 def test_an_upsampler_that_does_not_fit_is_named(tiny_cascade):
@@ -160,8 +173,17 @@ def test_an_upsampler_that_does_not_fit_is_named(tiny_cascade):
     pipeline.upsampler.unet.register_to_config(_low_side=4)
     with pytest.raises(ValueError, match=r"upsampler must enlarge pictures of shape \(3, 8, 8\), but takes \(3, 4"):
         pipeline.check_parts()
+    narrow, unet = pipeline.upsampler.text_encoder, pipeline.upsampler.unet
+    unet.register_to_config(_low_side=8)
+    pipeline.upsampler.unet = UNet2DConditionModel.from_config({**unet.config, "encoder_hid_dim": 96})
+    pipeline.upsampler.text_encoder = small_text_encoder(narrow.config.vocab_size, 96, 1)
+    with pytest.raises(ValueError, match="upsampler must be told states of 64 channels, as the base is, got 96"):
+        pipeline.check_parts()
+    pipeline.upsampler.text_encoder = narrow
+    with pytest.raises(ValueError, match="upsampler: text_encoder must have states of 96 channels, .*, got 64"):
+        pipeline.check_parts()
     pipeline.upsampler.unet = pipeline.unet
-    with pytest.raises(ValueError, match="unet must be an upsampler of this package"):
+    with pytest.raises(ValueError, match="upsampler: unet must be an upsampler of this package"):
         pipeline.check_parts()
 
 

@@ -1,0 +1,42 @@
+"""Imagen (Saharia et al. 2022, arXiv 2205.11487): pixels told a caption by a frozen text encoder, and super-resolution
+that is told the caption, the small picture with noise, and how much noise that is.
+
+It is composed of the parts of [GLIDE](glide.py), whose text encoder learns. What is its own: the encoder is one of T5,
+or a small one that was taught the captions' wordings once and then frozen; pictures are sampled with dynamic
+thresholding; super-resolution has noise conditioning augmentation. What differs from the paper: the U-Net of the base
+is GLIDE's, there is one stage of super-resolution instead of two, and it is not guided.
+"""
+
+from functools import partial
+
+from ..pipelines.text_to_image import TextToImagePipeline
+from ..portable import UPSAMPLER_FOLDER
+from .config import Config
+from .glide import build, build_upsampler, finished_base, resolve_upsampler, upsampled
+from .resolve import check_start, resolve
+from .system import Stage
+
+
+def resolve_base(config: Config, start: TextToImagePipeline | None) -> Config:
+    """The settings of the base with every one filled in; as `resolve`. A model to start from keeps its encoder."""
+    check_start(start, TextToImagePipeline, config.model.system)
+    return resolve(config if start is None else config.filled({"text_encoder": "frozen"}), start)
+
+
+def _is_captioned(config: Config) -> bool:
+    return True
+
+
+STAGES = (
+    Stage(name="base", captioned=_is_captioned, resolve=resolve_base, build=build),
+    Stage(
+        name="super-resolution",
+        folder=UPSAMPLER_FOLDER,
+        by_default=lambda config: config.model.init_from is None,
+        captioned=_is_captioned,
+        start=finished_base,
+        resolve=resolve_upsampler,
+        resolution=upsampled,
+        build=partial(build_upsampler, told_noise=True),
+    ),
+)
