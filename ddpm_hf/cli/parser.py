@@ -14,8 +14,8 @@ from transformers import HfArgumentParser
 
 from ..hub.folder import RECORDED
 from ..models.presets import PRESETS
-from ..systems.checks import check, of_stages
-from ..systems.config import ARGUMENT_GROUPS, Config
+from ..settings.checks import check, of_stages
+from ..settings.config import ARGUMENT_GROUPS, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
 RETIRED_FLAGS = {

@@ -21,7 +21,7 @@ from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
-from ..systems.arguments import MachineArguments
+from ..settings.arguments import MachineArguments
 from ..training.interruption import Interruption, exit_status
 from .parser import OneLineParser, one_line_errors
 

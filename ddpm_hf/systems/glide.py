@@ -30,10 +30,10 @@ from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToIm
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import seeded
-from .checks import OF_LEARNED_ENCODER
-from .config import Config
+from ..settings.checks import OF_LEARNED_ENCODER
+from ..settings.config import Config
+from ..settings.resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .ddpm import build_loss, build_scheduler, check_size
-from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 

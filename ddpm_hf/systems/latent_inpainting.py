@@ -14,8 +14,8 @@ from ..pipelines.latent_inpainting import INPUTS, InpaintingDenoiser, LatentInpa
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 from ..pipelines.loading import load_pipeline
 from ..portable import INDEX_FILE
-from .config import Config
-from .resolve import ARCHITECTURE_FLAGS, choose_preset
+from ..settings.config import Config
+from ..settings.resolve import ARCHITECTURE_FLAGS, choose_preset
 from .system import System, init_from
 
 _FIXED = (*ARCHITECTURE_FLAGS, "text_width", "text_layers", "text_length", "text_warmup_steps")

@@ -11,8 +11,8 @@ from ..conditions.condition import cycled
 from ..data.captions import CAPTIONS, LabelCaptions
 from ..data.examples import TrainingImages
 from ..data.training import open_training_images
+from ..settings.config import Config
 from .clock import Clock
-from .config import Config
 from .system import Stage, System
 
 

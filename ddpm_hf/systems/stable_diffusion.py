@@ -31,6 +31,17 @@ from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER
 from ..seeds import seeded
+from ..settings.checks import check_text_encoder
+from ..settings.config import Config
+from ..settings.resolve import (
+    ARCHITECTURE_FLAGS,
+    check_start,
+    choose_preset,
+    filled,
+    given_unet_config,
+    plain,
+    resolution_text,
+)
 from .autoencoder import (
     ARCHITECTURE,
     build_autoencoder,
@@ -38,11 +49,8 @@ from .autoencoder import (
     draft_autoencoder,
     resolve_autoencoder,
 )
-from .checks import check_text_encoder
-from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
 from .latent_inpainting import as_in_base, start_of_inpainting, told_holes
-from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config, plain, resolution_text
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 

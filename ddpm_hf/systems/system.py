@@ -13,7 +13,7 @@ from ..diffusion.reconstruction import ReconstructionLoss
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import load_pipeline
-from .config import Config
+from ..settings.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)

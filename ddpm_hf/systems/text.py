@@ -31,7 +31,7 @@ from ..models.text import (
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.text_to_image import TextDenoising
 from ..seeds import generator_for, seeded
-from .config import Config
+from ..settings.config import Config
 from .ddpm import check_size
 
 Text = tuple[PreTrainedTokenizerFast, PreTrainedModel]

@@ -12,7 +12,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, p
 
 from ..cores import use_cores
 from ..outputs.folder import TRACKER_PROJECT
-from ..systems.config import Config
+from ..settings.config import Config
 
 
 def native_precision(device: torch.device) -> str:

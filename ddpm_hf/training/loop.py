@@ -20,7 +20,7 @@ from ..outputs.folder import OutputFolder
 from ..outputs.publish import Publisher
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
-from ..systems.checks import parse_duration
+from ..settings.checks import parse_duration
 from ..systems.plan import Plan
 from .bookkeeping import Bookkeeper
 from .device import start_trackers, to_device

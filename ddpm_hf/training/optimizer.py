@@ -9,7 +9,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import ModelMixin
 
-from ..systems.arguments import OptimizationArguments
+from ..settings.arguments import OptimizationArguments
 from ..systems.plan import Plan
 from .device import has_fused_optimizer
 

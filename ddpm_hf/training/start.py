@@ -15,8 +15,8 @@ from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVE
 from ..outputs.checkpoint import find_checkpoint
 from ..outputs.folder import OutputFolder
 from ..outputs.publish import Publisher, page_for
-from ..systems.checks import parse_duration
-from ..systems.config import Config
+from ..settings.checks import parse_duration
+from ..settings.config import Config
 from ..systems.forecast import Forecast, forecast
 from ..systems.plan import Plan, all_stages, make_plan, stages_of
 from ..systems.system import Stage

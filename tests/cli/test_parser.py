@@ -10,7 +10,7 @@ from ddpm_hf.cli.parser import RETIRED_FLAGS, one_line_errors, parse_training_ar
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 from ddpm_hf.models.presets import PRESETS
-from ddpm_hf.systems.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
+from ddpm_hf.settings.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
 from ddpm_hf.systems.plan import stages_of
 
 ALL_FLAGS = {field.name for group in ARGUMENT_GROUPS for field in dataclasses.fields(group)}

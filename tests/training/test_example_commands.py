@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
-from ddpm_hf.systems.config import Config
+from ddpm_hf.settings.config import Config
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
