@@ -23,7 +23,7 @@ from ..progress import progress_bar
 from ..settings.checks import parse_duration
 from ..systems.plan import Plan
 from .bookkeeping import Bookkeeper
-from .device import start_trackers, to_device
+from .device import start_trackers, to_device, training_attention
 from .draws import StepDraws
 from .ema import EMA, whole
 from .ending import Ending
@@ -231,7 +231,7 @@ class Trainer:
         # Before the backward pass, in which DeepSpeed takes its step.
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self.plan.clock.learning_rate_at(self.step)
-        with self.accelerator.accumulate(self.model):
+        with training_attention(self.accelerator), self.accelerator.accumulate(self.model):
             # 1. x_0, t and eps, in float32 whatever the precision of the network
             x_0 = self.plan.system.codec.encode(batch)
             noise = self.draws.noise(positions, x_0)

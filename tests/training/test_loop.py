@@ -235,6 +235,24 @@ def test_a_step_between_reports_never_waits_for_the_gpu(start):
     take_steps(start("--logging_steps", "6", "--class_conditional"), waiting_is_an_error())
 
 
+class Recorded(TorchDispatchMode):
+    """The operations that are run."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("precision", "is_fused"), [("no", True), ("bf16", False)])
+def test_attention_is_fused_but_in_bf16_on_a_cpu(start, precision, is_fused):
+    take_steps(start("--mixed_precision", precision), recorded := Recorded())
+    assert (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default in recorded.operations) == is_fused
+
+
 def test_learning_rate_follows_the_closed_form_whatever_the_accumulation(train):
     trainer = train("--gradient_accumulation_steps", "3", "--lr_scheduler", "cosine", ending=False)
     for row in rows_of(trainer.output.path):
