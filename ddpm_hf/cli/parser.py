@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from ..data.transforms import parse_resolution
 from ..hub.folder import RECORDED
 from ..models.presets import PRESETS
-from ..settings.checks import check, of_stages
+from ..settings.checks import check
 from ..settings.config import ARGUMENT_GROUPS, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
@@ -129,9 +130,26 @@ def parse_training_arguments(arguments: list[str], parser: OneLineParser | None 
     config = Config(**dict(zip(("data", "model", "process", "optimization", "run", "hub"), groups, strict=True)))
     with one_line_errors(parser):
         if "," in (config.data.resolution or ""):
-            config = config.with_values(of_stages(config.data.resolution, config.model.upsampling))
+            config = config.with_values(_of_stages(config.data.resolution, config.model.upsampling))
         check(config.flags())
     return config
+
+
+def _of_stages(resolution: str, upsampling: int | None = None) -> dict[str, Any]:
+    """`resolution` and `upsampling` of stages whose sides are given as in "64,256".
+
+    Raises:
+        ValueError: they are not two sides of which the second is a multiple of the first, or `upsampling` is another.
+    """
+    sides = [parse_resolution(side) for side in resolution.split(",")]
+    (small, *_), (large, *_) = sides[0], sides[-1]
+    if len(sides) != 2 or any(height != width for height, width in sides):
+        raise ValueError(f"--resolution of stages must be two sides, such as 64,256, got {resolution}")
+    if large <= small or large % small:
+        raise ValueError(f"--resolution of stages must rise, each a multiple of the one before, got {resolution}")
+    if upsampling not in (None, large // small):
+        raise ValueError(f"--upsampling {upsampling} contradicts --resolution {resolution}; leave it out")
+    return {"resolution": str(small), "upsampling": large // small}
 
 
 def _option(arguments: list[str], name: str) -> str | None:

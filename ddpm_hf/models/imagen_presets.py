@@ -3,15 +3,8 @@
 from .glide_presets import GLIDE_PRESETS
 from .preset import MINUTES_TRAINING, SMALL_MODEL, SMALL_PROCESS, SMALL_TRAINING, Preset
 
-# Captions are hidden as often as in the paper (§3.1). Its base has the cosine schedule and its percentile is 0.995
-# (appendix E); v-prediction is ours for the base, and the paper's for super-resolution.
+# Captions are hidden as often as in the paper (§3.1), whose base has the cosine schedule too.
 _TEXT_TRAINING = {"condition_dropout": 0.1, "preview_guidance_scale": 3.0}
-_BASE_PROCESS = {
-    **SMALL_PROCESS,
-    "thresholding": True,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 100.0,
-}
 
 # As in GLIDE, super-resolution has the linear schedule, and is not guided.
 _SUPER_PROCESS = {**SMALL_PROCESS, "beta_schedule": "linear"}
@@ -20,12 +13,15 @@ _SUPER_TRAINING = {"condition_dropout": 0.1, "preview_guidance_scale": 1.0}
 _DIGITS = GLIDE_PRESETS["glide-digits"]
 
 IMAGEN_PRESETS = {
-    # The networks of glide-digits.
+    # The networks of glide-digits. No dynamic thresholding: these pictures are flat, with much of them at an end of
+    # the range, and it takes the rest with them. After 1,200 steps, of 200 pictures at guidance 3, by dpm-sde in 20
+    # steps, 97.5 % were as captioned; clipped, 94.5; with the paper's percentile, 77.5; with 0.95 and a cap of 1.5, as
+    # in DeepFloyd IF, 92.5.
     "imagen-digits": Preset(
         description="captioned digits, 16x16, 1.5 M parameters and a text encoder of 0.6 M, minutes on two CPU cores",
         system="imagen",
         model=_DIGITS.model,
-        process=_BASE_PROCESS,
+        process=SMALL_PROCESS,
         training={
             **MINUTES_TRAINING,
             **_TEXT_TRAINING,
@@ -64,7 +60,10 @@ IMAGEN_PRESETS = {
             "text_width": 256,
             "text_layers": 4,
         },
-        process=_BASE_PROCESS,
+        process={
+            **SMALL_PROCESS,
+            **{"thresholding": True, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 100.0},  # §2.3, no cap
+        },
         training={
             **SMALL_TRAINING,
             **_TEXT_TRAINING,

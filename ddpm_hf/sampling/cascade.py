@@ -59,7 +59,7 @@ def generate_by_stage(
             yield chosen, channels_last(to_levels(images))
         finally:  # the enlarged ones have been written
             for index in chosen:
-                _state(folder, index).unlink()
+                _state(folder, index).unlink(missing_ok=True)  # a worker of a dead launcher may draw the same
 
 
 def _state(folder: Path, index: int) -> Path:

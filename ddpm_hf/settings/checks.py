@@ -58,23 +58,6 @@ _OF_SYSTEMS = {
 }
 
 
-def of_stages(resolution: str, upsampling: int | None = None) -> dict[str, Any]:
-    """`resolution` and `upsampling` of stages whose sides are given as in "64,256".
-
-    Raises:
-        ValueError: they are not two sides of which the second is a multiple of the first, or `upsampling` is another.
-    """
-    sides = [parse_resolution(side) for side in resolution.split(",")]
-    (small, *_), (large, *_) = sides[0], sides[-1]
-    if len(sides) != 2 or any(height != width for height, width in sides):
-        raise ValueError(f"--resolution of stages must be two sides, such as 64,256, got {resolution}")
-    if large <= small or large % small:
-        raise ValueError(f"--resolution of stages must rise, each a multiple of the one before, got {resolution}")
-    if upsampling not in (None, large // small):
-        raise ValueError(f"--upsampling {upsampling} contradicts --resolution {resolution}; leave it out")
-    return {"resolution": str(small), "upsampling": large // small}
-
-
 def check(flags: dict[str, Any]) -> None:
     """Raises ValueError for a value out of range or flags that exclude each other."""
     for low, low_allowed, high, names in _RANGES:

@@ -37,8 +37,6 @@ from .ddpm import build_loss, build_scheduler, check_size
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 
-_ENDS = ("beta_start", "beta_end")
-
 
 def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
     """Tokenizer, text encoder, U-Net, process and objective; arguments and errors as for a DDPM."""
@@ -178,8 +176,8 @@ def build_upsampler(
     """U-Net, process and objective, with the base's tokenizer and text encoder; arguments and errors as in `build`.
 
     Args:
-        told_noise: whether the small pictures get noise, of the upsampler's own process, as in Imagen, and are not
-            blurred.
+        told_noise: whether the small pictures get noise, as in Imagen, of the cosine process that DeepFloyd IF has for
+            it, and are not blurred.
     """
     scheduler = build_scheduler(config, None)
     text = tokenizer, text_encoder = build_text(config, images, base)
@@ -187,8 +185,9 @@ def build_upsampler(
     low_side = side // config.model.upsampling
     unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side, told_noise)
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
-    process = {name: scheduler.config[name] for name in ("num_train_timesteps", "beta_schedule", *_ENDS)}
-    noising = DDPMScheduler(**process if told_noise else dict.fromkeys(_ENDS, 0.0))
+    noising = DDPMScheduler(beta_start=0.0, beta_end=0.0)
+    if told_noise:
+        noising = DDPMScheduler(scheduler.config.num_train_timesteps, beta_schedule="squaredcos_cap_v2")
     shown = images.some_batch(config.run.preview_images)
     as_it_is = config.with_values({"text_encoder": "frozen"})
     prompt, facts = build_prompt(as_it_is, images, text, length=CAPTION_LENGTH)

@@ -23,17 +23,13 @@ def resolve_base(config: Config, start: TextToImagePipeline | None) -> Config:
     return resolve(config if start is None else config.filled({"text_encoder": "frozen"}), start)
 
 
-def _is_captioned(config: Config) -> bool:
-    return True
-
-
 STAGES = (
-    Stage(name="base", captioned=_is_captioned, resolve=resolve_base, build=build),
+    Stage(name="base", captioned=lambda config: True, resolve=resolve_base, build=build),
     Stage(
         name="super-resolution",
         folder=UPSAMPLER_FOLDER,
         by_default=lambda config: config.model.init_from is None,
-        captioned=_is_captioned,
+        captioned=lambda config: True,
         start=finished_base,
         resolve=resolve_upsampler,
         resolution=upsampled,
