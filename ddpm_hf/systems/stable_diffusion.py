@@ -27,6 +27,7 @@ from ..models.latent_unet import new_latent_unet
 from ..models.text import is_learned
 from ..pipelines.adapters import AdaptedDenoiser
 from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.latent_inpainting import LatentInpaintingPipeline
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_weights
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER
@@ -144,6 +145,8 @@ def start_of_unet(config: Config) -> LatentTextToImagePipeline | None:
 def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Config:
     """The settings with every one filled in; as `resolve`, with channels and size of the autoencoder's pictures."""
     check_start(start, LatentTextToImagePipeline, "stable-diffusion")
+    if isinstance(start, LatentInpaintingPipeline):
+        raise ValueError("--init_from must be a model that was not fine-tuned for inpainting; give the one before it")
     if start is not None and (config.model.lora_rank or not is_learned(start.tokenizer)):
         config = config.filled({"text_encoder": "frozen"})
         check_text_encoder(config.flags())

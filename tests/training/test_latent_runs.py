@@ -255,6 +255,10 @@ def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(tr
     }
     expected = 255 * tuned("a cat", **pictures, **more).images[0]
     assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "00000.png")) - expected).max() <= 1
+    arguments = ["--system", "stable-diffusion", *NAMED, "--train_data_dir", str(image_folder)]
+    config = parse_training_arguments([*arguments, "--init_from", str(out / "inpainting")])
+    with pytest.raises(ValueError, match="--init_from must be a model that was not fine-tuned for inpainting"):
+        make_plan(config, make_accelerator(config), *stages_of(config))
 
 
 @pytest.mark.parametrize(
