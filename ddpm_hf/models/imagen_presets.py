@@ -29,7 +29,7 @@ IMAGEN_PRESETS = {
             "text_warmup_steps": 300,
             "learning_rate": 2e-3,
             "train_batch_size": 32,
-            "max_train_steps": 2000,
+            "max_train_steps": 1400,
         },
         upsampler=Preset(
             description="16x16 to 32x32",
@@ -41,7 +41,7 @@ IMAGEN_PRESETS = {
                 **_SUPER_TRAINING,
                 "learning_rate": 2e-3,
                 "train_batch_size": 32,
-                "max_train_steps": 400,
+                "max_train_steps": 500,
             },
         ),
     ),

@@ -17,6 +17,7 @@ from ddpm_hf.evaluation.record import update_report
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import cascade  # noqa: E402
 import data_path  # noqa: E402
 import gpu  # noqa: E402
 import image_files  # noqa: E402
@@ -320,3 +321,8 @@ def test_an_error_in_a_hole_is_of_its_pixels_alone():
     drawn = real + np.array([[3, 9], [9, 9]])
     expected = [3, np.sqrt((9 + 3 * 81) / 4)]
     np.testing.assert_allclose(inpainting.error_in(holes, drawn, real), expected)
+
+
+def test_saturated_is_what_lies_at_an_end_of_the_range():
+    drawn = np.array([[[0, 255, 128], [1, 254, 255]]], dtype=np.uint8)
+    assert cascade.saturation(drawn) == 0.5
