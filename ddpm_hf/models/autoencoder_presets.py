@@ -13,27 +13,30 @@ _AUTOENCODER_TRAINING = {
 }
 
 # A quarter of the height and width, and squared error: drafts with the absolute one drew nothing but the ground in as
-# many steps. After 2,000 steps 90 % of the held-out pictures could be read, after 4,000 97 %.
+# many steps. With the usual weight of the KL divergence, 1e-6, the posterior had a standard deviation of 0.8 % of that
+# of the latents, so fine that a diffusion is long in learning them; with this one 6 %, and no fewer pictures can be
+# read: 97 %. Channels in multiples of 32 are as fast in bf16 on CPUs as 24 and 48.
 VAE_DIGITS = Preset(
-    description="autoencoder of captioned digits, 32x32 to 8x8x4, 0.5 M parameters, minutes on two CPU cores",
+    description="autoencoder of captioned digits, 32x32 to 8x8x4, 1.0 M parameters, minutes on two CPU cores",
     system="stable-diffusion",
     model={
         "resolution": 32,
         "channels": 3,
         "latent_channels": 4,
-        "base_channels": 24,
+        "base_channels": 32,
         "channel_multipliers": (1, 2, 2),
         "blocks_per_level": 1,
     },
     training={
         **_AUTOENCODER_TRAINING,
+        "kl_weight": 1e-3,
         "rec_loss": "l2",
         "learning_rate": 2e-3,
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 50,
         "adam_beta2": 0.95,
         "train_batch_size": 16,
-        "max_train_steps": 4000,
+        "max_train_steps": 2500,
         "ema_decay": 0.995,
     },
 )

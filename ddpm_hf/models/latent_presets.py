@@ -16,15 +16,17 @@ def _measured_otherwise(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 LATENT_PRESETS = {
+    # A small digit is three latents wide, so that its strokes need wide layers at the latents' own size. In bf16 on a
+    # CPU a step of this network takes three fifths of the time of one with 48, 96 and 96 channels at three sizes.
     "stable-diffusion-digits": Preset(
-        description="captioned digits, 32x32 in latents of 8x8, 4.6 M parameters, minutes on two CPU cores",
+        description="captioned digits, 32x32 in latents of 8x8, 4.2 M parameters, minutes on two CPU cores",
         system="stable-diffusion",
         model={
             "resolution": 32,
             "channels": 3,
-            "base_channels": 48,
-            "channel_multipliers": (1, 2, 2),
-            "attention_resolutions": (4, 2),
+            "base_channels": 96,
+            "channel_multipliers": (1, 1),
+            "attention_resolutions": (4,),
             "blocks_per_level": 1,
             "dropout": 0.0,
             "text_width": 128,
@@ -39,7 +41,7 @@ LATENT_PRESETS = {
             "text_rate": 0.01,
             "learning_rate": 2e-3,
             "train_batch_size": 32,
-            "max_train_steps": 3000,
+            "max_train_steps": 4000,
         },
         inpainting={"learning_rate": 1e-3, "max_train_steps": 1000},
         autoencoder=VAE_DIGITS,

@@ -362,7 +362,7 @@ def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder
     flags += ["--init_caption_from_labels", "a {}", "--train_data_dir", str(image_folder), "--holdout", "4"]
     train(parse_training_arguments([*flags, "--output_dir", str(tmp_path / "out")]))
     told = capsys.readouterr().out
-    assert told.count("539,695 parameters") == 2, "of the first stage, and of the autoencoder beneath the second"
+    assert told.count("954,567 parameters") == 2, "of the first stage, and of the autoencoder beneath the second"
     assert "latents: 4x8x8, AutoencoderKL, frozen, " in told
 
 
