@@ -12,7 +12,8 @@ from .inpainting import Pictures, check_counts, given_pixels
 from .latent_text_to_image import LatentTextToImagePipeline
 from .text_to_image import TextDenoiser
 
-INPUTS = 9  # channels, by which stock knows such a network: x_t, the hole, and a latent
+LATENTS = 4
+INPUTS = 2 * LATENTS + 1  # channels, by which stock knows such a network: x_t, the hole, and a latent
 
 
 class InpaintingDenoiser(TextDenoiser):
@@ -56,12 +57,13 @@ class LatentInpaintingPipeline(LatentTextToImagePipeline):
     @property
     def latent_channels(self) -> int:
         """Of x_t."""
-        return (self.unet.config.in_channels - 1) // 2
+        return self.unet.config.out_channels
 
     def check_parts(self) -> None:
         """As `LatentTextToImagePipeline`, for a network of nine channels."""
-        if self.unet.config.in_channels != INPUTS:
-            raise ValueError(f"unet must have {INPUTS} input channels, got {self.unet.config.in_channels}")
+        channels = self.unet.config.in_channels, self.unet.config.out_channels
+        if channels != (INPUTS, LATENTS):
+            raise ValueError(f"unet must have {INPUTS} input channels and {LATENTS} outputs, got {channels}")
         super().check_parts()
 
     def known(

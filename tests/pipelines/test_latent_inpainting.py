@@ -156,5 +156,5 @@ def test_whole_pictures_and_what_cannot_be_asked_for(tuned, photo, mask, tiny_la
     tuned.save_pretrained(tmp_path / "inpainting")
     assert type(for_inpainting(whole, str(tmp_path))) is LatentInpaintingPipeline
     tuned.unet = whole.unet
-    with pytest.raises(ValueError, match="unet must have 9 input channels, got 4"):
+    with pytest.raises(ValueError, match="unet must have 9 input channels and 4 outputs, got \\(4, 4\\)"):
         tuned.check_parts()
