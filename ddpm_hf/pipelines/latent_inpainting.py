@@ -81,6 +81,8 @@ class LatentInpaintingPipeline(LatentTextToImagePipeline):
         channels, *size = self.image_shape
         if image is None and mask_image is None:
             return torch.zeros(1, channels, *size), torch.ones(1, 1, *size, dtype=torch.bool)
+        if mask_image is None:
+            raise ValueError("`image` needs `mask_image` for a model that was fine-tuned for inpainting.")
         known = given_pixels(image, mask_image, self.image_shape, PixelCodec(self.image_shape))
         if strength not in (None, 1):
             raise ValueError(f"`strength` must be 1 for a model that was fine-tuned for inpainting, got {strength}.")

@@ -31,7 +31,8 @@ def start_from_base(config: Config, kind: type[DDPMPipeline], stage: str) -> DDP
     own, folder = Path(config.run.output_dir), Path(config.run.output_dir).parent
     needed = f"--stage {(config.model.stage or [own.name])[-1]} needs a finished model in --output_dir {folder}"
     summary = ModelFolder.read(folder).summary if (folder / INDEX_FILE).is_file() else {"status": "missing"}
-    if summary.get("status") in ("missing", "running"):
+    anew = config.run.dry_run and config.run.overwrite_output_dir and stage in (config.model.stage or [stage])
+    if anew or summary.get("status") in ("missing", "running"):
         if config.run.dry_run:
             return None
         raise ValueError(

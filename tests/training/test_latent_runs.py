@@ -246,7 +246,7 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(trained, image_folder, tmp_path):
+def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(trained, image_folder, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(trained, out)
     for more, words in (
@@ -278,6 +278,11 @@ def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(tr
     call += ["--image", str(tmp_path / "photo.png"), "--mask", str(tmp_path / "mask.png")]
     forget_accelerator()
     load_script("sample.py").main([*call, "--output_dir", str(tmp_path / "drawn")])
+    forget_accelerator()
+    alone = [str(out / "inpainting"), *call[1 : call.index("--mask")], "--output_dir", str(tmp_path / "bad")]
+    with pytest.raises(SystemExit):
+        load_script("sample.py").main(alone)
+    assert "error: --image needs --mask_image for a model that was" in capsys.readouterr().err
     tuned = load_pipeline(str(out / "inpainting"))
     pictures = {
         name: Image.open(tmp_path / f"{file}.png") for name, file in (("image", "photo"), ("mask_image", "mask"))
@@ -431,6 +436,9 @@ def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder
 
 def test_a_new_run_over_a_finished_one_does_not_ask_its_autoencoder(trained, image_folder, tmp_path):
     shutil.copytree(trained, tmp_path / "out")
-    flags = ("--overwrite_output_dir", "--channels", "1", "--max_train_steps", "1")
-    train(settings(image_folder, tmp_path / "out", *flags))
-    assert load_pipeline(str(tmp_path / "out")).image_shape == (1, 8, 8)
+    out, flags = tmp_path / "out", ("--overwrite_output_dir", "--channels", "1", "--max_train_steps", "1")
+    for more in ("--dry_run",), ():
+        train(settings(image_folder, out, *flags, *more))
+    assert load_pipeline(str(out)).image_shape == (1, 8, 8)
+    shutil.copytree(out, out / "inpainting")
+    assert "load_image" not in write_card(out).read_text(), "which gives stock three channels"

@@ -223,12 +223,14 @@ def test_settings_of_a_later_stage_are_refused_before_the_first_trains(image_fol
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_shows_both_stages_before_there_is_a_base(image_folder, tmp_path, capsys):
+def test_a_dry_run_shows_both_stages_before_there_is_a_base(cascade, image_folder, tmp_path, capsys):
     run(image_folder, tmp_path / "out", "--dry_run")
     told = capsys.readouterr().out
     assert "images of 8x8" in told and "images of 16x16" in told
     assert "tokenizer, text_encoder, unet, scheduler, image_noising_scheduler, " in told
     assert not (tmp_path / "out").exists()
+    run(image_folder, cascade, "--dry_run", "--overwrite_output_dir", "--resolution", "16")
+    assert "images of 32x32" in capsys.readouterr().out, "of a base that would be another"
 
 
 def test_both_stages_train_on_captioned_digits_that_the_base_can_draw(tmp_path):
