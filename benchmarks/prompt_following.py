@@ -1,9 +1,10 @@
 """How well captions are followed after so many minutes of training, and what guidance does to that.
 
     python benchmarks/prompt_following.py --size quick|normal|full [--minutes 5 15 60] [any flags of train.py]
-    python benchmarks/prompt_following.py --models pixels latents --resolution 32
+    python benchmarks/prompt_following.py --models pixels latents
 
-GLIDE on captioned digits, with the settings of its preset, and with --models latent diffusion too. A short pilot
+GLIDE on captioned digits, with the settings of its preset, and with --models latent diffusion too, then both at 32x32
+unless --resolution says otherwise. A short pilot
 measures the speed; then a run of its own is trained for each time, because the learning rate falls over the length of
 a run. All runs on latents share an autoencoder, whose time is told beside theirs. A picture is drawn for each held-out
 caption, and a program reads it: evaluate.py says how. The longest run is drawn at several guidance scales. The same
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, nargs="+", help="Times of training.")
     parser.add_argument("--images", type=int, help="Pictures to judge of each model and scale.")
     options, flags = parser.parse_known_args(arguments)
+    if len(options.models) > 1:
+        flags = ["--resolution", "32", *flags]  # the preset of pixels is for 16x16
     facts = measuring.start(options)
     extent = EXTENTS[options.size]
     times, images = sorted(options.minutes or extent.minutes), options.images or extent.images

@@ -175,7 +175,7 @@ def _arguments_from_yaml(file: str, parser: OneLineParser) -> list[str]:
             continue
         if f"--{name}" not in parser._option_string_actions or name == "config":
             parser.error(f"argument --config: {file} sets {name!r}, which is not a flag; --help lists them")
-        if value is None:
+        if value is None or value == []:  # as a run records what it does not have
             continue
         values = value if isinstance(value, list) else [value]
         arguments += [f"--{name}", *map(str, values)] if isinstance(value, list) else [f"--{name}={value}"]

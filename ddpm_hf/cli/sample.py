@@ -64,7 +64,8 @@ class SampleArguments(GuidanceArguments):
     )
     strength: float | None = flag(
         help="Of --image without --mask_image, for models of latents: how far to draw it anew, from 0 to 1, by "
-        "default 0.8. With a mask, how far to draw what is white, by default 1."
+        "default 0.8. With a mask, how far to draw what is white, by default 1; a model "
+        "in inpainting/ takes only 1."
     )
     mask_image: str | None = flag(help="White where to draw, black where to keep --image.", aliases=("--mask",))
     device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
@@ -213,9 +214,11 @@ def asked_for(pipeline: DDPMPipeline, arguments: SampleArguments, guidance_scale
         names = (pipeline.id2label or {}).values()
         # Names take precedence, because a class may be called "3".
         asked["class_labels"] = [int(word) if word.isdecimal() and word not in names else word for word in words]
-    for name in ("prompt", "prompts"):
+    for name in ("prompt", "prompts", "negative_prompt"):
         if getattr(arguments, name) is not None and not pipeline.is_told_captions:
             raise ValueError(f"--{name} must be left out for a model that is not told captions")
+    if guidance_scale != 1 and not pipeline.is_told_captions and any(c.name == "prompt" for c in pipeline.conditions):
+        raise ValueError(f"--guidance_scale must be 1 for a model that is not told captions, got {guidance_scale:g}")
     if arguments.prompts is not None:
         asked["prompt"] = read_prompts(arguments.prompts)
     elif arguments.prompt is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .captioned_digits import CAPTIONS as LEVELS
 from .captioned_digits import DATA_SET, DIGITS, SIDE, captioned_digits, level_for
-from .captions import CAPTIONS, CaptionColumn, LabelCaptions, find_caption_column, text_columns
+from .captions import CAPTIONS, USUAL_NAMES, CaptionColumn, LabelCaptions, find_caption_column, text_columns
 from .class_labels import CLASS_LABELS, class_columns, find_class_column
 from .columns import Column, find_image_column
 from .order import spread
@@ -146,8 +146,8 @@ def load_images(
         dataset_split: the split to train on, or a slice such as `train[:10%]`; by default "train" or the only one.
         image_column: found by its type by default.
         label_column: the class column, read only if given or if `class_conditional` is set.
-        captioned: read captions; "if any": where no column holds text, the names of classes are captions, and without
-            classes there are none.
+        captioned: read captions; "if any": where `label_column` is given, or there are classes and no column of text
+            with a usual name, the names of classes are captions; without classes and text there are none.
         caption_column: of strings or lists of strings; by default found by its type and the usual names. Read only if
             `captioned` is set, like the following.
         init_caption_from_labels: a caption in which {} is replaced by the name of the class, from `label_column`; if
@@ -211,16 +211,22 @@ def _captioned_digits(level: str, cache_dir: str | None) -> Path:
 def _caption_column(
     data: ImageData, wanted: str | None, template: str | None, label_column: str | None, may_lack: bool
 ) -> CaptionColumn | LabelCaptions | None:
-    if may_lack and (template, wanted) == (None, None) and not text_columns(data.features, data.image_column):
-        template = "{}" if label_column is not None or class_columns(data.features) else ""
+    if wanted is not None and template is not None:
+        raise ValueError(
+            f"Give `caption_column` or `init_caption_from_labels`, not both, got {wanted!r} and {template!r}."
+        )
+    if may_lack and (template, wanted) == (None, None):
+        texts = text_columns(data.features, data.image_column)
+        # Beside classes text of another name may be anything, such as the ids of images.
+        has_captions = any(name.lower() in USUAL_NAMES for name in texts)
+        if label_column is not None or (class_columns(data.features) and not has_captions):
+            template = "{}"
+        elif not texts:
+            template = ""
     if may_lack and template == "":
         return None
     if template is None:
         return find_caption_column(data.features, data.image_column, wanted)
-    if wanted is not None:
-        raise ValueError(
-            f"Give `caption_column` or `init_caption_from_labels`, not both, got {wanted!r} and {template!r}."
-        )
     if "{}" not in template:
         raise ValueError(f"`init_caption_from_labels` must have {{}} for the class name, got {template!r}.")
     try:

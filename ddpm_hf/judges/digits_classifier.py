@@ -84,7 +84,8 @@ def cached_classifier(
     network = DigitsClassifier()
     with FileLock(f"{file}.lock"):
         if not file.is_file():
-            train(network)
+            with torch.enable_grad():  # it may be asked first where nothing else needs gradients
+                train(network)
             with replacing(file) as partial:
                 save_file(network.state_dict(), partial)
     network.load_state_dict(load_file(file))

@@ -155,7 +155,8 @@ def caption_states(
     this leaves 30. (On a GPU the host would have to wait for the longest caption, which costs more.)
     """
     length = input_ids.shape[1]
-    if isinstance(encoder, T5EncoderModel) and attention_mask is not None and attention_mask.is_cpu:
+    on_cpu = attention_mask is not None and attention_mask.is_cpu
+    if isinstance(encoder, T5EncoderModel) and on_cpu and attention_mask[:, 0].all():  # padding is to the right
         told = int(attention_mask.sum(1).max()) + encoder.config.relative_attention_max_distance
         input_ids, attention_mask = input_ids[:, :told], attention_mask[:, :told]
     states = encoder(input_ids=input_ids, attention_mask=attention_mask)[0]

@@ -20,7 +20,7 @@ from ..evaluation.plots import panels
 from ..files import remove, write_json, write_text
 from ..hub.card import is_generated
 from ..hub.folder import CARD_FILE, CONFIG_FILE, RECORDED, RUN_FILES, SUMMARY_FILE, written_components
-from ..settings.config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, Config
+from ..settings.config import DEFAULTS, HUB_FLAGS, NOT_PART_OF_THE_RESULT, Config
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
 # The folders that tensorboard (named after the project) and wandb create in `--logging_dir`.
@@ -144,11 +144,11 @@ class OutputFolder:
 
     def _check_same_run(self, config: Config, facts: dict[str, Any], summary: dict[str, Any]) -> None:
         saved = yaml.safe_load((self / CONFIG_FILE).read_text(encoding="utf-8"))
-        flags = config.flags()
+        saved, flags = DEFAULTS | saved, config.flags()  # a run that an older version began lacks newer flags
         changed = [
-            f"{name}: {saved.get(name)} there, {flags[name]} now"
+            f"{name}: {saved[name]} there, {flags[name]} now"
             for name in flags
-            if name not in NOT_PART_OF_THE_RESULT and saved.get(name) != flags[name]
+            if name not in NOT_PART_OF_THE_RESULT and saved[name] != flags[name]
         ]
         facts = json.loads(json.dumps(facts))  # like the saved ones: JSON has no tuples
         if not changed:  # only then do other facts mean changed data or processes

@@ -12,7 +12,8 @@ from .inpainting import Pictures, check_counts, given_pixels
 from .latent_text_to_image import LatentTextToImagePipeline
 from .text_to_image import TextDenoiser
 
-INPUTS = 9  # channels, by which stock knows such a network: x_t, the hole, and a latent
+LATENTS = 4
+INPUTS = 2 * LATENTS + 1  # channels, by which stock knows such a network: x_t, the hole, and a latent
 
 
 class InpaintingDenoiser(TextDenoiser):
@@ -56,12 +57,13 @@ class LatentInpaintingPipeline(LatentTextToImagePipeline):
     @property
     def latent_channels(self) -> int:
         """Of x_t."""
-        return (self.unet.config.in_channels - 1) // 2
+        return self.unet.config.out_channels
 
     def check_parts(self) -> None:
         """As `LatentTextToImagePipeline`, for a network of nine channels."""
-        if self.unet.config.in_channels != INPUTS:
-            raise ValueError(f"unet must have {INPUTS} input channels, got {self.unet.config.in_channels}")
+        channels = self.unet.config.in_channels, self.unet.config.out_channels
+        if channels != (INPUTS, LATENTS):
+            raise ValueError(f"unet must have {INPUTS} input channels and {LATENTS} outputs, got {channels}")
         super().check_parts()
 
     def known(
@@ -79,6 +81,8 @@ class LatentInpaintingPipeline(LatentTextToImagePipeline):
         channels, *size = self.image_shape
         if image is None and mask_image is None:
             return torch.zeros(1, channels, *size), torch.ones(1, 1, *size, dtype=torch.bool)
+        if mask_image is None:
+            raise ValueError("`image` needs `mask_image` for a model that was fine-tuned for inpainting.")
         known = given_pixels(image, mask_image, self.image_shape, PixelCodec(self.image_shape))
         if strength not in (None, 1):
             raise ValueError(f"`strength` must be 1 for a model that was fine-tuned for inpainting, got {strength}.")

@@ -15,6 +15,8 @@ from .arguments import (
 
 ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, OptimizationArguments, RunArguments, HubArguments)
 
+DEFAULTS = {entry.name: entry.default for group in ARGUMENT_GROUPS for entry in dataclasses.fields(group)}
+
 # Not recorded: whoever repeats a run from its settings must not push to the same page.
 HUB_FLAGS = frozenset(entry.name for entry in dataclasses.fields(HubArguments))
 
@@ -41,6 +43,11 @@ class Config:
     optimization: OptimizationArguments
     run: RunArguments
     hub: HubArguments = dataclasses.field(default_factory=HubArguments)
+
+    @property
+    def start(self) -> str:
+        """What a model to start from is called in messages."""
+        return "--init_from" if self.model.init_from is not None else "the model in --output_dir"
 
     def flags(self) -> dict[str, Any]:
         """Every flag and its value."""

@@ -13,6 +13,7 @@ from .checks import OF_TAUGHT_ENCODER, OF_THRESHOLDING, not_of_encoder
 from .config import Config
 
 ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")
+FIXED_BY_START = (*ARCHITECTURE_FLAGS, "efficient_unet", *OF_TAUGHT_ENCODER, "text_length")
 PROCESS_FLAGS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
 PROCESS_FLAGS += ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 # The presets of a system: for the bundled images, and for those of a user.
@@ -124,14 +125,14 @@ def _with_network(
 ) -> Config:
     """Size and architecture, and for `--init_from` the process too."""
     if unet_config is not None:
-        source = "--init_from" if start is not None else "--model_config_name_or_path"
+        source = config.start if start is not None else "--model_config_name_or_path"
         size, fixed = unet_config.get("sample_size") if start is None else start.image_shape[1:], {}
         fixed["resolution"] = resolution_text(size) if size else "64"
         if start is not None:
             fixed["channels"] = start.image_shape[0]
             fixed |= {name: start.scheduler.config[name] for name in PROCESS_FLAGS if name in start.scheduler.config}
         flags = config.flags()
-        for name in (*ARCHITECTURE_FLAGS, "efficient_unet", *OF_TAUGHT_ENCODER, "text_length"):
+        for name in FIXED_BY_START:
             if flags[name] is not None:
                 raise ValueError(f"--{name} contradicts {source}, which fixes the architecture; leave it out")
         for name, value in fixed.items():

@@ -11,30 +11,28 @@ the known pixels into x_t, without noise: here the network is fine-tuned to draw
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from ..codecs.pixels import PixelCodec
-from ..conditions.hole import Hole, Known, pictures
+from ..conditions.hole import Hole
 from ..conditions.low_resolution import LowResolution
-from ..data.captioned_digits import DATA_SET, level_for
+from ..data.captioned_digits import level_for
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
-from ..hub.folder import ModelFolder
 from ..models.text import CAPTION_LENGTH
 from ..models.text_unet import new_text_unet
-from ..pipelines.loading import load_pipeline
 from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
-from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER
+from ..portable import INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import seeded
 from ..settings.checks import OF_LEARNED_ENCODER
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
+from .base import check_as_in_base, for_inpainting, start_from_base, with_holes
 from .ddpm import build_loss, build_scheduler, check_size
-from .system import Stage, System, init_from
+from .system import Stage, System
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 
 
@@ -97,27 +95,6 @@ def _unet(
 # The stages after the base
 
 
-def finished_base(config: Config) -> TextToImagePipeline | None:
-    """The base that lies above the folder of a later stage; None for a dry run before there is one.
-
-    Raises:
-        ValueError: there is none that has been trained to its end.
-    """
-    own, folder = Path(config.run.output_dir), Path(config.run.output_dir).parent
-    needed = f"--stage {(config.model.stage or [own.name])[0]} needs a finished base in --output_dir {folder}"
-    summary = ModelFolder.read(folder).summary if (folder / INDEX_FILE).is_file() else {"status": "missing"}
-    if summary.get("status") in ("missing", "running"):
-        if config.run.dry_run:
-            return None
-        raise ValueError(f"{needed}; train it with --system {config.model.system} --stage base --output_dir {folder}")
-    if config.data.is_bundled and summary.get("dataset", DATA_SET) != DATA_SET:
-        raise ValueError(f"--train_data_dir or --dataset_name must be given: the base learned {summary['dataset']}")
-    base = load_pipeline(str(folder))
-    if not isinstance(base, TextToImagePipeline):
-        raise ValueError(f"{needed}, got a {type(base).__name__}")
-    return base.alone()
-
-
 def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Config:
     """The settings of the upsampler with every one filled in; as `resolve`, from the base and the preset."""
     if base is not None:
@@ -135,7 +112,7 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
                 f"--num_train_timesteps must be that of the base in --output_dir, {steps}, got "
                 f"{config.process.num_train_timesteps}; leave it out"
             )
-        _check_encoder_of_base(config)
+        check_as_in_base(config, "text_encoder", *OF_LEARNED_ENCODER)  # it is taken as it is
     preset = choose_preset(config)
     config = filled(config, preset.upsampler)
     if base is None:  # the text encoder that it will have
@@ -151,17 +128,6 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
         )
     build_loss(config, build_scheduler(config, None))  # what is wrong with them is said before the base is trained
     return config
-
-
-def _check_encoder_of_base(config: Config) -> None:
-    """Raises ValueError for settings of another text encoder than the base's, which is taken as it is."""
-    there, flags = ModelFolder.read(Path(config.run.output_dir).parent).settings, config.flags()
-    for name in ("text_encoder", *OF_LEARNED_ENCODER):
-        if flags[name] not in (None, there.get(name)):
-            raise ValueError(
-                f"--{name} must be that of the base in --output_dir, {there.get(name, 'unknown')}, got {flags[name]}; "
-                "leave it out"
-            )
 
 
 def upsampled(config: Config) -> str:
@@ -215,49 +181,21 @@ def build_upsampler(
     )
 
 
-def start_of_inpainting(config: Config) -> TextToImagePipeline | None:
-    """The model given to start from, or else the base as `finished_base` finds it."""
-    return finished_base(config) if config.model.init_from is None else init_from(config)
-
-
 def resolve_inpainting(config: Config, base: TextToImagePipeline | None) -> Config:
     """The settings of the fine-tuning with every one filled in; as `resolve`, with the base's architecture."""
-    if base is not None and config.model.init_from is None:
-        names = (*ARCHITECTURE_FLAGS, "text_width", "text_layers", "text_warmup_steps")
-        there, flags = ModelFolder.read(Path(config.run.output_dir).parent).settings, config.flags()
-        for name in names:
-            if flags[name] not in (None, there.get(name)):
-                raise ValueError(
-                    f"--{name} {flags[name]} is not that of the base in --output_dir, {there.get(name)}; leave it out"
-                )
-        config = config.with_values(dict.fromkeys(names))
-        encoder, wanted = there.get("text_encoder"), config.model.text_encoder
-        if wanted not in (None, "train", "frozen", encoder):
-            raise ValueError(
-                f"--text_encoder must be train or frozen for the encoder of the base in --output_dir, got {wanted}"
-            )
-        if wanted != "train" and encoder not in (None, "train"):
-            config = config.with_values({"text_encoder": "frozen"})  # as it was in the base's own training
-    unet_config = None if base is None else dict(base.unet.config)
-    preset = choose_preset(config, unet_config)
-    return filled(config, replace(preset, training=preset.training | preset.inpainting), unet_config, base)
+    return resolve(for_inpainting(config, base), base)
 
 
 def build_inpainting(config: Config, images: TrainingImages, base: TextToImagePipeline | None) -> System:
     """The base, told random holes; arguments and errors as in `build`."""
     system = build(config, images, base)
-    (prompt,), hole = system.conditions, Hole(seed=config.optimization.seed)
-    shown = images.some_batch(config.run.preview_images)
-    masks = [hole.drawn(images.shape[1:], "preview", number) for number in range(len(shown["images"]))]
     return replace(
-        system,
-        conditions=[
-            replace(prompt, examples=list(map(str, shown["captions"]))),
-            Known(examples=pictures(shown["images"])),
-            replace(hole, examples=masks),
-        ],
+        with_holes(system, config, images, Hole(seed=config.optimization.seed)),
         pipeline=lambda network: InpaintingPipeline(**system.pipeline(network).components),
     )
+
+
+from_base = partial(start_from_base, kind=TextToImagePipeline, stage="base")
 
 
 def _is_captioned(config: Config) -> bool:
@@ -271,7 +209,7 @@ STAGES = (
         folder=UPSAMPLER_FOLDER,
         by_default=lambda config: config.model.init_from is None,
         captioned=_is_captioned,
-        start=finished_base,
+        start=from_base,
         resolve=resolve_upsampler,
         resolution=upsampled,
         build=build_upsampler,
@@ -281,7 +219,7 @@ STAGES = (
         folder=INPAINTING_FOLDER,
         by_default=lambda config: False,
         captioned=_is_captioned,
-        start=start_of_inpainting,
+        start=from_base,
         resolve=resolve_inpainting,
         build=build_inpainting,
     ),

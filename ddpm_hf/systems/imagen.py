@@ -13,7 +13,7 @@ from ..pipelines.text_to_image import TextToImagePipeline
 from ..portable import UPSAMPLER_FOLDER
 from ..settings.config import Config
 from ..settings.resolve import check_start, resolve
-from .glide import build, build_upsampler, finished_base, resolve_upsampler, upsampled
+from .glide import build, build_upsampler, from_base, resolve_upsampler, upsampled
 from .system import Stage
 
 
@@ -30,7 +30,7 @@ STAGES = (
         folder=UPSAMPLER_FOLDER,
         by_default=lambda config: config.model.init_from is None,
         captioned=lambda config: True,
-        start=finished_base,
+        start=from_base,
         resolve=resolve_upsampler,
         resolution=upsampled,
         build=partial(build_upsampler, told_noise=True),

@@ -117,6 +117,8 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
     if isinstance(captions := images.source.columns.get(CAPTIONS), LabelCaptions):
         config = config.with_values({"init_caption_from_labels": captions.template})
+    if settings["captioned"] and CAPTIONS not in images.source.columns:
+        config = config.with_values({"preview_guidance_scale": 1.0})  # away from the empty caption, to the same
     system = stage.build(config, images, start)
     options = config.optimization
     batch = accelerator.num_processes * options.gradient_accumulation_steps * options.train_batch_size

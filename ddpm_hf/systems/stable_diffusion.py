@@ -27,7 +27,7 @@ from ..models.latent_unet import new_latent_unet
 from ..models.text import is_learned
 from ..pipelines.adapters import AdaptedDenoiser
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.latent_inpainting import LatentInpaintingPipeline
+from ..pipelines.latent_inpainting import LATENTS, LatentInpaintingPipeline
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_weights
 from ..pipelines.text_to_image import TextDenoiser
 from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER
@@ -50,8 +50,9 @@ from .autoencoder import (
     draft_autoencoder,
     resolve_autoencoder,
 )
+from .base import for_inpainting, start_from_base
 from .ddpm import build_loss, build_scheduler, check_size
-from .latent_inpainting import as_in_base, start_of_inpainting, told_holes
+from .latent_inpainting import told_holes
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 
@@ -146,7 +147,7 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
     """The settings with every one filled in; as `resolve`, with channels and size of the autoencoder's pictures."""
     check_start(start, LatentTextToImagePipeline, "stable-diffusion")
     if isinstance(start, LatentInpaintingPipeline):
-        raise ValueError("--init_from must be a model that was not fine-tuned for inpainting; give the one before it")
+        raise ValueError(f"{config.start} was fine-tuned for inpainting; give the model before it")
     if start is not None and (config.model.lora_rank or not is_learned(start.tokenizer)):
         config = config.filled({"text_encoder": "frozen"})
         check_text_encoder(config.flags())
@@ -231,7 +232,21 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
 
 def resolve_inpainting(config: Config, base: LatentTextToImagePipeline | None) -> Config:
     """The settings of the fine-tuning with every one filled in; as `resolve_unet`."""
-    return resolve_unet(as_in_base(config, base), base)
+    if config.model.lora_rank is not None:
+        raise ValueError(f"--lora_rank {config.model.lora_rank} is not for --stage inpainting; leave one out")
+    config = resolve_unet(for_inpainting(config, base), base)
+    if base is not None:
+        channels = base.latent_channels
+    elif (found := _find_autoencoder(config)) is not None:
+        channels = found["latent_channels"]
+    else:
+        channels = config.model.latent_channels or choose_preset(config).autoencoder.model["latent_channels"]
+    if channels != LATENTS:
+        raise ValueError(
+            f"--stage inpainting needs latents with {LATENTS} channels, with which stock diffusers inpaints, got "
+            f"{channels}; leave it out, or choose --latent_channels or --vae"
+        )
+    return config
 
 
 def build_inpainting(config: Config, images: TrainingImages, base: LatentTextToImagePipeline | None) -> System:
@@ -311,7 +326,7 @@ STAGES = (
         folder=INPAINTING_FOLDER,
         by_default=lambda config: False,
         captioned=lambda config: "if any",
-        start=start_of_inpainting,
+        start=partial(start_from_base, kind=LatentTextToImagePipeline, stage="unet"),
         resolve=resolve_inpainting,
         build=build_inpainting,
     ),

@@ -47,10 +47,16 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     given = config.model.text_encoder
     if start is not None or given not in (None, "train", "taught"):
         text = load_text_encoder(given) if start is None else (start.tokenizer, start.text_encoder)
-        if CAPTIONS not in images.source.columns and knows_words(text[0]):
+        name, captions = images.source.name, images.source.columns.get(CAPTIONS)
+        if captions is None and knows_words(text[0]):
             raise ValueError(
-                f"--{'text_encoder' if start is None else 'init_from'} needs captions, and {images.source.name} has "
-                "none; give --caption_column or --init_caption_from_labels"
+                f"{'--text_encoder' if start is None else config.start} needs captions, and {name} has none; give "
+                "--caption_column or --init_caption_from_labels"
+            )
+        if captions is not None and not knows_words(text[0]):
+            raise ValueError(
+                f"{config.start} was trained without captions, and {name} has {captions}; give "
+                '--init_caption_from_labels "" to leave them out'
             )
         if config.model.clip_skip is not None:
             leave_out_last_layers(text[1], config.model.clip_skip)
@@ -119,6 +125,8 @@ def build_prompt(config: Config, images: TrainingImages, text: Text, **about: An
         **about: attributes of `Prompt` that the pipeline's are made with too.
     """
     tokenizer, text_encoder = text
+    if config.run.validation_prompts and CAPTIONS not in images.source.columns:
+        raise ValueError(f"--validation_prompts must be left out: {images.source.name} has no captions")
     about |= {
         "tokenizer": tokenizer,
         "hidden": config.model.condition_dropout,

@@ -39,7 +39,8 @@ def train(config: Config, stages: Sequence[Stage] | None = None) -> None:
         later.resolve(config, None)
     for stage in stages:
         changes = {"output_dir": str(Path(config.run.output_dir, stage.folder))}
-        changes["stage"] = None if stage.name is None else [stage.name]  # what its recorded settings train again
+        if not (config.run.dry_run and config.run.overwrite_output_dir):  # which must know what would be trained anew
+            changes["stage"] = None if stage.name is None else [stage.name]  # what its recorded settings train again
         if limit is not None:  # for all stages together
             left = parse_duration(limit) - (time.monotonic() - started)
             changes["max_train_time"] = str(max(1, round(left)))

@@ -233,7 +233,7 @@ def test_prompt_following_trains_each_time_anew_and_judges_what_is_not_judged(tm
     assert [line[line.index("--max_train_steps") + 1] for line in trained] == [*steps, "200", *steps]
     once = trained.pop(3)
     assert once[-1] == str(tmp_path / "prompt_following" / "autoencoder-0")
-    assert all(line[-2:] == ["--base_channels", "16"] for line in trained)
+    assert all(line[-4:] == ["--resolution", "32", "--base_channels", "16"] for line in trained)
     assert all(line[line.index("--vae") + 1] == f"{once[-1]}/autoencoder" for line in trained[3:])
     report = json.loads((tmp_path / "p.json").read_text())
     drawn = [(8, 3, 0.96), (30, 1, 0.25), (30, 3, 0.96)]

@@ -69,6 +69,27 @@ class TestSources:
         for images in (flat, training_images(tmp_path / "named", init_caption_from_labels="", **asked)):
             assert [*images.captions(), *images.some_captions(2)] == [] and images.uncaptioned() == (0, [])
             assert "caption_column" not in images.facts() and "captions" not in next(images.batches([range(2)]))
+        with pytest.raises(ValueError, match="not both, got 'caption' and ''"):
+            training_images(tmp_path / "told", init_caption_from_labels="", caption_column="caption", **asked)
+
+    def test_if_there_are_any_beside_classes(self, tmp_path):
+        """Text without a usual name is none, and a label column that is named comes first."""
+        found = []
+        for number, (text, more) in enumerate(
+            [
+                ("image_id", {}),
+                ("title", {}),
+                ("title", {"label_column": "kind"}),
+                ("image_id", {"caption_column": "image_id"}),
+            ]
+        ):
+            kinds = datasets.ClassLabel(names=["cat", "dog"])
+            features = datasets.Features({"image": datasets.Image(), "kind": kinds, text: STRING})
+            cells = {"image": [noise(0), noise(1)], "kind": [0, 1], text: ["x1", "x2"]}
+            (tmp_path / str(number)).mkdir()
+            datasets.Dataset.from_dict(cells, features).to_parquet(tmp_path / str(number) / "0.parquet")
+            found.append(sorted(training_images(tmp_path / str(number), captioned="if any", **more).captions()))
+        assert found == [["cat", "dog"], ["x1", "x2"], ["cat", "dog"], ["x1", "x2"]]
 
     def test_lists_in_metadata(self, tmp_path):
         pictures(tmp_path, ["0.png", "1.png", "2.png", "3.png"])

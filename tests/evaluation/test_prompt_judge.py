@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from ddpm_hf.data.captioned_digits import ATTRIBUTES, PALETTE, attributes_of, compose, coverage, plans
+from ddpm_hf.judges import prompt_judge
 from ddpm_hf.judges.prompt_judge import PromptJudge, separate
 
 
@@ -23,6 +24,13 @@ def placed():
 
 def by_name(entries):
     return {entry["name"]: entry for entry in entries}
+
+
+def test_it_learns_when_it_is_first_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_judge, "_EPOCHS", 1)
+    judge = PromptJudge("coloured", tmp_path)
+    read = judge.read(pictures_of({name: ids[:200] for name, ids in plans("coloured")["test"].items()}))
+    assert (read["digit"] == plans("coloured")["test"]["digit"][:200]).mean() > 0.3, "of ten digits"
 
 
 @pytest.mark.parametrize("level, resolution", [("coloured", 16), ("coloured", 32), ("placed", 32)])

@@ -144,7 +144,7 @@ def test_a_cascade_killed_while_it_enlarges_does_not_draw_the_small_pictures_aga
 def test_what_is_missing_is_named_with_the_command_that_trains_it(cascade, image_folder, tmp_path):
     with pytest.raises(
         ValueError,
-        match="--stage super-resolution needs a finished base in .*new; train it with --system imagen --stage base",
+        match="--stage super-resolution needs a finished model in .*new; train it with --system imagen --stage base",
     ):
         run(image_folder, tmp_path / "new", "--stage", "super-resolution")
     with pytest.raises(ValueError, match="--text_warmup_steps must be at least 1 for --text_encoder taught, got 0"):

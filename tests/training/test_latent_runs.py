@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from PIL import Image
@@ -26,6 +28,7 @@ from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.seeds import image_generators
 from ddpm_hf.systems import text
 from ddpm_hf.systems.plan import Plan, make_plan, stages_of
+from ddpm_hf.systems.stable_diffusion import resolve_inpainting
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
@@ -72,9 +75,11 @@ def trained(image_folder, tmp_path_factory):
     return out
 
 
-def test_a_killed_run_ends_with_the_bits_of_two_commands(trained, image_folder, tmp_path):
-    for stage in ("autoencoder", "unet"):
-        train(settings(image_folder, tmp_path / "apart", "--stage", stage))
+def test_a_killed_run_ends_with_the_bits_of_the_two_that_its_records_repeat(trained, image_folder, tmp_path):
+    for folder in (trained / "autoencoder", trained):
+        forget_accelerator()
+        record = ["--config", str(folder / "training_config.yaml"), "--output_dir", str(tmp_path / "apart")]
+        train(parse_training_arguments(record))
     for name in WEIGHTS:
         ours, apart = (load_file(folder / f"{name}.safetensors") for folder in (trained, tmp_path / "apart"))
         assert ours.keys() == apart.keys() and all(torch.equal(weight, apart[key]) for key, weight in ours.items())
@@ -167,10 +172,13 @@ def test_classes_are_told_by_name_and_without_them_there_are_no_captions(trained
         shutil.copy(file, flat / f"{number}.png")
     with pytest.raises(ValueError, match="--text_encoder needs captions, and .*flat has none; give --caption_column"):
         plan_of(flat, out, *vae, "--text_encoder", write_encoder(tmp_path / "clip", "clip"), captions=())
+    with pytest.raises(ValueError, match="--validation_prompts must be left out: .*flat has no captions"):
+        plan_of(flat, out, *vae, "--validation_prompts", "a cat", captions=())
     capsys.readouterr()
     train(settings(flat, out, *vae, captions=()))
     assert ", no captions: pictures are learned as they are; " in capsys.readouterr().out
     card = (out / "README.md").read_text()
+    assert settings_of(out)["preview_guidance_scale"] == 1, "which would be two calls for one picture"
     assert "learned without captions" in card and 'pipe("", guidance_scale=1.0, ' in card
     assert "pipeline_tag: unconditional-image-generation" in card and "understands" not in card
     forget_accelerator()
@@ -181,11 +189,30 @@ def test_classes_are_told_by_name_and_without_them_there_are_no_captions(trained
     expected = stock("", 8, 8, 3, guidance_scale=1, generator=generator, output_type="np").images[0]
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "00000.png"))
     assert np.abs(drawn - 255 * expected).max() <= 1
-    with pytest.raises(SystemExit):
-        sample([*call, "--prompt", "a cat", "--output_dir", str(tmp_path / "bad")])
-    assert "--prompt must be left out for a model that is not told captions" in capsys.readouterr().err
+    for more, words in (
+        (["--prompt", "a cat"], "--prompt must be left out for a model that is not told captions"),
+        (["--negative_prompt", "a cat"], "--negative_prompt must be left out for a model that is not told captions"),
+        (["--guidance_scale", "3"], "--guidance_scale must be 1 for a model that is not told captions, got 3"),
+    ):
+        with pytest.raises(SystemExit):
+            sample([*call, *more, "--output_dir", str(tmp_path / "bad")])
+        assert words in capsys.readouterr().err
     with pytest.raises(ValueError, match="--metrics clip needs a text-to-image model, got one that is told nothing"):
         Evaluator(Request(model=str(out), settings=settings_of(out), metrics=["clip"]))
+
+    # What has learned no words is not told any when it is trained on.
+    refused = "was trained without captions, and .* has captions '{}' of their names; give --init_caption_from_labels"
+    again = ["--train_data_dir", str(image_folder), "--system", "stable-diffusion", "--init_from", str(out)]
+    for none in ([], ["--init_caption_from_labels", ""]):
+        forget_accelerator()
+        config = parse_training_arguments([*again, "--train_batch_size", "4", *none])
+        with nullcontext() if none else pytest.raises(ValueError, match=f"--init_from {refused}"):
+            make_plan(config, make_accelerator(config), *stages_of(config))
+    with pytest.raises(ValueError, match=f"the model in --output_dir {refused}"):
+        train(settings(image_folder, out, "--stage", "inpainting", captions=()))
+    flags = ("--stage", "inpainting", "--max_train_steps", "1")
+    train(settings(image_folder, out, *flags, captions=("--init_caption_from_labels", "")))
+    assert load_pipeline(str(out / "inpainting")).image_shape == (3, 8, 8)
 
 
 def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
@@ -219,11 +246,19 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(trained, image_folder, tmp_path):
+def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(trained, image_folder, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(trained, out)
-    with pytest.raises(ValueError, match="--base_channels 16 is not that of the model in --output_dir, 8; leave"):
-        train(settings(image_folder, out, "--stage", "inpainting", "--base_channels", "16"))
+    for more, words in (
+        (("--base_channels", "16"), "--base_channels must be that of the model in --output_dir, 8, got 16; leave it"),
+        (("--vae", str(trained)), "--vae must be that of the model in --output_dir, None, got .*; leave it out"),
+        (("--resolution", "16"), "--resolution 16 contradicts the model in --output_dir, which has 8; leave it out"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(settings(image_folder, out, "--stage", "inpainting", *more))
+    with pytest.raises(ValueError, match="--train_data_dir or --dataset_name must be given: the base learned"):
+        forget_accelerator()
+        train(parse_training_arguments([*FLAGS, "--stage", "inpainting", "--output_dir", str(out)]))
     flags = ("--stage", "inpainting", "--holdout", "4")
     train(settings(image_folder, out, *flags))
     before, after = (load_file(folder / f"{WEIGHTS[0]}.safetensors") for folder in (out, out / "inpainting"))
@@ -243,6 +278,11 @@ def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(tr
     call += ["--image", str(tmp_path / "photo.png"), "--mask", str(tmp_path / "mask.png")]
     forget_accelerator()
     load_script("sample.py").main([*call, "--output_dir", str(tmp_path / "drawn")])
+    forget_accelerator()
+    alone = [str(out / "inpainting"), *call[1 : call.index("--mask")], "--output_dir", str(tmp_path / "bad")]
+    with pytest.raises(SystemExit):
+        load_script("sample.py").main(alone)
+    assert "error: --image needs --mask_image for a model that was" in capsys.readouterr().err
     tuned = load_pipeline(str(out / "inpainting"))
     pictures = {
         name: Image.open(tmp_path / f"{file}.png") for name, file in (("image", "photo"), ("mask_image", "mask"))
@@ -257,14 +297,38 @@ def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(tr
     assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "00000.png")) - expected).max() <= 1
     arguments = ["--system", "stable-diffusion", *NAMED, "--train_data_dir", str(image_folder)]
     config = parse_training_arguments([*arguments, "--init_from", str(out / "inpainting")])
-    with pytest.raises(ValueError, match="--init_from must be a model that was not fine-tuned for inpainting"):
+    with pytest.raises(ValueError, match="--init_from was fine-tuned for inpainting; give the model before it"):
         make_plan(config, make_accelerator(config), *stages_of(config))
+
+
+def test_inpainting_leaves_out_no_more_layers_of_a_text_encoder_than_its_base(trained, image_folder, tmp_path):
+    out, base = tmp_path / "out", load_pipeline(str(trained))
+    shutil.copytree(trained, out)
+    recorded = settings_of(trained) | {"text_encoder": "clip", "clip_skip": 1}
+    (out / "training_config.yaml").write_text(yaml.safe_dump(recorded))
+
+    def resolved(count: str):
+        flags = ("--stage", "inpainting", "--text_encoder", "clip", "--clip_skip", count)
+        return resolve_inpainting(settings(image_folder, out / "inpainting", *flags), base)
+
+    config = resolved("1")
+    assert (config.model.text_encoder, config.model.clip_skip) == ("frozen", None)
+    with pytest.raises(ValueError, match="--clip_skip must be that of the model in --output_dir, 1, got 2; leave it"):
+        resolved("2")
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--stage inpainting", "--stage inpainting needs a finished model in .*; train it with --stage unet"),
+        (
+            "--stage inpainting",
+            "--stage inpainting needs a finished model in .*; train it with --system stable-diffusion --stage unet",
+        ),
+        (
+            "--stage autoencoder unet inpainting --latent_channels 8",
+            "--stage inpainting needs latents with 4 channels, .*, got 8; leave it out, or choose --latent_channels",
+        ),
+        ("--stage unet inpainting --vae {eight}", "--stage inpainting needs latents with 4 channels, .*, got 8"),
         (
             "--stage unet inpainting --init_from {trained}",
             "--init_from is for --stage unet or --stage inpainting alone",
@@ -301,7 +365,11 @@ def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(tr
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(trained, image_folder, tmp_path, capsys, flags, words):
-    flags = flags.format(trained=trained, images=image_folder).split()
+    if "{eight}" in flags:  # nothing but its configuration is read
+        config = AutoencoderKL.load_config(trained / "vae")
+        (tmp_path / "eight").mkdir()
+        (tmp_path / "eight" / "config.json").write_text(json.dumps({**config, "latent_channels": 8}))
+    flags = flags.format(trained=trained, images=image_folder, eight=tmp_path / "eight").split()
     shape = [*NAMED] if "--preset" in flags else [*NAMED, *TINY]
     arguments = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "out"), *shape, *FLAGS, *flags]
     forget_accelerator()
@@ -368,6 +436,9 @@ def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder
 
 def test_a_new_run_over_a_finished_one_does_not_ask_its_autoencoder(trained, image_folder, tmp_path):
     shutil.copytree(trained, tmp_path / "out")
-    flags = ("--overwrite_output_dir", "--channels", "1", "--max_train_steps", "1")
-    train(settings(image_folder, tmp_path / "out", *flags))
-    assert load_pipeline(str(tmp_path / "out")).image_shape == (1, 8, 8)
+    out, flags = tmp_path / "out", ("--overwrite_output_dir", "--channels", "1", "--max_train_steps", "1")
+    for more in ("--dry_run",), ():
+        train(settings(image_folder, out, *flags, *more))
+    assert load_pipeline(str(out)).image_shape == (1, 8, 8)
+    shutil.copytree(out, out / "inpainting")
+    assert "load_image" not in write_card(out).read_text(), "which gives stock three channels"

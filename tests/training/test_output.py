@@ -30,6 +30,12 @@ def test_a_run_is_recognised_and_another_one_refused_with_the_differences(tmp_pa
         folder.open(config_of(folder.path, "--seed", "2", "--dropout", "0.5"), FACTS, overwrite=False)
     with pytest.raises(ValueError, match="steps: 10 there, 12 now"):
         folder.open(config_of(folder.path, "--seed", "1"), {**FACTS, "steps": 12}, overwrite=False)
+    # A run that an older version began, which had a flag less, had what is its default now.
+    settings = folder / "training_config.yaml"
+    settings.write_text(settings.read_text().replace("use_8bit_adam: false\n", ""))
+    folder.open(config_of(folder.path, "--seed", "1"), FACTS, overwrite=False)
+    with pytest.raises(ValueError, match="use_8bit_adam: False there, True now"):
+        folder.open(config_of(folder.path, "--seed", "1", "--use_8bit_adam"), FACTS, overwrite=False)
 
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(train, start, tmp_path, capsys):

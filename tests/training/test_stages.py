@@ -148,22 +148,23 @@ def test_sample_py_draws_a_part_with_what_was_fine_tuned_for_it(cascade, tmp_pat
 
 
 def test_inpainting_is_fine_tuned_from_a_base_as_it_is_or_from_a_model_that_is_named(cascade, image_folder, tmp_path):
-    with pytest.raises(ValueError, match="--text_width 96 is not that of the base in --output_dir, 64; leave it out"):
+    with pytest.raises(ValueError, match="--text_width must be that of the model in .*, 64, got 96; leave it out"):
         run(image_folder, cascade, "--stage", "inpainting", "--text_width", "96")
     other = parse_training_arguments(
-        ["--system", "glide", "--text_encoder", "t5", "--output_dir", f"{cascade}/inpainting"]
+        ["--system", "glide", "--text_encoder", "t5", "--output_dir", f"{cascade}/inpainting", "--stage", "inpainting"]
     )
-    with pytest.raises(
-        ValueError, match="--text_encoder must be train or frozen for the encoder of the base in .*, got t5"
-    ):
+    with pytest.raises(ValueError, match="--text_encoder must be that of the model in .*, train, got t5; leave it"):
         resolve_inpainting(other, load_pipeline(str(cascade)))
     shutil.copytree(cascade, tmp_path / "frozen")
     settings = tmp_path / "frozen" / "training_config.yaml"
     settings.write_text(settings.read_text().replace("text_encoder: train", "text_encoder: t5"))
     told_nothing = other.with_values({"text_encoder": None, "output_dir": str(tmp_path / "frozen" / "inpainting")})
     assert resolve_inpainting(told_nothing, load_pipeline(str(cascade))).model.text_encoder == "frozen"
+    with pytest.raises(ValueError, match="--text_rate is for --text_encoder train, got --text_encoder frozen"):
+        resolve_inpainting(told_nothing.with_values({"text_rate": 0.1}), load_pipeline(str(cascade)))
     flags = "--system glide --stage inpainting --init_caption_from_labels a{} --text_encoder frozen".split()
     flags += ["--train_data_dir", str(image_folder), "--holdout", "0", "--train_batch_size", "4"]
+    flags += ["--validation_prompts", "a fox"]
     assert parse_training_arguments(flags).model.init_from is None
     config = parse_training_arguments([*flags, "--init_from", str(cascade), "--output_dir", str(tmp_path)])
     forget_accelerator()
@@ -171,6 +172,7 @@ def test_inpainting_is_fine_tuned_from_a_base_as_it_is_or_from_a_model_that_is_n
     system = make_plan(config, make_accelerator(config), stage).system
     start, network = load_pipeline(str(cascade)), system.network
     pipeline = system.pipeline(network)
+    assert list(system.conditions[0].examples) == ["a fox"]
     assert type(pipeline).__name__ == "InpaintingPipeline" and network.text_encoder is None
     assert [condition.name for condition in pipeline.conditions] == ["prompt"], "scores are of whole pictures"
     assert torch.equal(network.unet.conv_in.weight, start.unet.conv_in.weight)
@@ -178,14 +180,14 @@ def test_inpainting_is_fine_tuned_from_a_base_as_it_is_or_from_a_model_that_is_n
 
 def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_folder, tmp_path):
     with pytest.raises(
-        ValueError, match="--stage upsampler needs a finished base in --output_dir .*new; train it with"
+        ValueError, match="--stage upsampler needs a finished model in --output_dir .*new; train it with"
     ):
         run(image_folder, tmp_path / "new", "--stage", "upsampler")
     unfinished = tmp_path / "unfinished"
     load_pipeline(str(cascade)).alone().save_pretrained(unfinished)
     shutil.copy(cascade / "training_config.yaml", unfinished)
     (unfinished / "training_summary.json").write_text('{"status": "running"}')
-    with pytest.raises(ValueError, match="needs a finished base"):
+    with pytest.raises(ValueError, match="needs a finished model"):
         run(image_folder, unfinished, "--stage", "upsampler")
     (unfinished / "training_summary.json").write_text('{"status": "finished", "dataset": "photos"}')
     with pytest.raises(ValueError, match="--train_data_dir or --dataset_name must be given: the base learned photos"):
@@ -202,7 +204,7 @@ def test_a_base_that_is_missing_unfinished_or_other_is_named(cascade, image_fold
     settings = unfinished / "training_config.yaml"
     settings.write_text(settings.read_text().replace("\ntext_encoder: train\n", "\ntext_encoder: t5\n"))
     for name, there, other in (("text_encoder", "t5", "train"), ("text_rate", "0.1", "0.2")):
-        with pytest.raises(ValueError, match=f"--{name} must be that of the base .*, {there}, got {other}; leave it"):
+        with pytest.raises(ValueError, match=f"--{name} must be that of the model .*, {there}, got {other}; leave it"):
             run(image_folder, unfinished, "--stage", "upsampler", f"--{name}", other)
     assert not (unfinished / "upsampler").exists() and not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="--init_from must be a model of --system glide, got a UpsamplingPipeline"):
@@ -221,12 +223,14 @@ def test_settings_of_a_later_stage_are_refused_before_the_first_trains(image_fol
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_shows_both_stages_before_there_is_a_base(image_folder, tmp_path, capsys):
+def test_a_dry_run_shows_both_stages_before_there_is_a_base(cascade, image_folder, tmp_path, capsys):
     run(image_folder, tmp_path / "out", "--dry_run")
     told = capsys.readouterr().out
     assert "images of 8x8" in told and "images of 16x16" in told
     assert "tokenizer, text_encoder, unet, scheduler, image_noising_scheduler, " in told
     assert not (tmp_path / "out").exists()
+    run(image_folder, cascade, "--dry_run", "--overwrite_output_dir", "--resolution", "16")
+    assert "images of 32x32" in capsys.readouterr().out, "of a base that would be another"
 
 
 def test_both_stages_train_on_captioned_digits_that_the_base_can_draw(tmp_path):
