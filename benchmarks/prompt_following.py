@@ -1,9 +1,11 @@
 """How well captions are followed after so many minutes of training, and what guidance does to that.
 
     python benchmarks/prompt_following.py --size quick|normal|full [--minutes 5 15 60] [any flags of train.py]
+    python benchmarks/prompt_following.py --models pixels latents --resolution 32
 
-GLIDE on captioned digits, with the settings of its preset. A short pilot measures the speed; then a run of its own is
-trained for each time, because the learning rate falls over the length of a run. A picture is drawn for each held-out
+GLIDE on captioned digits, with the settings of its preset, and with --models latent diffusion too. A short pilot
+measures the speed; then a run of its own is trained for each time, because the learning rate falls over the length of
+a run. All runs on latents share an autoencoder, whose time is told beside theirs. A picture is drawn for each held-out
 caption, and a program reads it: evaluate.py says how. The longest run is drawn at several guidance scales. The same
 command goes on where it was interrupted, also in the middle of a training.
 """
@@ -11,7 +13,9 @@ command goes on where it was interrupted, also in the middle of a training.
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import measuring
@@ -23,21 +27,24 @@ PILOT_STEPS, GUIDANCE = 100, 3.0
 GOAL, GOAL_MINUTES = 0.95, 8  # of unseen combinations, after at most this time
 SAMPLER = "--scheduler dpm-sde --num_inference_steps 20".split()
 GROUPS = ("unseen", "seen")  # combinations of digit and colour
+MODELS = {"pixels": "--system glide --stage base", "latents": "--system stable-diffusion --stage unet"}
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Size of the benchmark: times of training, pictures of each model, guidance scales, runs for each time."""
+    """Size of the benchmark: times of training, pictures of each model, guidance scales, runs for each time, and steps
+    of an autoencoder, by default those of its preset."""
 
     minutes: tuple[float, ...]
     images: int
     scales: tuple[float, ...]
     seeds: int = 1
+    autoencoder_steps: int | None = None
 
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 EXTENTS = {
-    "quick": Extent((0.5, 1), 200, (1.0, 3.0)),
+    "quick": Extent((0.5, 1), 200, (1.0, 3.0), autoencoder_steps=200),
     "normal": Extent((5, 15, 60), 2000, SCALES),  # all held-out captions, of which half are of unseen combinations
     "full": Extent((5, 15, 60), 2000, SCALES, seeds=3),
 }
@@ -45,6 +52,7 @@ EXTENTS = {
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measuring.make_parser(__doc__, "prompt_following")
+    parser.add_argument("--models", nargs="+", choices=[*MODELS], default=["pixels"], help="What is diffused.")
     parser.add_argument("--minutes", type=float, nargs="+", help="Times of training.")
     parser.add_argument("--images", type=int, help="Pictures to judge of each model and scale.")
     options, flags = parser.parse_known_args(arguments)
@@ -52,13 +60,19 @@ def main(arguments: list[str] | None = None) -> None:
     extent = EXTENTS[options.size]
     times, images = sorted(options.minutes or extent.minutes), options.images or extent.images
     work, rows = options.output.parent / options.benchmark, []
-    for seed in range(extent.seeds):
-        pilot = train(work / f"pilot-{seed}", PILOT_STEPS, seed, flags)
+    for model, seed in product(options.models, range(extent.seeds)):
+        fixed, before = [*MODELS[model].split(), "--seed", seed], None
+        if model == "latents":
+            autoencoder = work / f"autoencoder-{seed}" / "autoencoder"
+            before = train_autoencoder(autoencoder, extent.autoencoder_steps, seed)["training_seconds"]
+            fixed += ["--vae", autoencoder]
+        pilot = train(work / f"{model}-pilot-{seed}", PILOT_STEPS, fixed, flags)
         for minutes in times:
-            folder = work / f"{minutes:g}-minutes-{seed}"
+            folder = work / f"{model}-{minutes:g}-minutes-{seed}"
             steps = max(2, round(60 * minutes * PILOT_STEPS / pilot["training_seconds"]))
-            trained = train(folder, steps, seed, flags)
-            about = {"minutes": minutes, "seed": seed, "seconds": trained["training_seconds"], "steps": steps}
+            trained = train(folder, steps, fixed, flags)
+            about = {"model": model, "minutes": minutes, "seed": seed, "seconds": trained["training_seconds"]}
+            about |= {"steps": steps, "autoencoder_seconds": before}
             for scale in extent.scales if minutes == times[-1] else [GUIDANCE]:
                 rows.append(about | {"guidance": scale} | measure(folder, scale, images))
     print()
@@ -69,10 +83,18 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nwritten to {options.output} and {options.output.with_suffix('.png')}")
 
 
-def train(folder: Path, steps: int, seed: int, flags: list[str]) -> dict:
+def train(folder: Path, steps: int, fixed: Sequence[object], flags: Sequence[str]) -> dict:
     """The summary of a run, which train.py begins, goes on with, or finds finished."""
-    fixed = ["--system", "glide", "--stage", "base", "--seed", seed, "--max_train_steps", steps, "--preview_steps", 0]
-    command(SCRIPTS / "train.py", *fixed, "--output_dir", folder, *flags)
+    more = ["--max_train_steps", steps, "--preview_steps", 0, "--output_dir", folder]
+    command(SCRIPTS / "train.py", *fixed, *more, *flags)
+    return json.loads((folder / "training_summary.json").read_text())
+
+
+def train_autoencoder(folder: Path, steps: int | None, seed: int) -> dict:
+    """As `train`, in that folder of a run."""
+    more = [] if steps is None else ["--max_train_steps", steps]
+    fixed = ["--system", "stable-diffusion", "--stage", "autoencoder", "--seed", seed, "--preview_steps", 0]
+    command(SCRIPTS / "train.py", *fixed, *more, "--output_dir", folder.parent)
     return json.loads((folder / "training_summary.json").read_text())
 
 
@@ -96,7 +118,9 @@ def measure(folder: Path, scale: float, images: int) -> dict:
 
 def line(row: dict) -> dict[str, str]:
     """A row as a line of the table."""
-    cells = {"minutes": f"{row['minutes']:g}", "steps": f"{row['steps']:,}", "guidance": f"{row['guidance']:g}"}
+    before = row["autoencoder_seconds"]
+    cells = {"model": row["model"], "minutes": f"{row['minutes']:g}" + (f" + {before / 60:.1f}" if before else "")}
+    cells |= {"steps": f"{row['steps']:,}", "guidance": f"{row['guidance']:g}"}
     for group in GROUPS:
         entry = row[group]
         ends = f"[{100 * entry['interval_low']:.1f}..{100 * entry['interval_high']:.1f}]"
@@ -108,8 +132,9 @@ def line(row: dict) -> dict[str, str]:
 
 
 def verdict(rows: list[dict]) -> str:
-    """Whether the goal was met, by the lower seed of the longest time within it."""
-    within = [row for row in rows if row["minutes"] <= GOAL_MINUTES and row["guidance"] == GUIDANCE]
+    """Whether the goal of pixels was met, by the lower seed of the longest time within it."""
+    pixels = [row for row in rows if row["model"] == "pixels" and row["guidance"] == GUIDANCE]
+    within = [row for row in pixels if row["minutes"] <= GOAL_MINUTES]
     goal = f"goal: {100 * GOAL:g} % of unseen combinations after at most {GOAL_MINUTES} minutes"
     if not within:
         return f"{goal}: not measured"
@@ -119,7 +144,8 @@ def verdict(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], file: Path) -> None:
-    """Accuracy against minutes and against guidance, and Fréchet distance against guidance, a line for each seed."""
+    """Accuracy against minutes and against guidance, and Fréchet distance against guidance, a line for each seed and
+    model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -127,9 +153,14 @@ def plot(rows: list[dict], file: Path) -> None:
     longest = max(row["minutes"] for row in rows)
     curve = [row for row in rows if row["guidance"] == GUIDANCE]
     sweep = [row for row in rows if row["minutes"] == longest]
-    draw(by_time, curve, "minutes", GROUPS)
-    draw(by_scale, sweep, "guidance", GROUPS)
-    draw(distances, sweep, "guidance", ["frechet"])
+    for panel, shown, along, names in (
+        (by_time, curve, "minutes", GROUPS),
+        (by_scale, sweep, "guidance", GROUPS),
+        (distances, sweep, "guidance", ["frechet"]),
+    ):
+        for model, line in zip(MODELS, ("-", "-."), strict=True):
+            if mine := [row for row in shown if row["model"] == model]:
+                draw(panel, mine, along, names, f"{model}, ", f"o{line}")
     by_time.set(xlabel="minutes of training", ylabel="pictures as asked for", xscale="log", ylim=(0, 1))
     by_scale.set(xlabel=f"guidance scale, after {longest:g} minutes", ylim=(0, 1))
     distances.set(xlabel=f"guidance scale, after {longest:g} minutes", ylabel="Fréchet distance", yscale="log")
@@ -137,15 +168,15 @@ def plot(rows: list[dict], file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
-def draw(panel, rows: list[dict], along: str, names) -> None:
+def draw(panel, rows: list[dict], along: str, names, what: str, form: str) -> None:
     """A line for each figure and seed, with 95 % intervals, and what real pictures and chance get."""
     panel.grid(alpha=0.3)
     for number, name in enumerate(names):
         for seed in sorted({row["seed"] for row in rows}):
             mine = sorted((row for row in rows if row["seed"] == seed), key=lambda row: row[along])
             places, values = [row[along] for row in mine], [row[name]["value"] for row in mine]
-            label = f"{name} combinations" if seed == 0 else None
-            panel.plot(places, values, "o-", color=f"C{number}", label=label, markersize=3)
+            label = f"{what}{name} combinations" if seed == 0 else None
+            panel.plot(places, values, form, color=f"C{number}", label=label, markersize=3)
             if mine[0][name]["interval_low"] is not None:
                 ends = [[row[name][end] for row in mine] for end in ("interval_low", "interval_high")]
                 panel.fill_between(places, *ends, color=f"C{number}", alpha=0.2)

@@ -23,6 +23,7 @@ STOCK_PIPELINES = {
     "UpsamplingPipeline": "IFSuperResolutionPipeline",
     "InpaintingPipeline": "IFInpaintingPipeline",
     "LatentTextToImagePipeline": "StableDiffusionPipeline",
+    "LatentInpaintingPipeline": "StableDiffusionInpaintPipeline",
 }
 
 

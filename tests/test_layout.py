@@ -26,10 +26,11 @@ ALLOWED = {
     "judges": BELOW_JUDGEMENT,
     "evaluation": BELOW_JUDGEMENT | {"judges"},
     "hub": BELOW_JUDGEMENT | {"evaluation"},
-    "systems": BELOW_JUDGEMENT | {"evaluation", "hub"},
-    "outputs": {"evaluation", "hub", "pipelines", "systems"},
-    "training": BELOW_JUDGEMENT | {"evaluation", "hub", "systems", "outputs"},
-    "cli": BELOW_JUDGEMENT | {"evaluation", "hub", "systems", "outputs", "training"},
+    "settings": {"data", "diffusion", "models", "pipelines", "evaluation"},
+    "systems": BELOW_JUDGEMENT | {"evaluation", "hub", "settings"},
+    "outputs": {"evaluation", "hub", "pipelines", "settings"},
+    "training": BELOW_JUDGEMENT | {"evaluation", "hub", "settings", "systems", "outputs"},
+    "cli": BELOW_JUDGEMENT | {"evaluation", "hub", "settings", "systems", "outputs", "training"},
     "__init__": {"diffusion", "models", "pipelines", "hub"},
 }
 

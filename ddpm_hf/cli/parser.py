@@ -15,8 +15,8 @@ from transformers import HfArgumentParser
 from ..data.transforms import parse_resolution
 from ..hub.folder import RECORDED
 from ..models.presets import PRESETS
-from ..systems.checks import check
-from ..systems.config import ARGUMENT_GROUPS, Config
+from ..settings.checks import check
+from ..settings.config import ARGUMENT_GROUPS, Config
 
 # Flags of diffusers' train_unconditional.py that have no counterpart here -> what to do instead.
 RETIRED_FLAGS = {

@@ -21,7 +21,7 @@ from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
-from ..systems.arguments import MachineArguments
+from ..settings.arguments import MachineArguments
 from ..training.interruption import Interruption, exit_status
 from .parser import OneLineParser, one_line_errors
 
@@ -159,7 +159,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
     pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:
-        scale = TEXT_GUIDANCE if told_prompts(pipeline) else 1.0
+        scale = TEXT_GUIDANCE if pipeline.is_told_captions else 1.0
     steps = arguments.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     for stage in pipeline.stages:
         if arguments.fast:
@@ -205,11 +205,6 @@ def given_for(pipeline: DDPMPipeline, arguments: SampleArguments, steps: int) ->
     return given
 
 
-def told_prompts(pipeline: DDPMPipeline) -> bool:
-    """Whether the model is told captions."""
-    return any(condition.name == "prompt" for condition in pipeline.conditions)
-
-
 def asked_for(pipeline: DDPMPipeline, arguments: SampleArguments, guidance_scale: float) -> dict[str, list]:
     """What the network is told, as arguments of the pipeline call with words to cycle through."""
     asked = {}
@@ -218,13 +213,14 @@ def asked_for(pipeline: DDPMPipeline, arguments: SampleArguments, guidance_scale
         names = (pipeline.id2label or {}).values()
         # Names take precedence, because a class may be called "3".
         asked["class_labels"] = [int(word) if word.isdecimal() and word not in names else word for word in words]
+    for name in ("prompt", "prompts"):
+        if getattr(arguments, name) is not None and not pipeline.is_told_captions:
+            raise ValueError(f"--{name} must be left out for a model that is not told captions")
     if arguments.prompts is not None:
-        if not told_prompts(pipeline):
-            raise ValueError("--prompts must be left out for a model that is not told captions")
         asked["prompt"] = read_prompts(arguments.prompts)
     elif arguments.prompt is not None:
         asked["prompt"] = [arguments.prompt]
-    if not asked and guidance_scale != 0 and not told_prompts(pipeline):
+    if not asked and guidance_scale != 0 and not pipeline.is_told_captions:
         asked = {condition.name: condition.usual() for condition in pipeline.conditions}
     # A negative prompt is one for all.
     negative = {} if arguments.negative_prompt is None else {"negative_prompt": arguments.negative_prompt}

@@ -1,6 +1,6 @@
 """x_0 is the latent of a picture: Rombach et al. 2022 (arXiv 2112.10752), with diffusers' `AutoencoderKL`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
+from torch.nn.functional import interpolate
 
 from ..kept import KeptArray
 from ..pixels import normalize, to_images
@@ -78,14 +79,13 @@ class LatentCodec(PixelCodec):
 
     def _posteriors(self, numbers: range) -> torch.Tensor:
         pictures = torch.from_numpy(self.kept.pictures(np.array(numbers)))
-        return torch.stack(self.posterior(pictures), dim=1)
+        return torch.stack(self.posterior(normalize(pictures)), dim=1)
 
     @torch.no_grad()
-    def posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of q(z | picture), float32 (B, *shape) each, of uint8 pictures."""
-        pictures = normalize(images).to(self._device, self.vae.dtype)
-        posterior = self.vae.encode(pictures).latent_dist
-        return tuple(each.float().to(images.device) for each in (posterior.mean, posterior.std))
+    def posterior(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of q(z | picture), float32 (B, *shape) each, of pictures in [-1, 1]."""
+        posterior = self.vae.encode(pictures.to(self._device, self.vae.dtype)).latent_dist
+        return tuple(each.float().to(pictures.device) for each in (posterior.mean, posterior.std))
 
     def encode(self, batch: Mapping[str, torch.Tensor], generator: Generators = None) -> torch.Tensor:
         """x_0, float32 (B, *shape), of a batch with uint8 "images".
@@ -95,13 +95,40 @@ class LatentCodec(PixelCodec):
         from "latents", float16 (B, 2, *shape), if the batch has them.
         """
         kept = batch.get("latents")
-        mean, std = self.posterior(batch["images"]) if kept is None else kept.float().unbind(dim=1)
+        mean, std = self.posterior(normalize(batch["images"])) if kept is None else kept.float().unbind(dim=1)
+        return self._drawn(mean, std, generator, "latent", batch.get("positions"))
+
+    def beside(
+        self,
+        pictures: torch.Tensor,
+        hole: torch.Tensor,
+        positions: Sequence[int] | None = None,
+        generator: Generators = None,
+    ) -> torch.Tensor:
+        """What networks for inpainting are told, as stock `StableDiffusionInpaintPipeline` makes it.
+
+        Args:
+            pictures: in [-1, 1], (B or 1, C, H, W).
+            hole: what is drawn of them, bool (B or 1, 1, H, W).
+            positions, generator: as for `encode`.
+
+        Returns:
+            The hole, 0 or 1, and a latent of the pictures that are grey in it, float32 (B or 1, 1 + c, h, w).
+        """
+        mean, std = self.posterior(torch.where(hole, 0.0, pictures))
+        latents = self._drawn(mean, std, generator, "known latent", positions)
+        mask = interpolate(hole.float(), self.shape[1:])
+        return torch.cat([mask.expand(len(latents), -1, -1, -1), latents], dim=1)
+
+    def _drawn(
+        self, mean: torch.Tensor, std: torch.Tensor, generator: Generators, name: str, positions: Sequence[int] | None
+    ) -> torch.Tensor:
         if isinstance(generator, list) and len(mean) == 1:
             mean, std = mean.expand(len(generator), -1, -1, -1), std.expand(len(generator), -1, -1, -1)
         if generator is not None:
             noise = randn_tensor(std.shape, generator, std.device)
         else:
-            noise = noise_at((self.seed, "latent"), batch["positions"], std) if "positions" in batch else 0
+            noise = 0 if positions is None else noise_at((self.seed, name), positions, std)
         return self.vae.config.scaling_factor * (mean + std * noise)
 
     @torch.no_grad()

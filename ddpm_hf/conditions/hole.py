@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ..pixels import normalize
 from ..seeds import derive_seed
 from .condition import Condition, Told
 
@@ -98,6 +99,35 @@ class Hole(_Given):
             pen.line(corners, fill=1, width=max(1, round(random.uniform(0.05, 0.3) * min(size))), joint="curve")
             pen.point(corners, fill=1)
         return mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoleBeside(Hole):
+    """As `Hole`, told to the network beside x_t as `known`, float32 (B, 1 + c, h, w), with the rest of the picture.
+
+    Attributes:
+        codec: makes this of both, in every step, as `LatentCodec.beside`.
+    """
+
+    codec: Any
+
+    def of_rows(self, batch: Mapping[str, Any]) -> Told:
+        """A random hole for each image; without `positions` the whole image."""
+        hole = super().of_rows(batch)["hole"]
+        return {"known": self.codec.beside(normalize(batch["images"]), hole, batch.get("positions"))}
+
+    def of_words(self, words: Sequence[Image.Image], device: torch.device) -> Told:
+        """Nothing but the shape: pipelines tell it with the picture."""
+        channels, *size = self.codec.shape
+        return {"known": torch.zeros(len(words), 1 + channels, *size, device=device)}
+
+    def describe(self) -> str:
+        """Where the known part comes from."""
+        return "random holes; the picture around them is encoded in each step"
+
+    def prepare(self, device: torch.device) -> None:
+        """Bring the codec there."""
+        self.codec.prepare(device)
 
 
 def pictures(images: torch.Tensor) -> list[Image.Image]:

@@ -25,6 +25,11 @@ def as_it_is(caption: str) -> str:
     return caption
 
 
+def _captions(batch: Mapping[str, Any]) -> list[str]:
+    """Of each row; the empty one if the data have none."""
+    return [str(caption) for caption in batch.get("captions", [""] * len(batch["images"]))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Condition):
     """A caption, told as `input_ids` and `attention_mask`, int64 (B, length) each; "" when it is hidden.
@@ -51,7 +56,7 @@ class Prompt(Condition):
 
     def of_rows(self, batch: Mapping[str, Any]) -> Told:
         """The tokens of the batch's captions."""
-        return self.of_words(list(batch["captions"]), batch["images"].device)
+        return self.of_words(_captions(batch), batch["images"].device)
 
     def of_words(self, words: Sequence[str], device: torch.device) -> Told:
         """The tokens of these captions."""
@@ -79,7 +84,7 @@ class Prompt(Condition):
 
     def words_of(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         """The captions of the rows."""
-        return (str(caption) for batch in batches for caption in batch["captions"])
+        return (caption for batch in batches for caption in _captions(batch))
 
     def cut(self, words: Iterable[str]) -> list[str]:
         """The captions of more tokens than are told."""
@@ -133,7 +138,7 @@ class FrozenPrompt(Prompt):
 
     def of_rows(self, batch: Mapping[str, Any]) -> Told:
         """The states of the batch's captions."""
-        return self._told(list(batch["captions"]), batch["images"].device)
+        return self._told(_captions(batch), batch["images"].device)
 
     def null(self, told: Told) -> Told:
         """The states of the empty caption."""

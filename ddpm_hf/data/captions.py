@@ -28,6 +28,9 @@ class CaptionColumn:
 
     name: str
 
+    def __str__(self) -> str:
+        return f"captions in the column {self.name!r}"
+
     def read(self, cell: str | list[str | None] | None) -> str:
         """The captions of a cell, one per line, their white space collapsed; "" if there are none."""
         captions = cell if isinstance(cell, list) else [cell]
@@ -46,6 +49,9 @@ class LabelCaptions:
     labels: ClassColumn
     template: str
 
+    def __str__(self) -> str:
+        return f"captions {self.template!r} of their names"
+
     @property
     def name(self) -> str:
         """The name of the class column."""
@@ -57,18 +63,23 @@ class LabelCaptions:
         return " ".join(caption.split())
 
 
+def text_columns(features: "datasets.Features", image_column: str) -> list[str]:
+    """All columns of text but that of images, which may hold file names."""
+    return [name for name, feature in features.items() if _holds_text(feature) and name != image_column]
+
+
 def find_caption_column(features: "datasets.Features", image_column: str, wanted: str | None) -> CaptionColumn:
     """The caption column: the user's, else the first that holds text and has a usual name, else the only one of text.
 
     Args:
         features: column name -> type.
-        image_column: no candidate, though it may hold file names.
+        image_column: no candidate.
         wanted: the user's column, or None.
 
     Raises:
         ValueError: there is no such column, none or several to choose from, or it holds no text.
     """
-    found = [name for name, feature in features.items() if _holds_text(feature) and name != image_column]
+    found = text_columns(features, image_column)
     if wanted is not None:
         if existing("caption_column", wanted, features) not in found:
             raise ValueError(

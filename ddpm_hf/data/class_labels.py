@@ -41,6 +41,14 @@ class ClassColumn:
         return self._ids[cell]
 
 
+def class_columns(features: "datasets.Features") -> list[str]:
+    """The one called `label`, else every ClassLabel."""
+    import datasets
+
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return ["label"] if "label" in features else found
+
+
 def find_class_column(
     features: "datasets.Features", rows: "datasets.Dataset | datasets.IterableDataset", wanted: str | None
 ) -> ClassColumn:
@@ -57,8 +65,7 @@ def find_class_column(
     import datasets
 
     if wanted is None:
-        found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        found = ["label"] if "label" in features else found
+        found = class_columns(features)
         if len(found) != 1:
             several = f"several columns have classes: {', '.join(found)}"
             problem = several if found else "no column is called label or has classes"

@@ -94,7 +94,7 @@ class TrainingImages(ABC):
     def caption_cells(self) -> Iterator[tuple[int, str]]:
         """Data set row and captions, as `CaptionColumn` reads them, of each training image with or without captions.
 
-        Of a stream, only the first `shuffle_buffer` training images, in file order.
+        None if the data have no captions. Of a stream, only the first `shuffle_buffer` training images, in file order.
         """
 
     def captions(self) -> Iterator[str]:
@@ -104,7 +104,7 @@ class TrainingImages(ABC):
 
     def some_captions(self, most: int) -> list[str]:
         """The first caption of each of `some_rows` that has one; if none has, the first of `captions`."""
-        cells = [row.extra[CAPTIONS] for row in self.some_rows(most)]
+        cells = [row.extra.get(CAPTIONS) for row in self.some_rows(most)]
         return [captions_of(cell)[0] for cell in cells if cell] or list(islice(self.captions(), most))
 
     def uncaptioned(self, most: int = 3) -> tuple[int, list[str]]:
@@ -194,7 +194,7 @@ class StoredImages(TrainingImages):
         return images
 
     def caption_cells(self) -> Iterator[tuple[int, str]]:
-        for start in range(0, self.count, ROWS_AT_ONCE):
+        for start in range(0, self.count if CAPTIONS in self.store.extra else 0, ROWS_AT_ONCE):
             indices = self.indices[start : start + ROWS_AT_ONCE]
             cells = self.store.extra[CAPTIONS][indices]
             yield from zip(self.store.rows[indices].tolist(), cells.tolist(), strict=True)

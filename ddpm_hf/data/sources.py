@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .captioned_digits import CAPTIONS as LEVELS
 from .captioned_digits import DATA_SET, DIGITS, SIDE, captioned_digits, level_for
-from .captions import CAPTIONS, CaptionColumn, LabelCaptions, find_caption_column
-from .class_labels import CLASS_LABELS, find_class_column
+from .captions import CAPTIONS, CaptionColumn, LabelCaptions, find_caption_column, text_columns
+from .class_labels import CLASS_LABELS, class_columns, find_class_column
 from .columns import Column, find_image_column
 from .order import spread
 from .splits import ROWS_AT_ONCE, Split, in_one_line, load_local, load_splits
@@ -62,8 +62,9 @@ class ImageData:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Class names by id; None without class labels."""
-        return self.columns[CLASS_LABELS].names if CLASS_LABELS in self.columns else None
+        """Class names by id; None without class labels or captions made of them."""
+        column = self.columns.get(CLASS_LABELS) or getattr(self.columns.get(CAPTIONS), "labels", None)
+        return None if column is None else column.names
 
     def batches(self, start: int = 0, batch_size: int = ROWS_AT_ONCE) -> Iterator[list[RawRow]]:
         """Rows from `start` on in data set order, in lists of up to `batch_size`; the same in every DataLoader worker.
@@ -126,7 +127,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     class_conditional: bool = False,
-    captioned: bool = False,
+    captioned: bool | Literal["if any"] = False,
     caption_column: str | None = None,
     init_caption_from_labels: str | None = None,
     size: tuple[int, int] | None = None,
@@ -145,10 +146,12 @@ def load_images(
         dataset_split: the split to train on, or a slice such as `train[:10%]`; by default "train" or the only one.
         image_column: found by its type by default.
         label_column: the class column, read only if given or if `class_conditional` is set.
-        captioned: read captions.
+        captioned: read captions; "if any": where no column holds text, the names of classes are captions, and without
+            classes there are none.
         caption_column: of strings or lists of strings; by default found by its type and the usual names. Read only if
             `captioned` is set, like the following.
-        init_caption_from_labels: a caption in which {} is replaced by the name of the class, from `label_column`.
+        init_caption_from_labels: a caption in which {} is replaced by the name of the class, from `label_column`; if
+            `captioned` is "if any", "" for no captions.
         size: (height, width) that the images are for: captioned digits of less than 32 pixels all have one size and
             place.
         streaming: read rows on the fly instead of downloading and indexing all of them.
@@ -182,11 +185,14 @@ def load_images(
         splits = load_local(path, read_texts=read_texts, streaming=streaming, cache_dir=cache_dir)
     split, used_splits = _choose_split(splits, dataset_split, name)
     data = _describe_rows(name, split, image_column, base_dir)
-    columns = {}
-    if class_conditional or (label_column is not None and init_caption_from_labels is None):
-        columns[CLASS_LABELS] = find_class_column(data.features, data.rows, label_column)
+    captions, columns = None, {}
     if captioned:
-        columns[CAPTIONS] = _caption_column(data, caption_column, init_caption_from_labels, label_column)
+        may_lack = captioned == "if any"
+        captions = _caption_column(data, caption_column, init_caption_from_labels, label_column, may_lack)
+    if class_conditional or (label_column is not None and not isinstance(captions, LabelCaptions)):
+        columns[CLASS_LABELS] = find_class_column(data.features, data.rows, label_column)
+    if captions is not None:
+        columns[CAPTIONS] = captions
     data = replace(data, columns=columns)
     own = next((word for word in EVALUATION_SPLITS if word in splits and word not in used_splits), None)
     if own is None:
@@ -203,8 +209,12 @@ def _captioned_digits(level: str, cache_dir: str | None) -> Path:
 
 
 def _caption_column(
-    data: ImageData, wanted: str | None, template: str | None, label_column: str | None
-) -> CaptionColumn | LabelCaptions:
+    data: ImageData, wanted: str | None, template: str | None, label_column: str | None, may_lack: bool
+) -> CaptionColumn | LabelCaptions | None:
+    if may_lack and (template, wanted) == (None, None) and not text_columns(data.features, data.image_column):
+        template = "{}" if label_column is not None or class_columns(data.features) else ""
+    if may_lack and template == "":
+        return None
     if template is None:
         return find_caption_column(data.features, data.image_column, wanted)
     if wanted is not None:

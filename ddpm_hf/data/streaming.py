@@ -84,7 +84,8 @@ class StreamedImages(TrainingImages):
         return stack_batch([image._replace(pixels=image.pixels[:, :height, :width]) for image in images])
 
     def caption_cells(self) -> Iterator[tuple[int, str]]:
-        return ((row.index, row.extra[CAPTIONS]) for row in islice(self._training_rows(0), self.shuffle_buffer))
+        count = self.shuffle_buffer if CAPTIONS in self.source.columns else 0
+        return ((row.index, row.extra[CAPTIONS]) for row in islice(self._training_rows(0), count))
 
     def batches(self, slices: Iterable[range]) -> Iterator[dict[str, torch.Tensor]]:
         blocks, block = None, None

@@ -1,5 +1,7 @@
 """Open a data set for training: hold images out of it and serve the others by position."""
 
+from typing import Literal
+
 from .captions import CAPTIONS
 from .examples import StoredImages, TrainingImages
 from .holdout import choose_holdout
@@ -14,7 +16,7 @@ def open_training_images(
     *,
     class_conditional: bool,
     label_column: str | None,
-    captioned: bool = False,
+    captioned: bool | Literal["if any"] = False,
     init_caption_from_labels: str | None = None,
     resolution: str,
     channels: int | None,
@@ -31,7 +33,7 @@ def open_training_images(
 
     Args:
         seed: of the choice of held-out images, and of order, crops, flips and choice of captions.
-        label_column: read only if `class_conditional` or `init_caption_from_labels` is set.
+        label_column: read only if `class_conditional` is set, or for captions made of class names.
         **source: other arguments, such as `caption_column`, of `load_images`.
 
     Raises:
@@ -40,7 +42,7 @@ def open_training_images(
     size = parse_resolution(resolution)
     if not captioned:
         init_caption_from_labels = None
-    if not class_conditional and init_caption_from_labels is None:
+    if not class_conditional and init_caption_from_labels is None and captioned != "if any":
         label_column = None
     data = load_images(
         **source,
@@ -60,7 +62,7 @@ def open_training_images(
         decoding = {"random_crop": not center_crop, "skip_unreadable": skip_unreadable, "cache_dir": cache_dir}
         store = PixelStore.build(data, size, channels, **decoding)
         images = StoredImages(data, store, seed, holdout=choose_holdout(data, holdout, seed, store.hashes), **draws)
-    if captioned and next(images.captions(), None) is None:
+    if CAPTIONS in data.columns and next(images.captions(), None) is None:
         raise ValueError(
             f"`caption_column` must hold captions, but {data.columns[CAPTIONS].name!r} of {data.name} has none."
         )

@@ -76,7 +76,7 @@ class Evaluator:
             run=request.settings or None,
             split=request.split,
             labelled="class_labels" in told,
-            captioned="prompt" in told,
+            captioned=self.pipeline is not None and self.pipeline.is_told_captions,
             most=request.max_images,
             **{name: getattr(request, name, None) for name in SOURCE_SETTINGS},
         )

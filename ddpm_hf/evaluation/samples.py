@@ -48,8 +48,9 @@ def words_for(conditions: Sequence[Condition], images: ImageSet, count: int) -> 
 
 def captions_in(asked: Mapping[str, Sequence[Any]], flag: str) -> Sequence[str]:
     """The captions in what `words_for` returns; ValueError, with the flag that needs them, if there are none."""
-    if "prompt" not in asked:
-        raise ValueError(f"{flag} needs a text-to-image model, got one that is told {', '.join(asked) or 'nothing'}")
+    told = [name for name, words in asked.items() if name != "prompt" or any(words)]
+    if "prompt" not in told:
+        raise ValueError(f"{flag} needs a text-to-image model, got one that is told {', '.join(told) or 'nothing'}")
     return asked["prompt"]
 
 

@@ -68,7 +68,7 @@ def render_card(model: ModelFolder, repo_id: str | None = None, license: str | N
     task, values_of = TASKS[model.index["_class_name"]]
     values = values_of(model)
     return ModelCard.from_template(
-        card_data(model, name, license, task, values.pop("tags")),
+        card_data(model, name, license, values.pop("task", task), values.pop("tags")),
         template_str=template(),
         name=name,
         place=repo_id or ".",

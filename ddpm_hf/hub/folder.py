@@ -184,8 +184,8 @@ class ModelFolder:
     @property
     def draws_on_data(self) -> bool:
         """Whether its samples show images of the data, in part, enlarged or reconstructed, which are not published."""
-        kinds = ("IFInpaintingPipeline", "IFSuperResolutionPipeline", "ReconstructionPipeline")
-        return self.index["_class_name"] in kinds
+        kinds = ("IFInpaintingPipeline", "StableDiffusionInpaintPipeline", "IFSuperResolutionPipeline")
+        return self.index["_class_name"] in (*kinds, "ReconstructionPipeline")
 
     def _stage(self, name: str) -> "ModelFolder | None":
         folder = self.path / name

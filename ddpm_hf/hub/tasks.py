@@ -1,5 +1,7 @@
 """What a card says of each kind of pipeline; its sentences are in `model_card.md`, under the name of the class."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..models.autoencoder import factor_of
@@ -47,7 +49,7 @@ def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
         # Stock `DDPMPipeline` assumes 1000.
         "call": f"num_inference_steps={model.timesteps}" if model.timesteps != 1000 else "",
         "own_call": several,
-        "classes": ", ".join(names[:100]) + ", …" * (len(names) > 100),
+        "classes": _listed(names),
         "guided": model.is_guided,
         "stock_samplers": [] if values["obstacles"] else ["DDPMScheduler", *fast_samplers(model)],
     }
@@ -55,6 +57,21 @@ def _ddpm_values(folder: ModelFolder) -> dict[str, Any]:
 
 def _network_and_process(folder: ModelFolder) -> DDPM:
     return DDPM(folder.index, folder.configs["unet"], folder.configs["scheduler"])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:100]) + ", …" * (len(names) > 100)
+
+
+def _example(folder: ModelFolder) -> str:
+    """A caption, of a class if captions were made of their names."""
+    names, template = folder.summary.get("class_names"), folder.settings.get("init_caption_from_labels")
+    return template.replace("{}", names[0]) if names and template else "a red apple"
+
+
+def _asked(caption: str, scale: float = 3.0) -> str:
+    """What an example asks for, in stock's pipeline and in ours, as Python source."""
+    return f"{json.dumps(caption, ensure_ascii=False)}, guidance_scale={scale}, "
 
 
 def _of_imagen(folder: ModelFolder) -> dict[str, Any]:
@@ -75,8 +92,7 @@ def _text_values(folder: ModelFolder) -> dict[str, Any]:
     upsampler = folder.upsampler and _network_and_process(folder.upsampler)
     return _common_values(model) | {
         **_of_imagen(folder),
-        # What an example asks for, in stock's pipeline and in ours.
-        "asked": '"a red apple", guidance_scale=3.0, ',
+        "asked": _asked(_example(folder)),
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
         "noise_level": _usual_noise(upsampler),
@@ -88,9 +104,14 @@ def _inpainting_values(folder: ModelFolder) -> dict[str, Any]:
     return _common_values(_network_and_process(folder)) | {
         "tags": ["glide", "inpainting", "diffusion-models", "ddpm_hf"],
         "fewer_steps": None,
-        "asked": '"a red apple", guidance_scale=3.0, ',
-        "has_base": (folder.path.resolve().parent / INDEX_FILE).is_file() and not folder.settings.get("init_from"),
+        "asked": _asked(_example(folder)),
+        "has_base": _has_base(folder),
     }
+
+
+def _has_base(folder: ModelFolder) -> bool:
+    """Whether it was fine-tuned from the model above it."""
+    return (folder.path.resolve().parent / INDEX_FILE).is_file() and not folder.settings.get("init_from")
 
 
 def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
@@ -109,15 +130,32 @@ def _latent_values(folder: ModelFolder) -> dict[str, Any]:
     height, width = (factor * side for side in model.size)
     if height % 8 or width % 8:
         values["obstacles"].append(f"It needs sides divisible by 8; these images are {width}x{height}.")
+    learned_none = "text_encoder" in folder.summary and folder.summary.get("caption_column") is None
+    template = folder.settings.get("init_caption_from_labels")
     return values | {
+        **({"task": "unconditional-image-generation"} if learned_none else {}),
+        "captioned": not learned_none,
+        "classes": _listed(folder.summary.get("class_names") or ()) if template else None,
+        "template": template,
         "tags": ["stable-diffusion", "latent-diffusion", "diffusion-models", "ddpm_hf"],
         "kind": _kind(vae["out_channels"]),
         "height": height,
         "width": width,
         "latent_height": model.size[0],
         "latent_width": model.size[1],
-        "asked": '"a red apple", guidance_scale=3.0, ',
+        "asked": _asked("", scale=1.0) if learned_none else _asked(_example(folder)),
+        "inpaints": folder.inpainting is not None and not values["obstacles"],
         "tokens": folder.configs["tokenizer"]["model_max_length"],
+    }
+
+
+def _latent_inpainting_values(folder: ModelFolder) -> dict[str, Any]:
+    values = _latent_values(folder)
+    return values | {
+        "task": TASKS[folder.index["_class_name"]][0],
+        "tags": [*values["tags"], "inpainting"],
+        "fewer_steps": None,
+        "has_base": _has_base(folder),
     }
 
 
@@ -144,5 +182,6 @@ TASKS = {
     "IFSuperResolutionPipeline": ("image-to-image", _upsampler_values),
     "IFInpaintingPipeline": ("image-to-image", _inpainting_values),
     "StableDiffusionPipeline": ("text-to-image", _latent_values),
+    "StableDiffusionInpaintPipeline": ("image-to-image", _latent_inpainting_values),
     "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
 }

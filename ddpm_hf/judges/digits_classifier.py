@@ -14,7 +14,7 @@ from ..data.store import PixelStore
 from ..files import replacing
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pixels import normalize
-from ..seeds import derive_seed, generator_for
+from ..seeds import generator_for, seeded
 
 _EPOCHS, _BATCH, _PEAK_RATE = 4, 50, 3e-3
 # Increase it when the same images would give different weights.
@@ -108,8 +108,7 @@ def train_classifier(
         loss: (network, images, labels of a batch) -> loss; the cross entropy by default.
     """
     loss = loss or (lambda network, images, labels: F.cross_entropy(network(images), labels))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("digits classifier"))
+    with seeded("digits classifier"):
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.reset_parameters()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class PromptJudge:
     The ground is the colour of the palette to which most pixels are nearest. The ink is the colour whose mixtures with
     the ground explain all pixels best; its shares say how far ink covers each pixel. Size and place are those of the
     bounding box of what is more than half covered, and a classifier reads the digit in that box. It learned from
-    digits that neither training nor test pictures show.
+    digits that neither training nor test pictures show, when it is first asked.
 
     Args:
         level: of `captioned_digits`.
@@ -57,7 +58,16 @@ class PromptJudge:
         self.level = level
         self.attributes = attributes_of(level)
         self._known_ceilings = {}
-        self.network, self.fingerprint = cached_classifier(f"prompt-judge-{_VERSION}", _train, cache_dir)
+        self._cache_dir = cache_dir
+
+    @cached_property
+    def _classifier(self) -> tuple[DigitsClassifier, str]:
+        return cached_classifier(f"prompt-judge-{_VERSION}", _train, self._cache_dir)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the classifier: figures can be compared if it is the same."""
+        return self._classifier[1]
 
     def read(self, images: torch.Tensor) -> dict[str, np.ndarray]:
         """uint8 (n, 3, S, S) -> attribute -> int64 ids (n,); the digit is -1 where nothing stands out from the ground.
@@ -114,7 +124,7 @@ class PromptJudge:
             right, below = (middle > 0).long().unbind(1)
             read |= {"size": large.long(), "place": torch.where(cornered, 2 * below + right, 4)}
         shown = _windows(covered, middle, window[:, None, None] * torch.eye(2))
-        read["digit"] = torch.where(longer > 0, self.network(shown).argmax(1), -1)
+        read["digit"] = torch.where(longer > 0, self._classifier[0](shown).argmax(1), -1)
         return read
 
 

@@ -41,6 +41,7 @@ LATENT_PRESETS = {
             "train_batch_size": 32,
             "max_train_steps": 3000,
         },
+        inpainting={"learning_rate": 1e-3, "max_train_steps": 1000},
         autoencoder=VAE_DIGITS,
     ),
     # Three fifths of the width of Stable Diffusion's network, and attention at all of its levels.
@@ -68,6 +69,7 @@ LATENT_PRESETS = {
             "learning_rate": 1e-4,
             "max_train_steps": 100_000,
         },
+        inpainting={"max_train_steps": 20_000},
         autoencoder=VAE_F8,
     ),
 }

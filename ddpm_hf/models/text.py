@@ -31,8 +31,10 @@ _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _PADDING, _NEVER_SEEN = 0, slice(2, len(_SPECIAL) + len(_BYTES))
 # Where T5 keeps its bias for the token before and the one after, of 32 buckets of offsets.
 _BEFORE, _AFTER = 1, 17
-# Of `teach_wordings`: rows at most, rows a step, and tokens of padding that it sees.
-_ROWS, _ROWS_A_STEP, _PADDED = 10_000, 64, 10
+# Tokens from which on all words are equally far away.
+_FAR = 16
+# Of `teach_wordings`: rows at most, and rows a step.
+_ROWS, _ROWS_A_STEP = 10_000, 64
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int = 8192) -> PreTrainedTokenizerFast:
@@ -99,6 +101,11 @@ def is_learned(tokenizer: PreTrainedTokenizerFast) -> bool:
     return type(tokenizer) is PreTrainedTokenizerFast  # those of published encoders have classes of their own
 
 
+def knows_words(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether it is not one of `train_tokenizer` that was trained without any caption."""
+    return not is_learned(tokenizer) or len(tokenizer) > len(_SPECIAL) + len(_BYTES) + 1  # the mark of a word
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """A hash of all that turns text into tokens."""
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}  # set by calls
@@ -127,6 +134,7 @@ def small_text_encoder(tokens: int, width: int, layers: int) -> T5EncoderModel:
             num_layers=layers,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
+            relative_attention_max_distance=_FAR,
         )
     )
     nn.init.zeros_(encoder.shared.weight[_PADDING])
@@ -135,6 +143,23 @@ def small_text_encoder(tokens: int, width: int, layers: int) -> T5EncoderModel:
     with torch.no_grad():
         nearness[_BEFORE, 0] = nearness[_AFTER, 1] = 4.0  # e^4 = 55: most of a short caption's attention
     return encoder
+
+
+def caption_states(
+    encoder: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Tokens (B, length) -> the encoder's states, (B, length, width).
+
+    T5's padding attends to words alone, and knows no more of their places than how far away they are. Beyond its
+    longest distance padding is all the same, and is computed once: of a small encoder's 77 states of a short caption
+    this leaves 30. (On a GPU the host would have to wait for the longest caption, which costs more.)
+    """
+    length = input_ids.shape[1]
+    if isinstance(encoder, T5EncoderModel) and attention_mask is not None and attention_mask.is_cpu:
+        told = int(attention_mask.sum(1).max()) + encoder.config.relative_attention_max_distance
+        input_ids, attention_mask = input_ids[:, :told], attention_mask[:, :told]
+    states = encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+    return torch.cat([states, states[:, -1:].expand(-1, length - states.shape[1], -1)], dim=1)
 
 
 def teach_wordings(
@@ -163,7 +188,7 @@ def teach_wordings(
         return
     rows = [rows[k] for k in torch.randperm(len(rows), generator=generator)[:_ROWS].tolist()]
     longest = max(len(ids) for row in rows for ids in tokenizer(list(row)).input_ids)
-    length = min(longest + _PADDED, most)
+    length = min(longest + _FAR, most)
 
     def tokens(captions: list[str]) -> dict[str, torch.Tensor]:
         told = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

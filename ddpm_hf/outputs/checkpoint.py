@@ -38,15 +38,19 @@ def remove_partial_checkpoints(output_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def find_checkpoint(output_dir: Path, wanted: str) -> Path:
+def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` names: "latest", a folder, or the name of one in `output_dir`.
+
+    If it names none, the newest, or None if there is none.
 
     Raises:
         ValueError: if there is no such checkpoint, naming those that exist.
     """
     present = list_checkpoints(output_dir)
-    if wanted == "latest" and present:
+    if wanted in (None, "latest") and present:
         return present[-1]
+    if wanted is None:
+        return None
     for path in (Path(wanted), output_dir / wanted):
         if wanted != "latest" and (path / "progress.json").is_file():
             return path

@@ -20,7 +20,7 @@ from ..evaluation.plots import panels
 from ..files import remove, write_json, write_text
 from ..hub.card import is_generated
 from ..hub.folder import CARD_FILE, CONFIG_FILE, RECORDED, RUN_FILES, SUMMARY_FILE, written_components
-from ..systems.config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, Config
+from ..settings.config import HUB_FLAGS, NOT_PART_OF_THE_RESULT, Config
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
 # The folders that tensorboard (named after the project) and wandb create in `--logging_dir`.

@@ -16,7 +16,7 @@ from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import check_guidance, guided, guides_at
-from .inpainting import Given, Pictures, given_pixels
+from .inpainting import Given, Pictures, check_counts, given_pixels
 from .steps import check_starts_midway, takes_variance, with_thresholding, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -33,6 +33,8 @@ class Denoising:
     """What the network is told beside x_t and t."""
     id2label: Mapping[int, str] | None = None
     """Class number -> class name; None without names."""
+    is_told_captions = False
+    """Whether captions say what it draws."""
     keeps_given_clean = False
     """Whether the network was trained for inpainting: to see given pixels without noise."""
     noise_levels = 0
@@ -138,6 +140,7 @@ class Denoising:
         given = None
         if known is not None:
             given, x_t = self._given(known, x_t, scheduler, skipped, generator, mask_image is not None)
+            told, null = told | given.told, null | given.told
 
         # 4. x_t -> x_{t-1}, without dropout; training mode is restored
         network = self.network
@@ -293,9 +296,7 @@ class Denoising:
         has_mask: bool,
     ) -> tuple[Given, torch.Tensor]:
         """What stays as it is, and x_t after so many steps."""
-        for name, several in zip(("image", "mask_image"), known, strict=True):
-            if len(several) not in (1, len(noise)):
-                raise ValueError(f"`{name}` must be one per image, got {len(several)} for {len(noise)} images.")
+        check_counts(known, len(noise))
         x_0, hole = (each.to(noise.device) for each in known)
         given = Given(x_0=x_0, hole=hole, noise=noise, clean=self.keeps_given_clean)
         return given, given.start(scheduler, skipped)

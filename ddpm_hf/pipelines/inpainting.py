@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import SchedulerMixin
@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn.functional import adaptive_max_pool2d
 
 from ..codecs.pixels import PixelCodec
+from ..conditions.condition import Told
 from ..data.transforms import RESAMPLING, to_channels, to_pixels
 
 # One for all images, or one per image.
@@ -34,6 +35,8 @@ class Given:
     hole: torch.Tensor
     noise: torch.Tensor
     clean: bool
+    told: ClassVar[Told] = {}
+    """To the network beside x_t."""
 
     def start(self, scheduler: SchedulerMixin, calls: int = 0) -> torch.Tensor:
         """x_t where so many network calls are left out."""
@@ -84,6 +87,13 @@ def given_pixels(
     x_0 = codec.encode({"images": _pixels(image, channels)}, generator)
     # Where x_0 is smaller than the picture, all of it that white pixels are part of is drawn.
     return x_0, adaptive_max_pool2d(hole.float(), x_0.shape[2:]) > 0
+
+
+def check_counts(known: Sequence[torch.Tensor], count: int) -> None:
+    """Raises ValueError if the pictures or the holes are neither one for all nor one per image."""
+    for name, several in zip(("image", "mask_image"), known, strict=True):
+        if len(several) not in (1, count):
+            raise ValueError(f"`{name}` must be one per image, got {len(several)} for {count} images.")
 
 
 def shrunk(given: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:

@@ -76,28 +76,34 @@ class LatentTextToImagePipeline(TextDenoising, StableDiffusionPipeline):
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the pictures."""
         factor = factor_of(self.vae.config)
-        _, *size = super().image_shape
+        _, *size = self.codec.shape
         return self.vae.config.out_channels, *(factor * side for side in size)
 
     @property
     def codec(self) -> LatentCodec:
         """What x_0 is."""
-        return LatentCodec(super().image_shape, self.vae)
+        _, *size = super().image_shape
+        return LatentCodec((self.latent_channels, *size), self.vae)
+
+    @property
+    def latent_channels(self) -> int:
+        """Of x_t."""
+        return self.unet.config.in_channels
 
     @property
     def network(self) -> TextDenoiser:
         """The network as training and sampling call it."""
-        return TextDenoiser(self.unet, self.text_encoder, all_outputs=True)
+        return self.denoiser(self.unet, self.text_encoder, all_outputs=True)
 
     @property
     def outputs(self) -> int:
         """Channels that the network must have: of a learned variance stock's calls would guide the variance too."""
-        return self.unet.config.in_channels
+        return self.latent_channels
 
     def check_parts(self) -> None:
         """As `TextDenoising`, for the autoencoder too."""
         super().check_parts()
-        vae, expected = self.vae.config, self.unet.config.in_channels
+        vae, expected = self.vae.config, self.latent_channels
         if vae.latent_channels != expected:
             raise ValueError(
                 f"vae must have latents of {expected} channels, as the unet expects, got {vae.latent_channels}"

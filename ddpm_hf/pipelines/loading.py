@@ -20,6 +20,7 @@ PIPELINES = {
     "IFSuperResolutionPipeline": ("upsampling", "UpsamplingPipeline"),
     "IFInpaintingPipeline": ("text_to_image", "InpaintingPipeline"),
     "StableDiffusionPipeline": ("latent_text_to_image", "LatentTextToImagePipeline"),
+    "StableDiffusionInpaintPipeline": ("latent_inpainting", "LatentInpaintingPipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
 }
 # An index calls diffusers' own module of a safety checker by that name.
@@ -75,7 +76,7 @@ def for_inpainting(pipeline: DDPMPipeline, name: str) -> DDPMPipeline:
     Raises:
         ValueError: as `load_pipeline`.
     """
-    if not hasattr(pipeline, "upsampler"):  # no text-to-image pipeline
+    if [condition.name for condition in pipeline.conditions] != ["prompt"]:  # no text-to-image pipeline
         return pipeline
     folder = Path(name)
     if not folder.is_dir():
@@ -83,8 +84,9 @@ def for_inpainting(pipeline: DDPMPipeline, name: str) -> DDPMPipeline:
     if not (folder / INPAINTING_FOLDER / INDEX_FILE).is_file():
         return pipeline
     tuned = load_pipeline(str(folder / INPAINTING_FOLDER))
-    tuned.upsampler = pipeline.upsampler
-    tuned.check_parts()
+    if hasattr(pipeline, "upsampler"):
+        tuned.upsampler = pipeline.upsampler
+        tuned.check_parts()
     return tuned
 
 

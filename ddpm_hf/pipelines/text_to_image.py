@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..conditions.condition import Condition, Told
 from ..conditions.prompt import Prompt
 from ..diffusion.process import LEARNED_VARIANCES
-from ..models.text import CAPTION_LENGTH
+from ..models.text import CAPTION_LENGTH, caption_states, knows_words
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
 from .denoising import Denoising, check_output_type
@@ -65,7 +65,7 @@ class TextDenoiser(Denoiser):
 
     def encode(self, told: Told) -> Told:
         """Of tokens the states, padding included, (B, length, width); states as they are."""
-        return {"encoder_hidden_states": self.text_encoder(**told)[0]} if "input_ids" in told else told
+        return {"encoder_hidden_states": caption_states(self.text_encoder, **told)} if "input_ids" in told else told
 
     def forward(self, x_t: torch.Tensor, timesteps: torch.Tensor, **told: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, H, W) and timesteps, () or (B,), with tokens or states of captions -> (B, C or 2C, H, W)."""
@@ -90,6 +90,11 @@ class TextDenoising(Denoising):
     def conditions(self) -> Sequence[Condition]:
         """What the network is told beside x_t and t."""
         return [Prompt(tokenizer=self.tokenizer, **self.about_prompt)]
+
+    @property
+    def is_told_captions(self) -> bool:
+        """As in `Denoising`: not if its only caption was the empty one."""
+        return knows_words(self.tokenizer)
 
     @property
     def outputs(self) -> int:

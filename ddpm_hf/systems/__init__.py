@@ -1,1 +1,1 @@
-"""What a training run is made of: its settings."""
+"""What is trained: systems composed of parts, and the plan of a run."""

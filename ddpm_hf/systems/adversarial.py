@@ -11,7 +11,7 @@ from ..models.discriminator import LEAST_SIDE, PatchDiscriminator
 from ..models.perceptual import LPIPS
 from ..pipelines.reconstruction import Autoencoder
 from ..seeds import generator_for
-from .config import Config
+from ..settings.config import Config
 
 _LEAST_PERCEPTUAL_SIDE = 16  # VGG16 halves it four times
 

@@ -15,10 +15,10 @@ from ..evaluation.image_sets import ImageSet
 from ..models.autoencoder import latent_statistics, new_autoencoder, standardize
 from ..pipelines.reconstruction import Autoencoder, ReconstructionPipeline
 from ..seeds import generator_for
+from ..settings.config import Config
+from ..settings.resolve import check_architecture, choose_preset, filled_from
 from .adversarial import judged, perceptual
-from .config import Config
 from .ddpm import check_size
-from .resolve import check_architecture, choose_preset, filled_from
 from .system import System
 
 ARCHITECTURE = ("base_channels", "channel_multipliers", "blocks_per_level", "latent_channels")
@@ -33,11 +33,6 @@ def resolve_autoencoder(config: Config, start: None = None) -> Config:
     Raises:
         ValueError: if they contradict each other, naming the argument.
     """
-    if config.model.init_from is not None:
-        raise ValueError(
-            f"--init_from {config.model.init_from} is not for --stage autoencoder, which starts from random weights; "
-            "leave it out"
-        )
     if config.model.vae is not None:
         raise ValueError(f"--vae {config.model.vae} takes the place of --stage autoencoder; leave one out")
     preset = choose_preset(config)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from diffusers.optimization import get_scheduler
 
-from .config import Config
+from ..settings.config import Config
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.denoiser import Denoiser
 from ..pipelines.steps import with_thresholding
 from ..seeds import generator_for
-from .checks import OF_THRESHOLDING
-from .config import Config
-from .resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
+from ..settings.checks import OF_THRESHOLDING
+from ..settings.config import Config
+from ..settings.resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
 from .system import Stage, System
 
 

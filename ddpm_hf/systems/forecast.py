@@ -30,7 +30,8 @@ class Forecast:
 
     Attributes:
         parameters, gradients, optimizer, ema: float32 weights, their gradients with the buckets of
-            DistributedDataParallel, Adam's two moments, the moving average. Exact.
+            DistributedDataParallel, Adam's two moments, the moving average. Exact, but for small weights and scales
+            of moments in 8 bits.
         activations: what the forward pass of a micro-step keeps for the backward pass; on a CPU with temporaries.
         flops: floating-point operations of an optimizer step, forward and backward; a multiply-add counts as two.
     """
@@ -67,7 +68,7 @@ def forecast(plan: Plan, accelerator: Accelerator) -> Forecast:
     return Forecast(
         parameters=4 * weights,
         gradients=4 * weights * (2 if accelerator.num_processes > 1 else 1),
-        optimizer=8 * weights,
+        optimizer=(2 if options.use_8bit_adam else 8) * weights,
         ema=4 * plan.facts.parameters if options.use_ema else 0,
         # Autocast keeps a half-precision copy of the weights for the backward pass.
         activations=round(kept * options.train_batch_size * factor) + (2 * weights if half else 0),

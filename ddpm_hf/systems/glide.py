@@ -10,6 +10,7 @@ the known pixels into x_t, without noise: here the network is fine-tuned to draw
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -29,12 +30,12 @@ from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToIm
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import seeded
-from .checks import OF_LEARNED_ENCODER
-from .config import Config
+from ..settings.checks import OF_LEARNED_ENCODER
+from ..settings.config import Config
+from ..settings.resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .ddpm import build_loss, build_scheduler, check_size
-from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .system import Stage, System, init_from
-from .text import build_prompt, build_text, check_parts, on, with_dropout
+from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 
 
 def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
@@ -64,6 +65,7 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
+        begin=partial(teach, config, images, text),
         rates={"text_encoder": config.model.text_rate} if learned else {},
         facts={"text_encoder": facts},
     )

@@ -11,9 +11,9 @@ from functools import partial
 
 from ..pipelines.text_to_image import TextToImagePipeline
 from ..portable import UPSAMPLER_FOLDER
-from .config import Config
+from ..settings.config import Config
+from ..settings.resolve import check_start, resolve
 from .glide import build, build_upsampler, finished_base, resolve_upsampler, upsampled
-from .resolve import check_start, resolve
 from .system import Stage
 
 

@@ -8,10 +8,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..conditions.condition import cycled
+from ..data.captions import CAPTIONS, LabelCaptions
 from ..data.examples import TrainingImages
 from ..data.training import open_training_images
+from ..settings.config import Config
 from .clock import Clock
-from .config import Config
 from .system import Stage, System
 
 
@@ -26,7 +27,7 @@ class Facts:
         dataset: its name.
         training_images: their number; None for a stream of unknown length.
         image_shape: (channels, height, width).
-        class_names: by number; None for unconditional runs.
+        class_names: by number, of classes that are told, also in captions.
         holdout: which images are held out.
         caption_column: for runs with captions.
         text_encoder: what turns them into states, with a hash of what the flags do not say.
@@ -114,6 +115,8 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
     settings["captioned"] = stage.captioned(config)
     images = open_training_images(config.optimization.seed, **settings)
     config = config.with_values({"channels": images.shape[0], "mixed_precision": accelerator.mixed_precision})
+    if isinstance(captions := images.source.columns.get(CAPTIONS), LabelCaptions):
+        config = config.with_values({"init_caption_from_labels": captions.template})
     system = stage.build(config, images, start)
     options = config.optimization
     batch = accelerator.num_processes * options.gradient_accumulation_steps * options.train_batch_size

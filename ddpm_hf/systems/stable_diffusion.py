@@ -6,6 +6,7 @@ can be named), and in the latents, whose channels are standardised one by one in
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,19 @@ from ..pipelines.adapters import AdaptedDenoiser
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_weights
 from ..pipelines.text_to_image import TextDenoiser
-from ..portable import AUTOENCODER_FOLDER, INDEX_FILE
+from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER
 from ..seeds import seeded
+from ..settings.checks import check_text_encoder
+from ..settings.config import Config
+from ..settings.resolve import (
+    ARCHITECTURE_FLAGS,
+    check_start,
+    choose_preset,
+    filled,
+    given_unet_config,
+    plain,
+    resolution_text,
+)
 from .autoencoder import (
     ARCHITECTURE,
     build_autoencoder,
@@ -37,30 +49,35 @@ from .autoencoder import (
     draft_autoencoder,
     resolve_autoencoder,
 )
-from .checks import check_text_encoder
-from .config import Config
 from .ddpm import build_loss, build_scheduler, check_size
-from .resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, given_unet_config, plain, resolution_text
+from .latent_inpainting import as_in_base, start_of_inpainting, told_holes
 from .system import Stage, System, init_from
-from .text import build_prompt, build_text, check_parts, on, with_dropout
+from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 
 # The autoencoder
 
 
-def find_autoencoder(config: Config) -> dict[str, Any] | None:
-    """The configuration of the autoencoder that makes the latents, with its `name` and `subfolder`, from which it is
-    loaded; None if it has not been trained yet.
+def _place_of_autoencoder(config: Config) -> str | None:
+    """Folder or Hub name of the autoencoder that makes the latents; None if it has not been trained yet."""
+    folder = Path(config.run.output_dir, AUTOENCODER_FOLDER)
+    if config.model.vae is not None:
+        return config.model.vae
+    if config.run.overwrite_output_dir and "autoencoder" in (config.model.stage or ["autoencoder"]):
+        return None  # it will be trained anew
+    if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
+        return None
+    return str(folder)
+
+
+def _find_autoencoder(config: Config) -> dict[str, Any] | None:
+    """Its configuration, with the `name` and `subfolder` from which it is loaded; None as above.
 
     Raises:
         ValueError: it is no `AutoencoderKL`.
     """
-    name, folder = config.model.vae, Path(config.run.output_dir, AUTOENCODER_FOLDER)
+    name = _place_of_autoencoder(config)
     if name is None:
-        if config.run.overwrite_output_dir and "autoencoder" in (config.model.stage or ["autoencoder"]):
-            return None  # it will be trained anew
-        if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
-            return None
-        name = str(folder)
+        return None
     for subfolder in ("vae", ""):
         try:
             found = AutoencoderKL.load_config(name, subfolder=subfolder or None)
@@ -77,7 +94,7 @@ def _autoencoder(config: Config, start: LatentTextToImagePipeline | None, images
     Raises:
         ValueError: its weights cannot be loaded, or it does not fit the images.
     """
-    found = find_autoencoder(config) if start is None else None
+    found = _find_autoencoder(config) if start is None else None
     if start is not None:
         vae = start.vae
     elif found is None:
@@ -115,7 +132,7 @@ def _check_pictures(vae_config: Mapping[str, Any], channels: int, resolution: st
 def start_of_unet(config: Config) -> LatentTextToImagePipeline | None:
     """The model given to start from, if there is one; ValueError if there is no autoencoder either."""
     start = init_from(config)
-    if start is None and find_autoencoder(config) is None and not config.run.dry_run:
+    if start is None and _place_of_autoencoder(config) is None and not config.run.dry_run:
         folder = Path(config.run.output_dir, AUTOENCODER_FOLDER)
         raise ValueError(
             f"--stage unet needs a finished autoencoder in {folder}; train it with --stage autoencoder, or name one "
@@ -144,7 +161,7 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
             "--eval_steps needs --eval_metrics, such as clip, or --eval_extractor for --system stable-diffusion: "
             "latents have no bits/dim"
         )
-    found = find_autoencoder(config) if start is None else None
+    found = _find_autoencoder(config) if start is None else None
     if found is not None:
         size = found.get("sample_size")
         config = config.filled(
@@ -202,10 +219,21 @@ def build_unet(config: Config, images: TrainingImages, start: LatentTextToImageP
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
+        begin=partial(teach, config, images, text),
         finish=None if config.model.lora_rank is None else AdaptedDenoiser.fused,
         rates={"text_encoder": config.model.text_rate} if learned else {},
         facts={"text_encoder": facts, "autoencoder": f"one with the hash {weights_fingerprint(vae)}"},
     )
+
+
+def resolve_inpainting(config: Config, base: LatentTextToImagePipeline | None) -> Config:
+    """The settings of the fine-tuning with every one filled in; as `resolve_unet`."""
+    return resolve_unet(as_in_base(config, base), base)
+
+
+def build_inpainting(config: Config, images: TrainingImages, base: LatentTextToImagePipeline | None) -> System:
+    """The base, told random holes; arguments and errors as in `build_unet`."""
+    return told_holes(build_unet(config, images, base), config, images)
 
 
 def _codec(config: Config, images: TrainingImages, vae: AutoencoderKL, shape: tuple[int, int, int]) -> LatentCodec:
@@ -255,7 +283,7 @@ def _unet(config: Config, shape: tuple[int, int, int], text_width: int) -> UNet2
 def _reads_captions(config: Config) -> bool:
     """Of an autoencoder, which is not told them: whether it is asked how many can still be read."""
     data = config.data
-    return data.is_bundled or data.caption_column is not None or data.init_caption_from_labels is not None
+    return data.is_bundled or data.caption_column is not None or bool(data.init_caption_from_labels)
 
 
 STAGES = (
@@ -270,9 +298,18 @@ STAGES = (
     ),
     Stage(
         name="unet",
-        captioned=lambda config: True,
+        captioned=lambda config: "if any",
         start=start_of_unet,
         resolve=resolve_unet,
         build=build_unet,
+    ),
+    Stage(
+        name="inpainting",
+        folder=INPAINTING_FOLDER,
+        by_default=lambda config: False,
+        captioned=lambda config: "if any",
+        start=start_of_inpainting,
+        resolve=resolve_inpainting,
+        build=build_inpainting,
     ),
 )

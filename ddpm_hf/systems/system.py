@@ -13,7 +13,7 @@ from ..diffusion.reconstruction import ReconstructionLoss
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import load_pipeline
-from .config import Config
+from ..settings.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class System:
             needs before are first trained then.
         pipeline: makes the pipeline of such a network.
         rates: the learning rate of a part, as a multiple of that of the others.
+        begin: changes the new network, in place, before its first step; not when a run goes on from a checkpoint.
         finish: makes of the network, which stays as it is, the one that is saved; by default that is the same.
         facts: entries of `plan.Facts` that only it knows.
     """
@@ -46,6 +47,7 @@ class System:
     told_from: tuple[int, Mapping[str, bool]] = (0, {})
     pipeline: Callable[[nn.Module], DDPMPipeline]
     rates: Mapping[str, float] = field(default_factory=dict)
+    begin: Callable[[], None] | None = None
     finish: Callable[[nn.Module], nn.Module] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class Stage:
         name: for `--stage`, if the system has several.
         folder: where its results and checkpoints go, below `--output_dir`.
         by_default: settings -> whether it is trained without being asked for.
-        captioned: settings -> whether captions of its images are read.
+        captioned: settings -> whether captions of its images are read, as `load_images` takes it.
         start: (settings, with its own folder as `--output_dir`) -> the pipeline to start from, if there is one.
         resolve: (settings, pipeline to start from) -> settings with every one filled in. Also called without a
             pipeline before earlier stages train, so that a setting that cannot be used is found then.
@@ -84,7 +86,7 @@ class Stage:
     name: str | None = None
     folder: str = "."
     by_default: Callable[[Config], bool] = lambda config: True
-    captioned: Callable[[Config], bool] = lambda config: False
+    captioned: Callable[[Config], bool | str] = lambda config: False
     start: Callable[[Config], DDPMPipeline | None] = init_from
     resolve: Callable[[Config, DDPMPipeline | None], Config]
     resolution: Callable[[Config], str] = lambda config: config.data.resolution

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderMode
 
 from ..conditions.prompt import FrozenPrompt, Prompt, lowered
 from ..conditions.states import KeptStates
-from ..data.captions import captions_of
+from ..data.captions import CAPTIONS, captions_of
 from ..data.examples import TrainingImages
 from ..files import replacing
 from ..models.text import (
     CAPTION_LENGTH,
     fingerprint,
+    knows_words,
     leave_out_last_layers,
     load_text_encoder,
     small_text_encoder,
@@ -30,7 +31,7 @@ from ..models.text import (
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.text_to_image import TextDenoising
 from ..seeds import generator_for, seeded
-from .config import Config
+from ..settings.config import Config
 from .ddpm import check_size
 
 Text = tuple[PreTrainedTokenizerFast, PreTrainedModel]
@@ -40,12 +41,17 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     """Tokenizer and text encoder: those to start from, new ones that are learned or taught, or frozen ones.
 
     Raises:
-        ValueError: the encoder cannot be loaded, is taught in no step, does not fit into memory, or has no layers to
-            leave out.
+        ValueError: the encoder cannot be loaded, is taught in no step, does not fit into memory, has no layers to
+            leave out, or there is nothing to tell it.
     """
     given = config.model.text_encoder
     if start is not None or given not in (None, "train", "taught"):
         text = load_text_encoder(given) if start is None else (start.tokenizer, start.text_encoder)
+        if CAPTIONS not in images.source.columns and knows_words(text[0]):
+            raise ValueError(
+                f"--{'text_encoder' if start is None else 'init_from'} needs captions, and {images.source.name} has "
+                "none; give --caption_column or --init_caption_from_labels"
+            )
         if config.model.clip_skip is not None:
             leave_out_last_layers(text[1], config.model.clip_skip)
         return text
@@ -53,12 +59,28 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
         raise ValueError("--text_warmup_steps must be at least 1 for --text_encoder taught, got 0")
     tokenizer = train_tokenizer(images.captions())
     check_size(lambda: [_learned_encoder(config, len(tokenizer))])
-    if not config.model.text_warmup_steps:
-        return tokenizer, _learned_encoder(config, len(tokenizer))
-    rows = sorted({tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell})
-    if given != "taught" or images.store is None:
-        return tokenizer, _taught_encoder(config, tokenizer, rows)
-    # Its states are kept by a hash of its weights, which another number of threads could change in the last bit.
+    if given == "taught":
+        return tokenizer, _taught_encoder(config, images, tokenizer)
+    return tokenizer, _learned_encoder(config, len(tokenizer))
+
+
+def teach(config: Config, images: TrainingImages, text: Text) -> None:
+    """Teach a text encoder, in place, the wordings of the training captions, if it is learned and new."""
+    tokenizer, text_encoder = text
+    if config.model.text_encoder == "train" and config.model.text_warmup_steps:
+        _teach(config, tokenizer, text_encoder, _wordings(images))
+
+
+def _taught_encoder(config: Config, images: TrainingImages, tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
+    """A small one that was taught the wordings of these captions, and then is frozen.
+
+    It is kept beside the decoded pixels, as its states are, by a hash of its weights: another number of threads could
+    change their last bits.
+    """
+    encoder, rows = _learned_encoder(config, len(tokenizer)), _wordings(images)
+    if images.store is None:
+        _teach(config, tokenizer, encoder, rows)
+        return encoder
     model = config.model
     about = [model.text_width, model.text_layers, model.text_warmup_steps, model.text_length, config.optimization.seed]
     content = json.dumps([fingerprint(tokenizer), about, rows])
@@ -66,19 +88,22 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
     folder = images.store.folder.parent / name
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
+            _teach(config, tokenizer, encoder, rows)
             with replacing(folder) as beside:
-                _taught_encoder(config, tokenizer, rows).save_pretrained(beside)
-    return tokenizer, T5EncoderModel.from_pretrained(folder).eval()
+                encoder.save_pretrained(beside)
+    return T5EncoderModel.from_pretrained(folder).eval()
 
 
-def _taught_encoder(
-    config: Config, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[str]]
-) -> T5EncoderModel:
-    """A small one that was taught the wordings of these captions."""
-    encoder, generator = _learned_encoder(config, len(tokenizer)), generator_for(config.optimization.seed, "wordings")
-    most = config.model.text_length or CAPTION_LENGTH
+def _wordings(images: TrainingImages) -> list[tuple[str, ...]]:
+    """The captions of each row, without those that another row has too."""
+    return sorted({tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell})
+
+
+def _teach(
+    config: Config, tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel, rows: Sequence[Sequence[str]]
+) -> None:
+    generator, most = generator_for(config.optimization.seed, "wordings"), config.model.text_length or CAPTION_LENGTH
     teach_wordings(encoder, tokenizer, rows, config.model.text_warmup_steps, generator, most)
-    return encoder
 
 
 def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
@@ -97,7 +122,7 @@ def build_prompt(config: Config, images: TrainingImages, text: Text, **about: An
     about |= {
         "tokenizer": tokenizer,
         "hidden": config.model.condition_dropout,
-        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images),
+        "examples": config.run.validation_prompts or images.some_captions(config.run.preview_images) or [""],
     }
     if config.model.text_encoder == "train":
         return Prompt(**about), f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"

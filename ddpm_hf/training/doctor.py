@@ -126,17 +126,18 @@ def _process(plan: Plan) -> Iterator[Finding]:
         plan.system.scheduler.coefficients.table(name, "cpu", torch.float64)
         for name in ("root_alpha_bar", "root_noise")
     )
-    left = float(amplitude[-1])
+    left, is_tuned = float(amplitude[-1]), plan.config.model.init_from is not None
     if left > 0.05:
         yield Finding(
             name="terminal-signal",
-            # Fine-tuning keeps the process of --init_from, and no flag changes it.
-            severity="error" if left > 0.3 and plan.config.model.init_from is None else "warning",
+            severity="error" if left > 0.3 and not is_tuned else "warning",
             what=f"the last of {len(noise)} timesteps keeps {left:.1%} of the image's amplitude (alpha_bar_T is "
             f"{left**2:.3g})",
             why="Sampling starts from pure noise, which the network never sees in training: brightness and colour "
             "come out wrong (Lin et al. 2023, arXiv 2305.08891)",
-            change="Leave out --beta_start and --beta_end, whose defaults fit the number of timesteps, or choose "
+            change="It is the process of --init_from, which fine-tuning keeps: train a model anew if that matters"
+            if is_tuned
+            else "Leave out --beta_start and --beta_end, whose defaults fit the number of timesteps, or choose "
             "--beta_schedule squaredcos_cap_v2",
         )
     precision = plan.config.optimization.mixed_precision

@@ -20,10 +20,10 @@ from ..outputs.folder import OutputFolder
 from ..outputs.publish import Publisher
 from ..pipelines.ddpm import DDPMPipeline
 from ..progress import progress_bar
-from ..systems.checks import parse_duration
+from ..settings.checks import parse_duration
 from ..systems.plan import Plan
 from .bookkeeping import Bookkeeper
-from .device import start_trackers, to_device
+from .device import start_trackers, to_device, training_attention
 from .draws import StepDraws
 from .ema import EMA, whole
 from .ending import Ending
@@ -152,10 +152,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.remove_partial_checkpoints(self.output.path)
         self.accelerator.wait_for_everyone()
-        if self.run.resume_from_checkpoint is not None:
-            checkpoint = checkpoints.find_checkpoint(self.output.path, self.run.resume_from_checkpoint)
-        else:
-            checkpoint = next(reversed(checkpoints.list_checkpoints(self.output.path)), None)
+        checkpoint = checkpoints.find_checkpoint(self.output.path, self.run.resume_from_checkpoint)
         if checkpoint is not None:
             progress, tensors = checkpoints.load_checkpoint(self.accelerator, checkpoint)
             for name, holder in self._holders().items():
@@ -234,7 +231,7 @@ class Trainer:
         # Before the backward pass, in which DeepSpeed takes its step.
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self.plan.clock.learning_rate_at(self.step)
-        with self.accelerator.accumulate(self.model):
+        with training_attention(self.accelerator), self.accelerator.accumulate(self.model):
             # 1. x_0, t and eps, in float32 whatever the precision of the network
             x_0 = self.plan.system.codec.encode(batch)
             noise = self.draws.noise(positions, x_0)

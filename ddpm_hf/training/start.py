@@ -9,18 +9,21 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 
 from ..cores import describe_processes
+from ..data.captions import CAPTIONS
 from ..data.examples import TrainingImages
 from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..outputs.checkpoint import find_checkpoint
 from ..outputs.folder import OutputFolder
 from ..outputs.publish import Publisher, page_for
-from ..systems.checks import parse_duration
-from ..systems.config import Config
+from ..settings.checks import parse_duration
+from ..settings.config import Config
 from ..systems.forecast import Forecast, forecast
 from ..systems.plan import Plan, all_stages, make_plan, stages_of
 from ..systems.system import Stage
-from .device import has_fused_optimizer, make_accelerator
+from .device import make_accelerator
 from .doctor import examine, merged
 from .loop import Trainer
+from .optimizer import adam
 from .scoring import Scorer
 
 
@@ -93,6 +96,8 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
         return None
     for part in (plan.system.codec, *plan.system.conditions):
         part.prepare(accelerator.device)
+    if plan.system.begin is not None and find_checkpoint(output.path, config.run.resume_from_checkpoint) is None:
+        plan.system.begin()
     return Trainer(plan, accelerator, output, summary, page, scorer, is_last)
 
 
@@ -103,6 +108,8 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     levels = tuple(next(plan.system.network.children()).config.block_out_channels)
     batch, on_cpu = plan.facts.global_batch_size, accelerator.device.type == "cpu"
     classes = f", {len(plan.facts.class_names)} classes" if plan.facts.class_names is not None else ""
+    if any(condition.name == "prompt" for condition in plan.system.conditions):
+        classes += f", {images.source.columns.get(CAPTIONS, 'no captions: pictures are learned as they are')}"
     epochs = "" if images.count is None else f" ({plan.clock.steps * batch / images.count:.1f} epochs)"
     lines = {
         "data": f"{images.source.name}, {images.count or 'a stream of'} images of {width}x{height}, "
@@ -115,7 +122,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         "training": f"{plan.clock.steps} steps of {batch} images{epochs}, "
         f"learning rate {options.learning_rate:g} {options.lr_scheduler}",
         "machine": f"{describe_processes(accelerator.device, accelerator.num_processes)}, precision "
-        f"{options.mixed_precision}, {'fused' if has_fused_optimizer(accelerator.device) else 'plain'} AdamW, "
+        f"{options.mixed_precision}, {adam(options, accelerator.device)[0]}, "
         f"{'compiled' if plan.config.model.compile else 'not compiled'}",
         "output": plan.config.run.output_dir,
     }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_prompt_following_trains_each_time_anew_and_judges_what_is_not_judged(tm
         words = [str(word) for word in arguments]
         commands.append([script.name, *words])
         if script.name == "train.py":
-            folder = Path(words[words.index("--output_dir") + 1])
+            folder = Path(words[words.index("--output_dir") + 1]) / ("autoencoder" if "autoencoder" in words else "")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "training_summary.json").write_text('{"training_seconds": 20.0}')
             return
@@ -224,16 +225,25 @@ def test_prompt_following_trains_each_time_anew_and_judges_what_is_not_judged(tm
 
     monkeypatch.setattr(prompt_following, "command", command)
     asked = ["--size", "quick", "--minutes", "30", "8", "--images", "100", "--output", str(tmp_path / "p.json")]
+    asked += ["--models", "pixels", "latents"]
     prompt_following.main([*asked, "--base_channels", "16"])
     trained = [line for line in commands if line[0] == "train.py"]
     # 100 steps took 20 seconds.
-    assert [line[line.index("--max_train_steps") + 1] for line in trained] == ["100", "2400", "9000"]
+    steps = ["100", "2400", "9000"]
+    assert [line[line.index("--max_train_steps") + 1] for line in trained] == [*steps, "200", *steps]
+    once = trained.pop(3)
+    assert once[-1] == str(tmp_path / "prompt_following" / "autoencoder-0")
     assert all(line[-2:] == ["--base_channels", "16"] for line in trained)
+    assert all(line[line.index("--vae") + 1] == f"{once[-1]}/autoencoder" for line in trained[3:])
     report = json.loads((tmp_path / "p.json").read_text())
-    assert [(row["minutes"], row["guidance"], row["unseen"]["value"]) for row in report["rows"]] == [
-        *((8, 3, 0.96), (30, 1, 0.25), (30, 3, 0.96)),
+    drawn = [(8, 3, 0.96), (30, 1, 0.25), (30, 3, 0.96)]
+    assert [(row["model"], row["minutes"], row["guidance"], row["unseen"]["value"]) for row in report["rows"]] == [
+        (model, *row) for model in ("pixels", "latents") for row in drawn
     ]
     printed = capsys.readouterr().out
+    assert re.search(r"\| pixels +\| 8 +\| 2,400 ", printed) and re.search(
+        r"\| latents \| 8 \+ 0.3 +\| 2,400 ", printed
+    )
     assert "| 96.0 [94.0..98.0], n = 50 | 99.0, 0.40" in printed and "| 60.0 ± 1.0 | 9.0" in printed
     assert "goal: 95 % of unseen combinations after at most 8 minutes: met, 96.0 % after 8" in printed
     assert (tmp_path / "p.png").stat().st_size > 10_000

@@ -10,7 +10,7 @@ from ddpm_hf.cli.parser import RETIRED_FLAGS, one_line_errors, parse_training_ar
 from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.diffusion.scheduler import LinearDDPMScheduler
 from ddpm_hf.models.presets import PRESETS
-from ddpm_hf.systems.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
+from ddpm_hf.settings.config import ARGUMENT_GROUPS, NOT_PART_OF_THE_RESULT
 from ddpm_hf.systems.plan import stages_of
 
 ALL_FLAGS = {field.name for group in ARGUMENT_GROUPS for field in dataclasses.fields(group)}
@@ -42,6 +42,14 @@ def one_line_of(capsys, *arguments: str) -> str:
         (
             ["--system", "glide", "--init_from", "x", "--stage", "base", "inpainting"],
             ["--stage inpainting alone", "got base inpainting"],
+        ),
+        (
+            ["--system", "stable-diffusion", "--init_from", "x", "--stage", "autoencoder"],
+            ["--init_from is for --stage unet or --stage inpainting alone", "got autoencoder"],
+        ),
+        (
+            ["--system", "stable-diffusion", "--init_caption_from_labels", ""],
+            ["--init_caption_from_labels needs a template, or --train_data_dir"],
         ),
         (["--system", "glide", "--upsampling", "1"], ["--upsampling", "at least 2", "1"]),
         (["--system", "glide", "--condition_dropout", "0"], ["--condition_dropout", "above 0", "--system glide"]),

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddpm_hf.cli.parser import parse_training_arguments
-from ddpm_hf.systems.config import ARGUMENT_GROUPS, Config
+from ddpm_hf.settings.config import ARGUMENT_GROUPS, Config
 
 FIELDS = {field.name: field for group in ARGUMENT_GROUPS for field in dataclasses.fields(group)}
 

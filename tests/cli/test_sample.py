@@ -297,7 +297,7 @@ def test_one_prompt_for_all_images_and_what_guidance_leads_away_from(sample, tex
 @pytest.mark.parametrize(
     ("kind", "arguments", "words"),
     [
-        ("classes", ["--prompt", "a dog"], ["--prompt must be left out for a model told class_labels, got"]),
+        ("classes", ["--prompt", "a dog"], ["--prompt must be left out for a model that is not told captions"]),
         ("classes", ["--prompts", "GOOD"], ["--prompts must be left out"]),
         ("classes", ["--negative_prompt", "a dog"], ["--negative_prompt must be left out for a model told"]),
         (

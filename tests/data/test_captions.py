@@ -57,6 +57,19 @@ class TestSources:
             (rows.to_json if kind == "jsonl" else rows.to_csv)(tmp_path / f"metadata.{kind}")
         assert captions_of(load_images(train_data_dir=tmp_path, captioned=True)) == [*WORDS, ""]
 
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_if_there_are_any(self, tmp_path, streaming):
+        """Else the names of classes, and without classes nothing, which may also be asked for."""
+        asked = {"captioned": "if any", "streaming": streaming}
+        named = training_images(pictures(tmp_path / "named", ["a/0.png", "b/1.png"]), **asked)
+        assert sorted(named.captions()) == ["a", "b"] and named.facts()["class_names"] == ["a", "b"]
+        table(tmp_path / "told" / "0.parquet", ["one", "two"])
+        assert sorted(training_images(tmp_path / "told", **asked).captions()) == ["one", "two"]
+        flat = training_images(pictures(tmp_path / "flat", ["0.png", "1.png"]), **asked)
+        for images in (flat, training_images(tmp_path / "named", init_caption_from_labels="", **asked)):
+            assert [*images.captions(), *images.some_captions(2)] == [] and images.uncaptioned() == (0, [])
+            assert "caption_column" not in images.facts() and "captions" not in next(images.batches([range(2)]))
+
     def test_lists_in_metadata(self, tmp_path):
         pictures(tmp_path, ["0.png", "1.png", "2.png", "3.png"])
         lines = [json.dumps({"file_name": f"{i}.png", "prompts": cell}) for i, cell in enumerate(CELLS)]

@@ -9,7 +9,13 @@ import torch
 import transformers
 
 from ddpm_hf.data.captioned_digits import captions
-from ddpm_hf.models.text import CAPTION_LENGTH, small_text_encoder, teach_wordings, train_tokenizer
+from ddpm_hf.models.text import (
+    CAPTION_LENGTH,
+    caption_states,
+    small_text_encoder,
+    teach_wordings,
+    train_tokenizer,
+)
 
 CAPTIONS = ["A red seven, on blue", "an apple \U0001f34e \u6f22\u5b57 \u00e9t\u00e9", "a red two"]
 
@@ -97,6 +103,26 @@ def what_states_owe(encoder, tokenizer, combinations) -> tuple[np.ndarray, np.nd
         ink, ground = (of - of.mean(0) for of in (effects[4:8], effects[8:]))
         likeness.append(np.sum(ink * ground) / np.linalg.norm(ink) / np.linalg.norm(ground))
     return np.array(shares), np.array(likeness)
+
+
+def test_padding_that_is_all_the_same_is_computed_once():
+    """States and gradients are those of the encoder that reads all tokens."""
+    tokenizer = train_tokenizer(CAPTIONS)
+    torch.manual_seed(0)
+    encoder = small_text_encoder(len(tokenizer), 64, 2).double()
+    for bias in (w for name, w in encoder.named_parameters() if "relative_attention_bias" in name):
+        torch.nn.init.normal_(bias)
+    told = tokenizer(["", *CAPTIONS], padding="max_length", max_length=CAPTION_LENGTH, return_tensors="pt")
+    told = {name: told[name] for name in ("input_ids", "attention_mask")}
+    wanted = torch.randn(4, CAPTION_LENGTH, 64, dtype=torch.float64)
+    lengths, found = [], []
+    encoder.encoder.block[0].register_forward_pre_hook(lambda block, given: lengths.append(given[0].shape[1]))
+    for states in (encoder(**told)[0], caption_states(encoder, **told)):
+        gradients = torch.autograd.grad((states * wanted).sum(), list(encoder.parameters()))
+        found.append([states, *gradients])
+    for short, whole in zip(*found, strict=True):
+        assert torch.linalg.norm(short - whole) <= 1e-5 * torch.linalg.norm(whole)  # attention is in float32
+    assert lengths[0] == CAPTION_LENGTH and lengths[1] < 40
 
 
 @pytest.mark.processes

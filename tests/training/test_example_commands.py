@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
-from ddpm_hf.systems.config import Config
+from ddpm_hf.settings.config import Config
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
@@ -78,6 +78,8 @@ def test_train_text_to_image(base, image_folder, tmp_path, monkeypatch):
     assert yaml.safe_load((out / "training_config.yaml").read_text())["mixed_precision"] == "bf16"
     card = (out / "README.md").read_text()
     assert "two dogs" in card, "the pictures drawn last"
+    (finding,) = (each for each in ModelFolder.read(out).summary["doctor"] if each["name"] == "terminal-signal")
+    assert "--init_from" in finding["change"] and "--beta" not in finding["change"], "what was not given"
 
 
 def test_what_a_model_does_not_have_is_refused(base, image_folder, tmp_path, monkeypatch):

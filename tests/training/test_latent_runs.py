@@ -12,42 +12,50 @@ from diffusers.training_utils import compute_snr
 from PIL import Image
 from running import TINY, forget_accelerator, load_script
 from safetensors.torch import load_file, save_file
-from texts import write_encoder
+from texts import settings_of, write_encoder
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.conditions.condition import tell
 from ddpm_hf.diffusion.losses import DiffusionLoss
+from ddpm_hf.evaluation.evaluator import Evaluator
+from ddpm_hf.evaluation.request import Request
+from ddpm_hf.hub.card import write_card
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
 from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.seeds import image_generators
+from ddpm_hf.systems import text
 from ddpm_hf.systems.plan import Plan, make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 FLAGS = [
-    *("--system", "stable-diffusion", "--init_caption_from_labels", "a {}", "--holdout", "4"),
+    *("--system", "stable-diffusion", "--holdout", "4"),
     *("--num_train_timesteps", "40", "--checkpointing_steps", "2", "--latent_channels", "4"),
     *("--perceptual", "none", "--adversarial_weight", "0"),
 ]
+NAMED = ("--init_caption_from_labels", "a {}")
+TAUGHT = ("--text_width", "64", "--text_layers", "1", "--text_warmup_steps", "2")
 WEIGHTS = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 
 
-def settings(images, out, *flags: str):
+def settings(images, out, *flags: str, captions: tuple[str, ...] = NAMED):
     forget_accelerator()
     if "--text_encoder" not in flags:
-        flags = (*flags, "--text_width", "64", "--text_layers", "1")
-    return parse_training_arguments(["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *flags])
+        flags = (*flags, *TAUGHT)
+    arguments = ["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *captions, *flags]
+    return parse_training_arguments(arguments)
 
 
-def plan_of(images, out, *flags: str) -> Plan:
-    config = settings(images, out, *flags)
+def plan_of(images, out, *flags: str, **more: tuple[str, ...]) -> Plan:
+    config = settings(images, out, *flags, **more)
     return make_plan(config, make_accelerator(config), stages_of(config)[-1])
 
 
 @pytest.fixture(scope="module")
 def trained(image_folder, tmp_path_factory):
-    """8x8 in latents of 4x4, in float32; killed after the third step of the second stage."""
+    """8x8 in latents of 4x4, in float32; killed in the second stage, which then knows its words."""
     out, report = tmp_path_factory.mktemp("latent") / "out", Trainer._report
 
     def stop_there(trainer):
@@ -58,7 +66,9 @@ def trained(image_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_report", stop_there)
         train(settings(image_folder, out))
-    train(settings(image_folder, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(text, "teach_wordings")
+        train(settings(image_folder, out))
     return out
 
 
@@ -72,6 +82,19 @@ def test_a_killed_run_ends_with_the_bits_of_two_commands(trained, image_folder, 
     assert all(torch.equal(weight, kept[key]) for key, weight in vae.items()), "as its own stage left it"
 
 
+@pytest.mark.processes
+def test_two_processes_train_as_one(trained, image_folder, tmp_path, on_two_processes):
+    """Both stages by one command."""
+    data = ["--train_data_dir", image_folder, "--output_dir", tmp_path / "out", *TINY, *FLAGS, *NAMED, *TAUGHT]
+    assert on_two_processes("train.py", *data, "--train_batch_size", "2").count("2 process(es) on cpu") == 2
+    for place in ("autoencoder/checkpoint-6", "checkpoint-6"):
+        for name in ("model", "ema"):
+            first, second = (load_file(run / place / f"{name}.safetensors") for run in (trained, tmp_path / "out"))
+            assert first.keys() == second.keys()
+            for key, weight in first.items():
+                torch.testing.assert_close(second[key], weight, atol=1e-4, rtol=0)
+
+
 def test_what_it_leaves(trained, capsys):
     model = ModelFolder.read(trained)
     assert model.summary["status"] == "finished" and model.summary["autoencoder"].startswith("one with the hash")
@@ -81,6 +104,7 @@ def test_what_it_leaves(trained, capsys):
     card = (trained / "README.md").read_text()
     assert "works on latents of 4x4" in card and 'StableDiffusionPipeline.from_pretrained(".")' in card
     assert "### Its autoencoder" in card and "| psnr |" in card and "cut to 77 tokens" in card
+    assert 'pipe("a cat", guidance_scale=3.0, ' in card and "by the template `a {}`: cat, dog." in card
     files = page_files(model).keys()
     assert {f"{name}.safetensors" for name in WEIGHTS} <= files
     assert not any(name.startswith("autoencoder") for name in files), "it is in vae/"
@@ -128,6 +152,42 @@ def test_frozen_parts_are_kept_as_they_are_and_a_model_can_be_trained_on(trained
     assert plan.config.data.resolution == "8" and plan.config.process.prediction_type == "v_prediction"
 
 
+def test_classes_are_told_by_name_and_without_them_there_are_no_captions(trained, image_folder, tmp_path, capsys):
+    vae = ("--vae", str(trained))
+    plan = plan_of(image_folder, tmp_path / "named", *vae, captions=())
+    batch = next(plan.images.batches([range(8)]))
+    are_dogs = (batch["images"][:, 0] == 255).flatten(1).all(1)  # full of red
+    assert list(batch["captions"]) == ["dog" if is_dog else "cat" for is_dog in are_dogs] and 0 < are_dogs.sum() < 8
+    recorded = plan.config.data.init_caption_from_labels, plan.facts.class_names
+    assert recorded == ("{}", ["cat", "dog"]), "as evaluate.py and a card need it"
+
+    flat, out = tmp_path / "flat", tmp_path / "out"
+    flat.mkdir()
+    for number, file in enumerate(sorted(image_folder.rglob("*.png"))):
+        shutil.copy(file, flat / f"{number}.png")
+    with pytest.raises(ValueError, match="--text_encoder needs captions, and .*flat has none; give --caption_column"):
+        plan_of(flat, out, *vae, "--text_encoder", write_encoder(tmp_path / "clip", "clip"), captions=())
+    capsys.readouterr()
+    train(settings(flat, out, *vae, captions=()))
+    assert ", no captions: pictures are learned as they are; " in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "learned without captions" in card and 'pipe("", guidance_scale=1.0, ' in card
+    assert "pipeline_tag: unconditional-image-generation" in card and "understands" not in card
+    forget_accelerator()
+    sample, call = load_script("sample.py").main, [str(out), "--num_images", "1", "--num_inference_steps", "3"]
+    sample([*call, "--output_dir", str(tmp_path / "drawn")])
+    stock = StableDiffusionPipeline.from_pretrained(out)
+    (generator,) = image_generators(0, [0])
+    expected = stock("", 8, 8, 3, guidance_scale=1, generator=generator, output_type="np").images[0]
+    drawn = np.asarray(Image.open(tmp_path / "drawn" / "00000.png"))
+    assert np.abs(drawn - 255 * expected).max() <= 1
+    with pytest.raises(SystemExit):
+        sample([*call, "--prompt", "a cat", "--output_dir", str(tmp_path / "bad")])
+    assert "--prompt must be left out for a model that is not told captions" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--metrics clip needs a text-to-image model, got one that is told nothing"):
+        Evaluator(Request(model=str(out), settings=settings_of(out), metrics=["clip"]))
+
+
 def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
@@ -159,9 +219,53 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_inpainting_is_fine_tuned_from_the_finished_model_and_draws_its_parts(trained, image_folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    with pytest.raises(ValueError, match="--base_channels 16 is not that of the model in --output_dir, 8; leave"):
+        train(settings(image_folder, out, "--stage", "inpainting", "--base_channels", "16"))
+    flags = ("--stage", "inpainting", "--holdout", "4")
+    train(settings(image_folder, out, *flags))
+    before, after = (load_file(folder / f"{WEIGHTS[0]}.safetensors") for folder in (out, out / "inpainting"))
+    assert before.keys() == after.keys() and after["conv_in.weight"].shape[1] == 9
+    assert after["conv_in.weight"][:, 4:].abs().min(0).values.max() > 0, "the new channels are trained"
+    assert not torch.equal(before["conv_out.weight"], after["conv_out.weight"])
+    page = (out / "inpainting" / "README.md").read_text()
+    assert "pipeline_tag: image-to-image" in page and "- inpainting" in page and "[folder above](..)" in page
+    assert "```python" not in page
+    card = write_card(out).read_text()
+    assert 'StableDiffusionInpaintPipeline.from_pretrained("./inpainting")' in card and "clean_caption" not in card
+    assert f"inpainting/{WEIGHTS[0]}.safetensors" in page_files(ModelFolder.read(out))
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
+    Image.fromarray(np.tril(np.full((8, 8), 255, np.uint8))).save(tmp_path / "mask.png")
+    call = [str(out), "--prompt", "a cat", "--num_images", "1", "--num_inference_steps", "3", "--guidance_scale", "2"]
+    call += ["--image", str(tmp_path / "photo.png"), "--mask", str(tmp_path / "mask.png")]
+    forget_accelerator()
+    load_script("sample.py").main([*call, "--output_dir", str(tmp_path / "drawn")])
+    tuned = load_pipeline(str(out / "inpainting"))
+    pictures = {
+        name: Image.open(tmp_path / f"{file}.png") for name, file in (("image", "photo"), ("mask_image", "mask"))
+    }
+    more = {
+        "num_inference_steps": 3,
+        "guidance_scale": 2.0,
+        "output_type": "np",
+        "generator": image_generators(0, [0]),
+    }
+    expected = 255 * tuned("a cat", **pictures, **more).images[0]
+    assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "00000.png")) - expected).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("--stage inpainting", "--stage inpainting needs a finished model in .*; train it with --stage unet"),
+        (
+            "--stage unet inpainting --init_from {trained}",
+            "--init_from is for --stage unet or --stage inpainting alone",
+        ),
+        ("--stage inpainting --init_from {trained} --rank 2", "--lora_rank 2 is not for --stage inpainting"),
         (
             "--stage unet",
             "--stage unet needs a finished autoencoder in .*autoencoder; train it with --stage a.*--vae",
@@ -183,7 +287,7 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
         ("--condition_dropout 0", "--condition_dropout must be above 0 for --system stable-diffusion"),
         ("--eval_steps 2 --vae {trained}", "--eval_steps needs --eval_metrics, such as clip"),
         ("--vae {trained} --eval_metrics nll", "--eval_metrics nll needs a model of pixels"),
-        ("--stage base", "--stage must be among autoencoder, unet for --system stable-diffusion, got base"),
+        ("--stage base", "--stage must be among autoencoder, unet, inpainting for .* stable-diffusion, got base"),
         ("--text_length 1", "--text_length must be at least 2"),
         ("--snr_gamma 5 --loss_weighting p2", "--snr_gamma is for --loss_weighting min_snr, got p2; leave one out"),
         ("--clip_skip 1", "--clip_skip needs a CLIP that is kept as it is: name it with --text_encoder"),
@@ -194,7 +298,7 @@ def test_sample_py_draws_from_words_and_pictures(trained, tmp_path, capsys):
 )
 def test_bad_input_is_one_line_before_anything_is_written(trained, image_folder, tmp_path, capsys, flags, words):
     flags = flags.format(trained=trained, images=image_folder).split()
-    shape = [] if "--preset" in flags else TINY
+    shape = [*NAMED] if "--preset" in flags else [*NAMED, *TINY]
     arguments = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "out"), *shape, *FLAGS, *flags]
     forget_accelerator()
     with pytest.raises(SystemExit) as end:
@@ -230,8 +334,11 @@ def test_an_autoencoder_without_all_of_its_weights_is_refused(trained, image_fol
         load_pipeline(str(broken))
 
 
-def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(image_folder, tmp_path, capsys):
-    """A dry run before there is an autoencoder, and one with the discriminator that judges it."""
+def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(
+    trained, image_folder, tmp_path, capsys, monkeypatch
+):
+    """A dry run before there is an autoencoder, and one with the discriminator that judges it. No words are taught."""
+    monkeypatch.delattr(text, "teach_wordings")
     for more in (
         ("--gradient_checkpointing", "--mixed_precision", "bf16"),
         ("--stage", "autoencoder", "--resolution", "32", "--adversarial_weight", "0.5", "--adversarial_start", "1")
@@ -239,6 +346,10 @@ def test_both_stages_can_be_forecast_in_half_precision_and_with_checkpointing(im
     ):
         train(settings(image_folder, tmp_path / "out", *more, "--dry_run"))
         assert "GFLOP a step" in capsys.readouterr().out
+    train(settings(image_folder, trained))
+    assert "this run has finished its 6 steps" in capsys.readouterr().out
+    with pytest.raises(NameError, match="teach_wordings"):  # a new run is the only one that needs it
+        train(settings(image_folder, tmp_path / "out", "--vae", str(trained)))
 
 
 def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder, tmp_path, capsys):
@@ -253,5 +364,6 @@ def test_a_dry_run_of_both_stages_is_told_the_latents_of_the_preset(image_folder
 
 def test_a_new_run_over_a_finished_one_does_not_ask_its_autoencoder(trained, image_folder, tmp_path):
     shutil.copytree(trained, tmp_path / "out")
-    train(settings(image_folder, tmp_path / "out", "--overwrite_output_dir", "--channels", "1"))
+    flags = ("--overwrite_output_dir", "--channels", "1", "--max_train_steps", "1")
+    train(settings(image_folder, tmp_path / "out", *flags))
     assert load_pipeline(str(tmp_path / "out")).image_shape == (1, 8, 8)

@@ -5,7 +5,9 @@ import json
 import math
 import re
 import shutil
+import sys
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 
 import diffusers
 import numpy as np
@@ -108,6 +110,32 @@ def test_a_killed_run_goes_on_to_the_same_bits(train, start, tmp_path, flags):
     resumed = train(*flags, output_dir=tmp_path / "broken", ending=False)
     assert_equal_weights(unbroken, resumed)
     assert not list((tmp_path / "broken").glob("*.partial"))
+
+
+def test_adam_in_8_bits_is_an_extra(start, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # importing it raises ImportError
+    with pytest.raises(ValueError, match="`use_8bit_adam` needs an extra: pip install bitsandbytes"):
+        start("--use_8bit_adam")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_adam_in_8_bits_learns_nearly_the_same_and_goes_on_to_the_same_bits(train, start, tmp_path, capsys):
+    wide = ["--base_channels", "32"]  # it keeps averages of fewer than 4,096 weights as they are
+    plain = train(*wide, output_dir=tmp_path / "plain", ending=False)
+    flags = [*wide, "--use_8bit_adam"]
+    unbroken = train(*flags, output_dir=tmp_path / "unbroken", ending=False)
+    assert "precision no, 8-bit AdamW" in capsys.readouterr().out
+    kept = [state["state1"] for state in unbroken.optimizer.state.values() if state["state1"].numel() >= 4096]
+    assert kept and all(average.dtype == torch.uint8 for average in kept)
+    broken = start(*flags, "--checkpointing_steps", "2", output_dir=tmp_path / "broken")
+    stop_after(broken, 3)
+    assert_equal_weights(unbroken, train(*flags, output_dir=tmp_path / "broken", ending=False))
+    initial = start(*wide, output_dir=tmp_path / "initial").plan.system.network.unet.state_dict()
+    ours, theirs = (trainer.plan.system.network.unet.state_dict() for trainer in (unbroken, plain))
+    moved = sum((theirs[name] - value).square().sum() for name, value in initial.items())
+    apart = sum((theirs[name] - value).square().sum() for name, value in ours.items())
+    assert 0 < apart < 0.05 * moved
     losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("unbroken", "broken")]
     assert losses[0] == losses[1] and len(losses[0]) >= 6
 
@@ -205,6 +233,24 @@ def test_a_step_between_reports_never_waits_for_the_gpu(start):
             torch.cuda.set_sync_debug_mode("default")
 
     take_steps(start("--logging_steps", "6", "--class_conditional"), waiting_is_an_error())
+
+
+class Recorded(TorchDispatchMode):
+    """The operations that are run."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("precision", "is_fused"), [("no", True), ("bf16", False)])
+def test_attention_is_fused_but_in_bf16_on_a_cpu(start, precision, is_fused):
+    take_steps(start("--mixed_precision", precision), recorded := Recorded())
+    assert (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default in recorded.operations) == is_fused
 
 
 def test_learning_rate_follows_the_closed_form_whatever_the_accumulation(train):
@@ -352,6 +398,7 @@ def test_a_text_model_is_tuned_with_its_own_tokens_and_another_dropout(start, tm
     flags = [*captioned, "one {}, never seen", "--init_from", str(tmp_path / "a")]
     flags += "--max_train_steps 1 --train_batch_size 4 --holdout 0".split()
     tuned = start(*flags, "--dropout", "0.3", output_dir=tmp_path / "b", tiny=False)
+    assert tuned.plan.config.model.text_warmup_steps is None, "what it does not do"
     one, other = (trainer.plan.system for trainer in (first, tuned))
     vocabularies = [system.conditions[0].tokenizer.get_vocab() for system in (one, other)]
     assert vocabularies[0] == vocabularies[1] and other.network.unet.config.dropout == 0.3

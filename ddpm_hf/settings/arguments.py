@@ -37,7 +37,9 @@ class DataArguments:
         help="The column of captions, one or several a row; by default found by its type and name."
     )
     init_caption_from_labels: str | None = flag(
-        help='Make captions of class names by this template, e.g. "a photo of a {}".'
+        help='Make captions of class names by this template, e.g. "a photo of a {}". stable-diffusion takes {}, the '
+        "names themselves, if the data have classes and no captions; without classes, or with an empty template, it "
+        "learns without captions."
     )
     streaming: bool = flag(
         False,
@@ -87,7 +89,8 @@ class ModelArguments:
         "glide-digits, 10000 in glide-64 and 100000 in glide-paper. Of imagen, one or both of base and "
         "super-resolution, which is to it what the upsampler is to glide. Of stable-diffusion, one or both of "
         "autoencoder, which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or "
-        "--init_from unet."
+        "--init_from unet; and inpainting, which gives that network, or the model of --init_from, five channels more, "
+        "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
@@ -240,6 +243,9 @@ class OptimizationArguments:
     adam_beta2: float | None = flag(help="Decay of Adam's average of the squared gradient.")
     adam_weight_decay: float | None = flag(help="Decoupled weight decay.")
     adam_epsilon: float | None = flag(help="Added to Adam's denominator.")
+    use_8bit_adam: bool = flag(
+        False, help="Keep Adam's averages in 8 bits, in a quarter of the memory. Needs bitsandbytes."
+    )
     max_grad_norm: float | None = flag(help="Clip gradients to this global norm.")
     use_ema: bool = flag(True, help="Keep a moving average of the weights; samples and the saved pipeline use it.")
     ema_decay: float | None = flag(help="The highest decay of the average.", aliases=("--ema_max_decay",))

@@ -76,17 +76,19 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(
             f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
         )
-    whole = flags["system"] in ("glide", "imagen")
-    if whole and flags["init_from"] and flags["stage"] not in (None, ["base"], ["inpainting"]):
+    first = "base" if flags["system"] in ("glide", "imagen") else "unet"
+    if flags["init_from"] and flags["stage"] not in (None, [first], ["inpainting"]):
         raise ValueError(
-            f"--init_from is for --stage base or --stage inpainting alone, got {' '.join(flags['stage'])}; leave out "
-            "--init_from or the other stages"
+            f"--init_from is for --stage {first} or --stage inpainting alone, got {' '.join(flags['stage'])}; leave "
+            "out --init_from or the other stages"
         )
     if flags["system"] != "ddpm" and flags["condition_dropout"] == 0:
         raise ValueError(
             f"--condition_dropout must be above 0 for --system {flags['system']}, got 0: pipelines guide by the "
             "empty caption, and nothing would train it"
         )
+    if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
+        raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
     check_text_encoder(flags)
     for name in OF_THRESHOLDING:
         is_on = flags["system"] == "imagen" if flags["thresholding"] is None else flags["thresholding"]

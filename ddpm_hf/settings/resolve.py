@@ -51,6 +51,8 @@ def filled(
     config = config.filled(process)
     learned = config.process.variance_type in LEARNED_VARIANCES
     training = {"loss": "hybrid" if learned else "simple", **preset.training}
+    if start is not None:
+        training.pop("text_warmup_steps", None)  # its encoder has learned the captions' wordings, or others
     if config.optimization.num_epochs is not None:
         del training["max_train_steps"]
     if config.optimization.snr_gamma is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_hf.systems.checks import parse_duration
+from ddpm_hf.settings.checks import parse_duration
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("45:00", 2700), ("1:00:05", 3605), ("0:30", 30)])
