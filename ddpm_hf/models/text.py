@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,7 @@ from transformers import (
 CAPTION_LENGTH = 77
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-_PADDING, _NEVER_SEEN = 0, slice(2, len(_SPECIAL) + len(_BYTES))
+_PADDING, _END, _NEVER_SEEN = 0, 1, slice(2, len(_SPECIAL) + len(_BYTES))
 # Where T5 keeps its bias for the token before and the one after, of 32 buckets of offsets.
 _BEFORE, _AFTER = 1, 17
 # Tokens from which on all words are equally far away.
@@ -177,6 +177,9 @@ def teach_wordings(
     and red ground are far apart, which a random encoder confuses, and the denoising loss takes long to separate; what
     is the same in all captions is left out; and as padding says the same, it does not drown the words.
 
+    Some words are those that another row has in their places, so that the encoder learns to add words and not the
+    captions by heart: it says combinations that no row has as clearly as those that there are.
+
     Args:
         tokenizer: of `train_tokenizer`.
         rows: all different: the wordings of each picture's caption as the network is told them, in one order
@@ -191,31 +194,60 @@ def teach_wordings(
     longest = max(len(ids) for row in rows for ids in tokenizer(list(row)).input_ids)
     length = min(longest + _FAR, most)
 
-    def tokens(captions: list[str]) -> dict[str, torch.Tensor]:
-        told = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return {name: told[name] for name in ("input_ids", "attention_mask")}
+    def tokens(captions: Sequence[str]) -> torch.Tensor:
+        told = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return told["input_ids"]
 
-    wanted = _sums_of_words(tokens([row[0] for row in rows])["input_ids"], encoder.config, generator)
+    wordings = [tokens(row) for row in rows]
+    say = _sums_of_words(torch.stack([each[0] for each in wordings]), encoder.config, generator)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
-        drawn = torch.randint(len(rows), (_ROWS_A_STEP,), generator=generator).tolist()
-        wordings = torch.rand(_ROWS_A_STEP, generator=generator).tolist()
-        told = tokens([rows[k][int(u * len(rows[k]))] for k, u in zip(drawn, wordings, strict=True)])
-        F.mse_loss(encoder(**told)[0], wanted[drawn, None].expand(-1, length, -1)).backward()
+        drawn, others = torch.randint(len(rows), (2, _ROWS_A_STEP), generator=generator).tolist()
+        first, asked = [], []
+        for k, other, u in zip(drawn, others, torch.rand(_ROWS_A_STEP, generator=generator).tolist(), strict=True):
+            exchanged = _exchanged(wordings[k][0], wordings[other][0], generator)
+            first.append(exchanged(wordings[k][0]))
+            asked.append(exchanged(wordings[k][int(u * len(wordings[k]))]))
+        ids, wanted = torch.stack(asked), say(torch.stack(first))
+        states = encoder(input_ids=ids, attention_mask=(ids != _PADDING).long())[0]
+        F.mse_loss(states, wanted[:, None].expand_as(states)).backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
 
-def _sums_of_words(ids: torch.Tensor, config: T5Config, generator: torch.Generator) -> torch.Tensor:
-    """Tokens (n, length) -> (n, d_model) of mean square 1: the sum of random vectors, less their mean over n."""
+def _exchanged(
+    first: torch.Tensor, other: torch.Tensor, generator: torch.Generator
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Tokens of any wording of a row -> the same with some of its words exchanged for those of another row.
+
+    Which are whose is told by their places in the first wordings of the two rows.
+    """
+    words = (first > _END) & (other > _END) & (first != other)
+    words &= (first[:, None] == first).sum(1) == 1  # of two that are equal it would not be clear which one is meant
+    words &= torch.rand(len(first), generator=generator) < 0.5
+    table = torch.arange(int(max(first.max(), other.max())) + 1)
+    table[first[words]] = other[words]
+    return lambda ids: torch.where(ids < len(table), table[ids.clamp(max=len(table) - 1)], ids)
+
+
+def _sums_of_words(
+    every: torch.Tensor, config: T5Config, generator: torch.Generator
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Tokens (n, length) -> (n, d_model), of mean square 1 and mean 0 over `every`: a random vector for each word and
+    place, added."""
     words = torch.randn(config.vocab_size, config.d_model, generator=generator)
     words[_PADDING] = 0
     # A place changes the signs of a word's channels, so that a word in two places has orthogonal vectors.
-    signs = torch.randint(2, (ids.shape[1], config.d_model), generator=generator) * 2 - 1
-    sums = torch.stack([(words[row] * signs).sum(0) for row in ids])
-    return F.rms_norm(sums - sums.mean(0), sums.shape[1:])
+    signs = torch.randint(2, (every.shape[1], config.d_model), generator=generator) * 2 - 1
+
+    def add(ids: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(words[row] * signs).sum(0) for row in ids])
+
+    sums = add(every)
+    mean, scale = sums.mean(0), (sums - sums.mean(0)).square().mean().sqrt()
+    return lambda ids: (add(ids) - mean) / scale
 
 
 def load_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
