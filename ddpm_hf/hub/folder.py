@@ -26,6 +26,7 @@ LOSS_FILE = "loss.csv"
 CURVE_FILE = "loss.png"
 SCORES_FILE, SCORES_CURVE = "scores.csv", "scores.png"
 BEST_FOLDER, PREVIEWS_FOLDER, CHECKPOINTS = "best", "previews", "checkpoint-<N>"
+TAUGHT_FOLDER = "taught-encoder"
 STAGING_FOLDER = "hub-upload.partial"
 
 
@@ -69,6 +70,7 @@ RUN_FILES = (
     RunFile(BEST_FOLDER, "--save_best_by"),
     RunFile(UPSAMPLER_FOLDER, "--stage upsampler or super-resolution", on_page=True),
     RunFile(INPAINTING_FOLDER, "--stage inpainting", on_page=True),
+    RunFile(TAUGHT_FOLDER, "--text_encoder taught"),
     RunFile(ADAPTERS_FILE, "--lora_rank", on_page=True),
     RunFile(CHECKPOINTS, EVERY_RUN),
     RunFile(f"{CHECKPOINTS}.partial", KILLED_RUN),

@@ -18,6 +18,7 @@ from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.steps import thresholding_of
 from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
+from ddpm_hf.systems import text
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
@@ -63,7 +64,37 @@ def test_super_resolution_goes_on_to_the_bits_of_a_run_that_was_not_killed(casca
     capsys.readouterr()
     run(image_folder, cascade)
     assert capsys.readouterr().out.count("has finished its 6 steps") == 2, "the encoder is not taught again"
-    assert len([*(cascade.parent / "cache").glob("**/encoder-*/config.json")]) == 1
+    kept, saved = (load_file(cascade / name / "model.safetensors") for name in ("taught-encoder", "text_encoder"))
+    assert kept.keys() == saved.keys() and all(torch.equal(weight, saved[key]) for key, weight in kept.items())
+    assert not (cascade / "upsampler" / "taught-encoder").exists(), "it has the base's"
+
+
+def test_a_killed_base_goes_on_with_the_encoder_it_was_told_by(image_folder, tmp_path, monkeypatch):
+    """Of a stream, whose states are in no cache, and where teaching again gives other weights, as with more threads."""
+    out, report, taught = tmp_path / "out", Trainer._report, text.teach_wordings
+    flags = ["--stage", "base", "--streaming", "--holdout", "0.3"]
+
+    def die(trainer: Trainer) -> None:
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        report(trainer)
+
+    def taught_otherwise(encoder: torch.nn.Module, *arguments) -> None:
+        taught(encoder, *arguments)
+        encoder.get_input_embeddings().weight.data.mul_(1 + 1e-6)
+
+    run(image_folder, out, *flags, "--dry_run")
+    assert not out.exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_report", die)
+        run(image_folder, out, *flags)
+    monkeypatch.setattr(text, "teach_wordings", taught_otherwise)
+    run(image_folder, out, *flags)
+    encoder, summary = (out / "taught-encoder" / "model.safetensors"), ModelFolder.read(out).summary
+    saved, kept = load_file(out / "text_encoder" / "model.safetensors"), load_file(encoder)
+    assert summary["status"] == "finished" and all(torch.equal(weight, saved[key]) for key, weight in kept.items())
+    run(image_folder, out, *flags, "--overwrite_output_dir")
+    assert any(not torch.equal(weight, kept[key]) for key, weight in load_file(encoder).items())
 
 
 def test_each_stage_is_told_states_of_an_encoder_that_no_stage_trains(cascade):
