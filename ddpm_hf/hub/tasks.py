@@ -93,6 +93,7 @@ def _text_values(folder: ModelFolder) -> dict[str, Any]:
     return _common_values(model) | {
         **_of_imagen(folder),
         "asked": _asked(_example(folder)),
+        "asked_unguided": _asked(_example(folder), scale=1.0),
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
         "noise_level": _usual_noise(upsampler),

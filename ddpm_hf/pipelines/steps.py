@@ -34,7 +34,7 @@ def with_thresholding(scheduler: SchedulerMixin, asked: Mapping[str, Any]) -> Sc
     settings = {**scheduler.config, **asked}
     for name in asked.keys() - {"thresholding"}:
         if not settings["thresholding"]:
-            raise ValueError(f"`{name}` needs `thresholding`.")
+            raise ValueError(f"`{name}` needs `thresholding`: add it, or leave out `{name}`.")
     if not 0 < settings["dynamic_thresholding_ratio"] <= 1:
         given = settings["dynamic_thresholding_ratio"]
         raise ValueError(f"`dynamic_thresholding_ratio` must be above 0 and at most 1, got {given:g}.")

@@ -46,7 +46,7 @@ _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
     ("glide", "imagen"): ("upsampling", "efficient_unet"),
-    ("ddpm", "glide", "imagen"): ("thresholding",),  # latents have no range
+    ("ddpm", "glide", "imagen"): ("thresholding", *OF_THRESHOLDING),  # latents have no range
     ("stable-diffusion",): (
         *("vae", "text_length", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
         *("noise_offset", "clip_skip", "lora_rank"),
@@ -90,10 +90,6 @@ def check(flags: dict[str, Any]) -> None:
     if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
         raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
     check_text_encoder(flags)
-    for name in OF_THRESHOLDING:
-        is_on = flags["system"] == "imagen" if flags["thresholding"] is None else flags["thresholding"]
-        if flags[name] is not None and not is_on:
-            raise ValueError(f"--{name} needs --thresholding: add it, or leave out --{name}")
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")
     if (flags["text_width"] or 0) % 32:

@@ -30,7 +30,7 @@ from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToIm
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import seeded
-from ..settings.checks import OF_LEARNED_ENCODER
+from ..settings.checks import OF_LEARNED_ENCODER, OF_THRESHOLDING
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .ddpm import build_loss, build_scheduler, check_size
@@ -137,6 +137,8 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
             )
         _check_encoder_of_base(config)
     preset = choose_preset(config)
+    if config.process.thresholding is None:
+        config = config.with_values(dict.fromkeys(OF_THRESHOLDING))  # given for the base
     config = filled(config, preset.upsampler)
     if base is None:  # the text encoder that it will have
         config = config.filled(preset.model)

@@ -66,8 +66,6 @@ def one_line_of(capsys, *arguments: str) -> str:
             ["--system", "imagen", "--resolution", "64,256", "--upsampling", "2"],
             ["--upsampling 2 contradicts --resolution 64,256"],
         ),
-        (["--sample_max_value", "2"], ["--sample_max_value", "--thresholding"]),
-        (["--system", "imagen", "--thresholding", "false", "--sample_max_value", "2"], ["needs --thresholding"]),
         (["--thresholding", "--dynamic_thresholding_ratio", "2"], ["--dynamic_thresholding_ratio", "at most 1"]),
         (["--system", "stable-diffusion", "--thresholding"], ["--thresholding", "--system ddpm or glide or imagen"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),

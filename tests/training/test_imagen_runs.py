@@ -1,5 +1,6 @@
 """Imagen, trained by one command that is killed in super-resolution, and by a command for each stage."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,9 @@ from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.steps import thresholding_of
 from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
+from ddpm_hf.sampling.sample_folder import SampleFolder
 from ddpm_hf.systems import text
+from ddpm_hf.systems.ddpm import build_scheduler
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
 from ddpm_hf.training.loop import Trainer
@@ -70,7 +73,7 @@ def test_super_resolution_goes_on_to_the_bits_of_a_run_that_was_not_killed(casca
 
 
 def test_a_killed_base_goes_on_with_the_encoder_it_was_told_by(image_folder, tmp_path, monkeypatch):
-    """Of a stream, whose states are in no cache, and where teaching again gives other weights, as with more threads."""
+    """Of a stream, whose states are in no cache, and where teaching again gives other weights, as more threads do."""
     out, report, taught = tmp_path / "out", Trainer._report, text.teach_wordings
     flags = ["--stage", "base", "--streaming", "--holdout", "0.3"]
 
@@ -152,6 +155,9 @@ def test_a_cascade_killed_while_it_enlarges_does_not_draw_the_small_pictures_aga
     def die(*_, **__) -> None:
         raise KeyboardInterrupt
 
+    def fill_disk(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     def counted(pipeline: TextToImagePipeline, asked: dict, batch_size: int, *arguments, **more) -> object:
         drawn.append(batch_size)
         return draw(pipeline, asked, batch_size, *arguments, **more)
@@ -163,6 +169,10 @@ def test_a_cascade_killed_while_it_enlarges_does_not_draw_the_small_pictures_aga
     assert sorted(path.name for path in kept.iterdir()) == [
         f"0000{k}.{kind}" for k in range(2) for kind in ("npz", "png")
     ]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(SampleFolder, "write", fill_disk)
+        main([*common, str(tmp_path / "killed")])
+    assert len([*kept.glob("*.npz")]) == 2, "what was enlarged is not there yet"
     monkeypatch.setattr(TextToImagePipeline, "_draw", counted)
     main([*common, str(tmp_path / "killed")])
     assert drawn == [1], "a batch of the third alone"
@@ -204,3 +214,23 @@ def test_another_encoder_is_read_from_a_folder_and_fine_tuning_keeps_the_one_it_
         told = plan.system.conditions[0].of_words(["a cat"], torch.device("cpu"))
         assert told["encoder_hidden_states"].shape == (1, 77, width)
         assert thresholding_of(plan.system.scheduler)
+
+
+def test_thresholding_is_of_the_base_and_a_model_to_start_from_keeps_its_own(cascade, tmp_path):
+    def process_of(*flags: str, start: TextToImagePipeline | None = None, stage: int = 0) -> dict[str, float]:
+        config = parse_training_arguments(["--system", "imagen", *flags, "--output_dir", str(tmp_path)])
+        return thresholding_of(build_scheduler(stages_of(config)[stage].resolve(config, start), start))
+
+    own = ["--train_data_dir", "x"]  # with the preset imagen-64-256
+    for stage, expected in enumerate([{"dynamic_thresholding_ratio": 0.9, "sample_max_value": 100.0}, {}]):
+        assert process_of(*own, "--dynamic_thresholding_ratio", "0.9", stage=stage) == expected
+    assert process_of(*own, "--thresholding", "--sample_max_value", "2", stage=1)["sample_max_value"] == 2
+    for flags in ([], [*own, "--thresholding", "false"], ["--system", "ddpm"]):
+        with pytest.raises(ValueError, match="`sample_max_value` needs `thresholding`: add it, or leave out"):
+            process_of(*flags, "--sample_max_value", "2")
+    settings = {"dynamic_thresholding_ratio": 0.8, "sample_max_value": 3.0}
+    start, flags = load_pipeline(str(cascade)).alone(), [*own, "--init_from", str(cascade)]
+    for asked, expected in (({"thresholding": False}, {}), ({"thresholding": True, **settings}, settings)):
+        start.threshold(asked)
+        assert process_of(*flags, start=start) == expected
+    assert process_of(*flags, "--sample_max_value", "2", start=start) == settings | {"sample_max_value": 2.0}
