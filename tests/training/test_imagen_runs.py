@@ -142,8 +142,19 @@ def test_sample_py_adds_the_noise_asked_for_to_what_the_base_drew(cascade, tmp_p
     assert torch.equal(*drawn), "T/4 by default"
     with pytest.raises(SystemExit):
         main([str(cascade), *common, str(tmp_path / "none"), "--aug_level", "40"])
-    assert "--noise_level must be from 0 to 39, got 40" in capsys.readouterr().err
+    assert "--aug_level must be from 0 to 39, got 40" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_bits_per_dim_are_at_the_level_asked_for(cascade, tmp_path):
+    main, found = load_script("evaluate.py").main, []
+    for number, given in enumerate(([], ["--aug_level", "10"], ["--aug_level", "0"])):
+        out = ["--nll_timesteps", "10", "--output_dir", str(tmp_path / str(number))]
+        main([str(cascade / "upsampler"), "--run", str(cascade / "upsampler"), *out, *given])
+        (metric,) = json.loads((tmp_path / str(number) / "evaluation.json").read_text())["metrics"]
+        found.append((metric["value"], metric.get("noise_level")))
+    usual, same, other = found
+    assert usual == (same[0], None) and same[1] == 10 and other[0] != same[0] and other[1] == 0
 
 
 def test_a_cascade_killed_while_it_enlarges_does_not_draw_the_small_pictures_again(cascade, tmp_path, monkeypatch):
