@@ -16,7 +16,7 @@ from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.guidance import GuidanceArguments, check_noise_level
-from ..pipelines.loading import for_inpainting, load_pipeline
+from ..pipelines.loading import check_whole, for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
@@ -153,7 +153,9 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         raise ValueError(f"{name} only enlarges pictures; give the folder above it, which draws them too")
     if arguments.stage == "base":
         pipeline = pipeline.alone()
-    elif arguments.mask_image is not None:
+    else:
+        check_whole(name)
+    if arguments.stage is None and arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
     check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels, "--aug_level")
     pipeline.threshold(arguments.asked_thresholding)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.guidance import check_noise_level
-from ..pipelines.loading import load_pipeline
+from ..pipelines.loading import check_whole, load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
 from .exams import exams_for
@@ -201,6 +201,8 @@ class Evaluator:
         pipeline = load_pipeline(name).to(self.accelerator.device)
         if pipeline.scheduler is not None:
             pipeline.threshold(self.request.asked_thresholding)
+        if not self.request.is_of_base:
+            check_whole(name)
         level, enlarges = self.request.aug_level, bool(pipeline.stages[1:])
         pipeline = pipeline.alone() if self.request.is_of_base else pipeline
         if level is not None and enlarges and not pipeline.stages[1:]:

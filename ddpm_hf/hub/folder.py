@@ -13,10 +13,17 @@ from ..evaluation.record import EVALUATION_FILE, read_report
 from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
-from ..portable import ADAPTERS_FILE, AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components
+from ..portable import (
+    ADAPTERS_FILE,
+    AUTOENCODER_FOLDER,
+    CONFIG_FILE,
+    INDEX_FILE,
+    INPAINTING_FOLDER,
+    UPSAMPLER_FOLDER,
+    components,
+)
 
 CARD_FILE = "README.md"
-CONFIG_FILE = "training_config.yaml"
 SUMMARY_FILE = "training_summary.json"
 SAMPLES_FILE = "samples.png"
 CHAIN_FILE = "denoising.png"

@@ -76,10 +76,11 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(
             f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
         )
-    first = "base" if flags["system"] in ("glide", "imagen") else "unet"
-    if flags["init_from"] and flags["stage"] not in (None, [first], ["inpainting"]):
+    stages = ["base" if flags["system"] in ("glide", "imagen") else "unet"]
+    stages += ["inpainting"] * (flags["system"] != "imagen")
+    if flags["init_from"] and flags["stage"] not in (None, *([name] for name in stages)):
         raise ValueError(
-            f"--init_from is for --stage {first} or --stage inpainting alone, got {' '.join(flags['stage'])}; leave "
+            f"--init_from is for --stage {' or --stage '.join(stages)} alone, got {' '.join(flags['stage'])}; leave "
             "out --init_from or the other stages"
         )
     if flags["system"] != "ddpm" and flags["condition_dropout"] == 0:
@@ -105,8 +106,10 @@ def check(flags: dict[str, Any]) -> None:
     unknown = sorted(set(flags["eval_metrics"] or ()) - set(choices))
     if unknown or flags["eval_metrics"] == []:
         raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")
-    if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
-        raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}")
+    largest = max(parse_resolution(flags["resolution"] or 1)) * (flags["upsampling"] or 1)
+    if largest > MAX_SIDE:
+        times = f" times --upsampling {flags['upsampling']}" if flags["upsampling"] else ""
+        raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}{times}")
     if flags["channels"] not in (None, 1, 3, 4):
         raise ValueError(f"--channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {flags['channels']}")
 

@@ -187,9 +187,10 @@ def build_upsampler(
     low_side = side // config.model.upsampling
     unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side, told_noise)
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
-    noising = DDPMScheduler(beta_start=0.0, beta_end=0.0)
     if told_noise:
         noising = DDPMScheduler(scheduler.config.num_train_timesteps, beta_schedule="squaredcos_cap_v2")
+    else:
+        noising = DDPMScheduler(beta_start=0.0, beta_end=0.0)
     shown = images.some_batch(config.run.preview_images)
     as_it_is = config.with_values({"text_encoder": "frozen"})
     prompt, facts = build_prompt(as_it_is, images, text, length=CAPTION_LENGTH)
@@ -262,17 +263,18 @@ def build_inpainting(config: Config, images: TrainingImages, base: TextToImagePi
     )
 
 
-def _is_captioned(config: Config) -> bool:
+def is_captioned(config: Config) -> bool:
+    """Captions are always read."""
     return True
 
 
 STAGES = (
-    Stage(name="base", captioned=_is_captioned, resolve=resolve, build=build),
+    Stage(name="base", captioned=is_captioned, resolve=resolve, build=build),
     Stage(
         name="upsampler",
         folder=UPSAMPLER_FOLDER,
         by_default=lambda config: config.model.init_from is None,
-        captioned=_is_captioned,
+        captioned=is_captioned,
         start=finished_base,
         resolve=resolve_upsampler,
         resolution=upsampled,
@@ -282,7 +284,7 @@ STAGES = (
         name="inpainting",
         folder=INPAINTING_FOLDER,
         by_default=lambda config: False,
-        captioned=_is_captioned,
+        captioned=is_captioned,
         start=start_of_inpainting,
         resolve=resolve_inpainting,
         build=build_inpainting,

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_each_stage_is_told_states_of_an_encoder_that_no_stage_trains(cascade):
         assert all(name.startswith("unet.") for name in load_file(folder / "checkpoint-6" / "model.safetensors"))
     assert (model.settings["resolution"], model.settings["upsampling"]) == ("8", 2)
     base = load_pipeline(str(cascade))
-    assert thresholding_of(base.scheduler) and not thresholding_of(base.upsampler.scheduler)
+    assert thresholding_of(base.scheduler.config) and not thresholding_of(base.upsampler.scheduler.config)
     schedules = [stage.scheduler.config.beta_schedule for stage in base.stages]
     assert schedules == ["squaredcos_cap_v2", "linear"]
     noising = base.upsampler.image_noising_scheduler
@@ -193,7 +194,7 @@ def test_a_cascade_killed_while_it_enlarges_does_not_draw_the_small_pictures_aga
     assert Image.open(kept / "00000.png").size == (8, 8) and not [*kept.glob("*.npz")]
 
 
-def test_what_is_missing_is_named_with_the_command_that_trains_it(cascade, image_folder, tmp_path):
+def test_what_is_missing_is_named_with_the_command_that_trains_it(cascade, image_folder, tmp_path, capsys):
     with pytest.raises(
         ValueError,
         match="--stage super-resolution needs a finished base in .*new; train it with --system imagen --stage base",
@@ -202,8 +203,22 @@ def test_what_is_missing_is_named_with_the_command_that_trains_it(cascade, image
     with pytest.raises(ValueError, match="--text_warmup_steps must be at least 1 for --text_encoder taught, got 0"):
         run(image_folder, tmp_path / "new", "--text_warmup_steps", "0")
     shutil.copytree(cascade / "upsampler", tmp_path / "half" / "upsampler")
+    half = shutil.copytree(cascade, tmp_path / "whole", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (half / "upsampler" / "model_index.json").unlink()
+    flags, advice = (
+        [str(half), "--num_images", "2"],
+        f"train it with --system imagen --stage super-resolution .*{half}",
+    )
+    for script, given in (("sample.py", ["--prompt", "a cat"]), ("evaluate.py", ["--metrics", "frechet"])):
+        with pytest.raises(SystemExit):
+            load_script(script).main([*flags, *given])
+        assert re.search(f"{half} lacks its stage super-resolution, .*{advice}", capsys.readouterr().err)
+    load_script("sample.py").main(
+        [*flags, *"--prompt cat --stage base --num_inference_steps 2 --output_dir".split(), f"{half}/s"]
+    )
     with pytest.raises(
-        ValueError, match="no model_index.json; the base of its upsampler is missing: train it with --"
+        ValueError,
+        match="no model_index.json; the base of its upsampler is missing: train it with --system imagen --stage",
     ):
         load_pipeline(str(tmp_path / "half"))
 
@@ -224,13 +239,13 @@ def test_another_encoder_is_read_from_a_folder_and_fine_tuning_keeps_the_one_it_
         assert plan.system.network.text_encoder is None
         told = plan.system.conditions[0].of_words(["a cat"], torch.device("cpu"))
         assert told["encoder_hidden_states"].shape == (1, 77, width)
-        assert thresholding_of(plan.system.scheduler)
+        assert thresholding_of(plan.system.scheduler.config)
 
 
 def test_thresholding_is_of_the_base_and_a_model_to_start_from_keeps_its_own(cascade, tmp_path):
     def process_of(*flags: str, start: TextToImagePipeline | None = None, stage: int = 0) -> dict[str, float]:
         config = parse_training_arguments(["--system", "imagen", *flags, "--output_dir", str(tmp_path)])
-        return thresholding_of(build_scheduler(stages_of(config)[stage].resolve(config, start), start))
+        return thresholding_of(build_scheduler(stages_of(config)[stage].resolve(config, start), start).config)
 
     own = ["--train_data_dir", "x"]  # with the preset imagen-64-256
     for stage, expected in enumerate([{"dynamic_thresholding_ratio": 0.9, "sample_max_value": 100.0}, {}]):
