@@ -2,9 +2,10 @@
 
     python benchmarks/cascade.py OUT [--guidance_scale 1 3 8 15] [--aug_level 0 100 250 500] [--images 300]
 
-OUT holds a base and super-resolution on captioned digits. The base draws a picture for each of so many held-out
-captions, at each guidance scale: with x_0 clipped to [-1, 1], with dynamic thresholding, and as it was trained to be
-sampled; the last are then enlarged at each level of noise. All from the same noise, in 20 steps of dpm-sde. The table
+OUT holds a base and super-resolution of captioned digits, which a program can read. The base draws a picture for each
+of so many held-out captions, at each guidance scale: with x_0 clipped to [-1, 1], with dynamic thresholding, and as it
+was trained to be sampled; the last are then enlarged at each level of noise. Each stage draws from noise of its own,
+the same in all rows, in 20 steps of dpm-sde. The table
 has the share of pictures that a program reads as their captions say, the share of their values at the ends of
 the range (0 or 255), and the Fréchet distance of the digits to held-out ones, in grey. The last rows are of
 super-resolution alone, which enlarges real pictures. A JSON file has all of it, and a picture the first of each row.
@@ -25,8 +26,10 @@ from ddpm_hf.evaluation.prompt_exam import PromptExam
 from ddpm_hf.evaluation.samples import Samples, words_for
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
+from ddpm_hf.pipelines.guidance import check_noise_level
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pixels import normalize
+from ddpm_hf.portable import UPSAMPLER_FOLDER
 from ddpm_hf.sampling.generation import generate
 from ddpm_hf.sampling.pictures import image_grid
 from ddpm_hf.sampling.samplers import make_fast_sampler
@@ -37,17 +40,14 @@ CLIPPED = {**DYNAMIC, "sample_max_value": 1.0}  # with this cap, thresholding is
 
 
 class Judge:
-    """Says of pictures of one size what the table has."""
+    """Measures pictures of one size."""
 
     def __init__(self, images: ImageSet, captions: list[str], extractor: Extractor):
-        self.images, self.exam, self.extractor = (
-            images,
-            PromptExam("--metrics", {"prompt": captions}, images),
-            extractor,
-        )
+        self.images, self.extractor = images, extractor
+        self.exam = PromptExam("the measure", {"prompt": captions}, images)
 
     def row(self, drawn: np.ndarray, **about: Any) -> dict[str, Any]:
-        """Of uint8 pictures (n, H, W, C)."""
+        """The table's row of pictures, uint8 (n, H, W, C)."""
         samples = Samples(images=np.ascontiguousarray(drawn.transpose(0, 3, 1, 2)))
         said = {entry["name"]: entry for entry in self.exam.measure(samples)}
         options = {"resamples": 0, "seed": 0, "batch_size": 64}
@@ -65,31 +65,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "out" / "cascade.json")
     options = parser.parse_args(arguments)
     facts = measuring.machine()
-    cascade = load_pipeline(options.folder)
-    cascade.set_progress_bar_config(disable=True)
-    base, upsampler = cascade.alone(), cascade.upsampler
-    upsampler.set_progress_bar_config(disable=True)
+    try:
+        base, upsampler, judges, asked = opened(options)
+    except ValueError as problem:
+        parser.exit(2, f"{parser.prog}: error: {problem}\n")
     trained, (upsampler.scheduler, steps) = base.scheduler, make_fast_sampler(upsampler.scheduler)
-    extractor, folder = load_extractor("digits"), ModelFolder.read(options.folder)
-    judges, rows, shown = [], [], {}
-    for pipeline, of in ((base, folder), (upsampler, folder.upsampler)):
-        channels, *size = pipeline.image_shape
-        images = find_images(tuple(size), channels, run=of.settings, captioned=True, most=options.images)
-        asked = words_for(pipeline.conditions, images, options.images)
-        judges.append(Judge(images, asked["prompt"], extractor))
-    prompts, real = asked["prompt"], asked["image"]
+    prompts, real, rows, shown = asked["prompt"], asked["image"], [], {}
 
     def draw(pipeline: DDPMPipeline, scale: float, **told: Any) -> np.ndarray:
         call = {"num_inference_steps": steps, "guidance_scale": scale}
         images = {"image": told.pop("image")} if "image" in told else {}
-        batches = generate(pipeline, range(len(prompts)), 0, 64, {"prompt": prompts, **images}, **call, **told)
+        seed = int(pipeline is upsampler)
+        batches = generate(pipeline, range(len(prompts)), seed, 64, {"prompt": prompts, **images}, **call, **told)
         return np.concatenate([drawn for _, drawn in batches])
 
     def note(pipeline: DDPMPipeline, drawn: np.ndarray, name: str, scale: float | None) -> None:
         rows.append(judges[pipeline is upsampler].row(drawn, pictures=name, guidance=scale))
         factor = upsampler.image_shape[1] // drawn.shape[1]
         shown[f"{name}, w = {scale:g}" if scale else name] = drawn[:SHOWN].repeat(factor, 1).repeat(factor, 2)
-        measuring.print_table([line(rows[-1])])
+        print(f"drawn and judged: {name}" + (f", w = {scale:g}" if scale else ""), flush=True)
 
     for scale in options.guidance_scale:
         for name, changes in (("base, clipped", CLIPPED), ("base, dynamic thresholding", DYNAMIC), ("base", {})):
@@ -109,6 +103,27 @@ def main(arguments: list[str] | None = None) -> None:
     measuring.write_report(options.output, rows, {**vars(options), "output": str(options.output)}, facts)
     image_grid(np.concatenate(list(shown.values())), SHOWN, list(shown)).save(options.output.with_suffix(".png"))
     print(f"\nwritten to {options.output} and {options.output.with_suffix('.png')}")
+
+
+def opened(options: argparse.Namespace) -> tuple[DDPMPipeline, DDPMPipeline, list[Judge], dict[str, list[Any]]]:
+    """Base and super-resolution, a judge for each, and what to ask of super-resolution.
+
+    Raises:
+        ValueError: these are not two stages of captioned digits, or there is no such level of noise.
+    """
+    cascade, folder = load_pipeline(options.folder), ModelFolder.read(options.folder)
+    if folder.upsampler is None:
+        raise ValueError(f"{options.folder} must have super-resolution in it, but has no {UPSAMPLER_FOLDER}")
+    for level in options.aug_level:
+        check_noise_level(level, cascade.upsampler.noise_levels, "--aug_level")
+    stages, extractor, judges = (cascade.alone(), cascade.upsampler), load_extractor("digits"), []
+    for pipeline, of in zip(stages, (folder, folder.upsampler), strict=True):
+        pipeline.set_progress_bar_config(disable=True)
+        channels, *size = pipeline.image_shape
+        images = find_images(tuple(size), channels, run=of.settings, captioned=True, most=options.images)
+        asked = words_for(pipeline.conditions, images, options.images)
+        judges.append(Judge(images, asked["prompt"], extractor))
+    return *stages, judges, asked
 
 
 def saturation(drawn: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 INDEX_FILE = "model_index.json"
+CONFIG_FILE = "training_config.yaml"  # a run's settings
 UPSAMPLER_FOLDER = "upsampler"  # in the folder of the pipeline whose pictures it enlarges
 AUTOENCODER_FOLDER = "autoencoder"  # in the folder of the pipeline whose latents it makes, as it was trained
 ADAPTERS_FILE = "pytorch_lora_weights.safetensors"  # where stock's `load_lora_weights` looks

@@ -46,7 +46,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         if not presets_of:
             return action.help
         shown = "; ".join(f"{text} in {', '.join(names)}" for text, names in presets_of.items())
-        return f"{action.help} (default: {shown if len(presets_of) > 1 else text})"
+        is_off_elsewhere = "True" in presets_of  # a switch that a preset leaves out
+        return f"{action.help} (default: {shown if len(presets_of) > 1 or is_off_elsewhere else text})"
 
 
 class OneLineParser(HfArgumentParser):
@@ -130,6 +131,11 @@ def parse_training_arguments(arguments: list[str], parser: OneLineParser | None 
     config = Config(**dict(zip(("data", "model", "process", "optimization", "run", "hub"), groups, strict=True)))
     with one_line_errors(parser):
         if "," in (config.data.resolution or ""):
+            if config.model.system not in ("glide", "imagen"):
+                raise ValueError(
+                    f"--resolution must be N or HxW for --system {config.model.system}, got {config.data.resolution}; "
+                    "two sides are those of the stages of glide or imagen"
+                )
             config = config.with_values(_of_stages(config.data.resolution, config.model.upsampling))
         check(config.flags())
     return config
@@ -141,9 +147,11 @@ def _of_stages(resolution: str, upsampling: int | None = None) -> dict[str, Any]
     Raises:
         ValueError: they are not two sides of which the second is a multiple of the first, or `upsampling` is another.
     """
-    sides = [parse_resolution(side) for side in resolution.split(",")]
-    (small, *_), (large, *_) = sides[0], sides[-1]
-    if len(sides) != 2 or any(height != width for height, width in sides):
+    try:
+        (small, small_width), (large, large_width) = map(parse_resolution, resolution.split(","))
+    except ValueError:
+        small = small_width = large = large_width = 0
+    if not small == small_width or not large == large_width or not small:
         raise ValueError(f"--resolution of stages must be two sides, such as 64,256, got {resolution}")
     if large <= small or large % small:
         raise ValueError(f"--resolution of stages must rise, each a multiple of the one before, got {resolution}")

@@ -16,7 +16,7 @@ from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.guidance import GuidanceArguments, check_noise_level
-from ..pipelines.loading import for_inpainting, load_pipeline
+from ..pipelines.loading import check_whole, for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
@@ -134,9 +134,9 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         return
     if len(pictures.interpolate) != 2:
         raise ValueError(f"--interpolate must be two image files, got {len(pictures.interpolate)}")
-    others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "fast", "image")}
+    others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "fast", "image", "aug_level")}
     others |= {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
-    given = [f"--{name}" for name, value in others.items() if value]
+    given = [f"--{name}" for name, value in others.items() if value is not None and value is not False]
     if given:
         raise ValueError(f"--interpolate draws only one picture; leave out {', '.join(given)}")
 
@@ -154,9 +154,11 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         raise ValueError(f"{name} only enlarges pictures; give the folder above it, which draws them too")
     if arguments.stage == "base":
         pipeline = pipeline.alone()
-    elif arguments.mask_image is not None:
+    else:
+        check_whole(name)
+    if arguments.stage is None and arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
-    check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels)
+    check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels, "--aug_level")
     pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:

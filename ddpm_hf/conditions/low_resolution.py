@@ -23,7 +23,7 @@ class LowResolution(Condition):
 
     With a `noising` process, noise is added once it is enlarged, and its level told as `class_labels`, int64 (B,): the
     noise conditioning augmentation of Imagen (arXiv 2205.11487, §2.4). In training each image has a level of its own,
-    uniform on 0 … T-1; else it is the `usual_level`.
+    uniform on 0 … T-1; else it is `level`.
 
     Attributes:
         shape: (channels, height, width) of the small picture.
@@ -31,6 +31,7 @@ class LowResolution(Condition):
         blurred: the fraction of training images whose small picture is blurred, since what a base draws is not as
             sharp as a photo that was made smaller.
         noising: whose `add_noise` adds noise; None for none.
+        level: of noise where none is asked for; by default T/4: 250 of 1000, as in stock diffusers.
         seed: of the choice of those that are blurred, of levels and of noise.
         examples: small pictures to enlarge when nothing is asked for.
     """
@@ -39,6 +40,7 @@ class LowResolution(Condition):
     factor: int
     blurred: float = 0.0
     noising: DDPMScheduler | None = None
+    level: int | None = None
     seed: int = 0
     examples: Sequence[torch.Tensor] = ()
     name = "image"
@@ -87,11 +89,6 @@ class LowResolution(Condition):
         """
         return F.interpolate(normalize(images), self.shape[1:], mode="bicubic", antialias=True).clamp(-1, 1)
 
-    @property
-    def usual_level(self) -> int:
-        """The level of noise where none is asked for: 250 of 1000, as in stock diffusers."""
-        return self.noising.config.num_train_timesteps // 4
-
     def _noised(self, told: Told, batch: Mapping[str, Any]) -> Told:
         large, levels = told["low_resolution"], told["class_labels"]
         if "positions" in batch:
@@ -108,7 +105,8 @@ class LowResolution(Condition):
         large = F.interpolate(small, scale_factor=self.factor, mode="bilinear", align_corners=True)
         if self.noising is None:
             return {"low_resolution": large}
-        levels = torch.full((len(large),), self.usual_level, dtype=torch.int64, device=large.device)
+        level = usual_level(self.noising.config.num_train_timesteps) if self.level is None else self.level
+        levels = torch.full((len(large),), level, dtype=torch.int64, device=large.device)
         return {"low_resolution": large, "class_labels": levels}
 
     def _pixels(self, word: Any) -> torch.Tensor:
@@ -118,6 +116,11 @@ class LowResolution(Condition):
             found = f"shape {tuple(word.shape)}" if torch.is_tensor(word) else repr(word)
             raise ValueError(f"`image` must be {self.choices()}, got {found}.")
         return word.float()
+
+
+def usual_level(timesteps: int) -> int:
+    """The level of noise where none is asked for."""
+    return timesteps // 4
 
 
 def blur(pictures: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.guidance import check_noise_level
-from ..pipelines.loading import load_pipeline
+from ..pipelines.loading import check_whole, load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
 from .exams import exams_for
@@ -57,11 +57,15 @@ class Evaluator:
             self.pipeline, self.samples = self._load(request.model), None
             self.is_autoencoder = self.pipeline.scheduler is None
             request.metrics = request.metrics or ["reconstruction" if self.is_autoencoder else "nll"]
+            draws = not self.is_autoencoder and set(request.metrics) != {"nll"}
+            if request.asked_thresholding and not draws:
+                given = ", ".join(f"--{name}" for name in request.asked_thresholding)
+                raise ValueError(f"{given} must be left out with --metrics {request.metrics[0]}, which draws nothing")
             shape = self.pipeline.stages[-1].image_shape
             if "nll" in request.metrics and self.pipeline.stages[1:]:
                 raise ValueError("--metrics nll is of one network: measure it alone, or add --stage base")
             # What cannot be drawn is refused before images are decoded.
-            if not self.is_autoencoder and set(request.metrics) != {"nll"}:
+            if draws:
                 prepared(self.pipeline, request.scheduler, request.num_inference_steps, request.guidance_scale)
         check_kind(request.metrics, "--metrics", self.is_autoencoder)
         self.contenders = [self._contender(word) for word in request.compare or ()]
@@ -123,7 +127,7 @@ class Evaluator:
         request, entries = self.request, []
         if "nll" in request.metrics:
             options = {"num_terms": request.nll_timesteps, "clip": request.nll_clip, "cdf": request.nll_cdf}
-            options |= {"per_image": request.per_image, **self._common}
+            options |= {"per_image": request.per_image, "noise_level": request.aug_level, **self._common}
             entries.append(measure_nll(self.pipeline, self.reference, self.details, **options))
         if set(request.metrics) == {"nll"}:
             return entries
@@ -197,8 +201,16 @@ class Evaluator:
         pipeline = load_pipeline(name).to(self.accelerator.device)
         if pipeline.scheduler is not None:
             pipeline.threshold(self.request.asked_thresholding)
+        if not self.request.is_of_base:
+            check_whole(name)
+        level, enlarges = self.request.aug_level, bool(pipeline.stages[1:])
         pipeline = pipeline.alone() if self.request.is_of_base else pipeline
-        check_noise_level(self.request.aug_level, pipeline.stages[-1].noise_levels)
+        if level is not None and enlarges and not pipeline.stages[1:]:
+            raise ValueError(
+                f"--aug_level must be left out with --stage base or --metrics nll, which measure the base alone, got "
+                f"{level}"
+            )
+        check_noise_level(level, pipeline.stages[-1].noise_levels, "--aug_level")
         return pipeline
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:

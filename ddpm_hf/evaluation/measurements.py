@@ -1,6 +1,7 @@
 """Complete measurements of a model or its samples: report entries, tables and pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def measure_nll(
     clip: bool = True,
     cdf: str = "erf",
     per_image: bool = False,
+    noise_level: int | None = None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
     """Bits/dim of images under a pipeline, as a report entry.
@@ -43,6 +45,7 @@ def measure_nll(
         images: with labels for a class-conditional model.
         details: folder for the table of terms, two plots and, with `per_image`, the value of every image; None for
             no files.
+        noise_level: of the small picture that a super-resolution of Imagen is told; by default T/4.
         go_on: asked before every batch, by all processes; the same False in all of them ends the measurement with the
             images that there are.
 
@@ -52,13 +55,18 @@ def measure_nll(
     bound = bound_of(pipeline, clip=clip, cdf=cdf)
     if num_terms is not None and not 1 <= num_terms <= len(bound.chain):
         raise ValueError(f"--nll_timesteps must be between 1 and {len(bound.chain)}, got {num_terms}")
+    conditions = [condition.of_data(images.data) for condition in pipeline.conditions]
+    about = {"seed": seed, "dataset": images.name, "split": images.split, "sampler": "ddpm", "floor": None}
+    if noise_level is not None:
+        about |= {"noise_level": noise_level}
+        conditions = [replace(each, level=noise_level) if each.name == "image" else each for each in conditions]
     batches = images.batches(batch_size * PartialState().num_processes)
     found = measure_likelihood(
         bound,
         pipeline.network.eval(),
         takewhile(lambda _: go_on(), batches),
         pipeline.codec,
-        [condition.of_data(images.data) for condition in pipeline.conditions],
+        conditions,
         seed=seed,
         num_terms=num_terms,
         batch_size=batch_size,
@@ -71,7 +79,6 @@ def measure_nll(
         plot_rate_distortion(found, details / "nll_rate_distortion.png")
         if per_image:
             write_images(found, details / "nll_per_image.csv")
-    about = {"seed": seed, "dataset": images.name, "split": images.split, "sampler": "ddpm", "floor": None}
     return found.record() | interval(found.value, found.standard_error) | about | {"clip": clip, "cdf": cdf}
 
 

@@ -115,7 +115,7 @@ def draw_samples(
         "steps": steps,
         "network_calls": calls + guided,  # only the first stage is guided
         **(guidance if pipeline.conditions else {}),
-        **thresholding_of(pipeline.scheduler),
+        **thresholding_of(pipeline.scheduler.config),
         **upsampler_fingerprint(pipeline),
     }
     return Samples(images=np.ascontiguousarray(images), about=about)
@@ -189,7 +189,8 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
     about = {"seed": settings["seed"], "sampler": sampler, "steps": settings["num_inference_steps"]}
     was_told = any(settings.get(name) is not None for name in ("class_labels", "prompt"))
     guidance = {name: value for name, value in settings.items() if name.startswith("guidance_")}
-    return about | (guidance if was_told else {})
+    level = {name: settings[name] for name in ("noise_level",) if name in settings}
+    return about | (guidance if was_told else {}) | thresholding_of(settings["scheduler"]) | level
 
 
 def _read_array(file: Path) -> np.ndarray:

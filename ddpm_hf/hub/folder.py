@@ -13,10 +13,17 @@ from ..evaluation.record import EVALUATION_FILE, read_report
 from ..files import read_json
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
-from ..portable import ADAPTERS_FILE, AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components
+from ..portable import (
+    ADAPTERS_FILE,
+    AUTOENCODER_FOLDER,
+    CONFIG_FILE,
+    INDEX_FILE,
+    INPAINTING_FOLDER,
+    UPSAMPLER_FOLDER,
+    components,
+)
 
 CARD_FILE = "README.md"
-CONFIG_FILE = "training_config.yaml"
 SUMMARY_FILE = "training_summary.json"
 SAMPLES_FILE = "samples.png"
 CHAIN_FILE = "denoising.png"
@@ -26,6 +33,7 @@ LOSS_FILE = "loss.csv"
 CURVE_FILE = "loss.png"
 SCORES_FILE, SCORES_CURVE = "scores.csv", "scores.png"
 BEST_FOLDER, PREVIEWS_FOLDER, CHECKPOINTS = "best", "previews", "checkpoint-<N>"
+TAUGHT_FOLDER = "taught-encoder"
 STAGING_FOLDER = "hub-upload.partial"
 
 
@@ -69,6 +77,7 @@ RUN_FILES = (
     RunFile(BEST_FOLDER, "--save_best_by"),
     RunFile(UPSAMPLER_FOLDER, "--stage upsampler or super-resolution", on_page=True),
     RunFile(INPAINTING_FOLDER, "--stage inpainting", on_page=True),
+    RunFile(TAUGHT_FOLDER, "--text_encoder taught"),
     RunFile(ADAPTERS_FILE, "--lora_rank", on_page=True),
     RunFile(CHECKPOINTS, EVERY_RUN),
     RunFile(f"{CHECKPOINTS}.partial", KILLED_RUN),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..conditions.low_resolution import usual_level
 from ..models.autoencoder import factor_of
 from ..models.text_unet import LOW_SIDE
 from ..portable import INDEX_FILE
@@ -84,7 +85,7 @@ def _usual_noise(upsampler: DDPM | None) -> int | None:
     """The level of noise of the small picture where none is asked for; None for an upsampler without it."""
     if upsampler is None or upsampler.unet.get("class_embed_type") is None:
         return None
-    return upsampler.timesteps // 4
+    return usual_level(upsampler.timesteps)
 
 
 def _text_values(folder: ModelFolder) -> dict[str, Any]:
@@ -93,6 +94,7 @@ def _text_values(folder: ModelFolder) -> dict[str, Any]:
     return _common_values(model) | {
         **_of_imagen(folder),
         "asked": _asked(_example(folder)),
+        "asked_unguided": _asked(_example(folder), scale=1.0),
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
         "noise_level": _usual_noise(upsampler),

@@ -38,7 +38,7 @@ def text_unet_config(
         text_width: channels of the caption's states.
         efficient: what stock's class can express of Imagen's Efficient U-Net (appendix B): the lower levels have up to
             four times the blocks, halving comes before the convolutions of a block, and each sum of a block's input
-            and output is scaled by 1/√2.
+            and output is scaled by 1/√2. `new_text_unet` also leaves out an upsampler's self-attention.
 
     Raises:
         ValueError: the resolution cannot be halved so often.
@@ -86,7 +86,8 @@ def new_text_unet(low_side: int | None = None, told_noise: bool = False, **setti
     """A network with random weights whose first output is 0, as the paper's, so that it starts from the mean.
 
     Args:
-        low_side: of an upsampler, whose inputs are x_t and a picture of this side, enlarged.
+        low_side: of an upsampler, whose inputs are x_t and a picture of this side, enlarged. If it is `efficient`, its
+            attention is to the caption alone.
         told_noise: whether an upsampler is told how much noise that picture has.
         settings: as for `text_unet_config`.
     """

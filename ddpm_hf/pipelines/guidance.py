@@ -114,15 +114,14 @@ def check_guidance(
             )
 
 
-def check_noise_level(level: int | None, levels: int) -> None:
+def check_noise_level(level: int | None, levels: int, name: str = "`noise_level`") -> None:
     """Raises ValueError for noise on a small picture that no stage adds; None asks for none.
 
     Args:
         levels: how many there are: `noise_levels` of the last stage.
+        name: of the argument.
     """
     if level is not None and not levels:
-        raise ValueError(
-            f"`noise_level` must be left out for a model that adds no noise to small pictures, got {level}."
-        )
+        raise ValueError(f"{name} must be left out for a model that adds no noise to small pictures, got {level}.")
     if level is not None and not 0 <= level < levels:
-        raise ValueError(f"`noise_level` must be from 0 to {levels - 1}, got {level}.")
+        raise ValueError(f"{name} must be from 0 to {levels - 1}, got {level}.")

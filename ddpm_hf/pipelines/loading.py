@@ -4,11 +4,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import snapshot_download
 
-from ..portable import INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components, stock_component
+from ..portable import CONFIG_FILE, INDEX_FILE, INPAINTING_FOLDER, UPSAMPLER_FOLDER, components, stock_component
 from .ddpm import DDPMPipeline
 
 # The class that an index names -> the module and the class that load it here, imported when they are needed: those
@@ -43,7 +44,9 @@ def load_pipeline(name: str) -> DDPMPipeline:
     if Path(name).is_dir() and not (Path(name) / INDEX_FILE).is_file():
         inside, advice = Path(name, INPAINTING_FOLDER), ""
         if (Path(name, UPSAMPLER_FOLDER) / INDEX_FILE).is_file():
-            advice = f"; the base of its upsampler is missing: train it with --stage base --output_dir {name}"
+            system = _settings(Path(name, UPSAMPLER_FOLDER)).get("system", "glide")
+            train = f"train it with --system {system} --stage base --output_dir {name}"
+            advice = f"; the base of its upsampler is missing: {train}"
         elif (inside / INDEX_FILE).is_file():
             advice = f"; give {inside}, which has one"
         raise ValueError(f"pipeline {name!r} has no {INDEX_FILE}{advice}")
@@ -61,6 +64,24 @@ def load_pipeline(name: str) -> DDPMPipeline:
     except ValueError as problem:
         raise ValueError(f"pipeline {name!r} has components that do not fit each other: {problem}") from None
     return pipeline
+
+
+def check_whole(name: str) -> None:
+    """Raises ValueError for a folder whose upsampler is still being trained, so that pictures would stay small."""
+    folder = Path(name, UPSAMPLER_FOLDER)
+    if (folder / CONFIG_FILE).is_file() and not (folder / INDEX_FILE).is_file():
+        settings = _settings(folder)
+        stage = " ".join(settings.get("stage") or ["upsampler"])
+        raise ValueError(
+            f"{name} lacks its stage {stage}, which is not finished: train it with --system "
+            f"{settings.get('system', 'glide')} --stage {stage} --output_dir {name}, or draw with --stage base alone"
+        )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Of the run in a folder, if they are there."""
+    file = folder / CONFIG_FILE
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def for_inpainting(pipeline: DDPMPipeline, name: str) -> DDPMPipeline:

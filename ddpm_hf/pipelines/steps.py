@@ -34,7 +34,7 @@ def with_thresholding(scheduler: SchedulerMixin, asked: Mapping[str, Any]) -> Sc
     settings = {**scheduler.config, **asked}
     for name in asked.keys() - {"thresholding"}:
         if not settings["thresholding"]:
-            raise ValueError(f"`{name}` needs `thresholding`.")
+            raise ValueError(f"`{name}` needs `thresholding`: add it, or leave out `{name}`.")
     if not 0 < settings["dynamic_thresholding_ratio"] <= 1:
         given = settings["dynamic_thresholding_ratio"]
         raise ValueError(f"`dynamic_thresholding_ratio` must be above 0 and at most 1, got {given:g}.")
@@ -45,9 +45,8 @@ def with_thresholding(scheduler: SchedulerMixin, asked: Mapping[str, Any]) -> Sc
     return rebuild(type(scheduler), scheduler, **asked)
 
 
-def thresholding_of(scheduler: SchedulerMixin) -> dict[str, float]:
-    """The settings of dynamic thresholding; empty for a scheduler without it."""
-    config = scheduler.config
+def thresholding_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """A scheduler's settings of dynamic thresholding; empty for one without it."""
     names = ("dynamic_thresholding_ratio", "sample_max_value") if config.get("thresholding") else ()
     return {name: config[name] for name in names}
 

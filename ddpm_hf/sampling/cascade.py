@@ -34,8 +34,8 @@ def generate_by_stage(
 
     Args:
         pipeline: with an upsampler.
-        folder: where small pictures stay, as 00000.png, …; beside each is a .npz until it has been enlarged, with its
-            exact pixels and the state of its generator.
+        folder: where small pictures stay, as 00000.png, …; beside each is a .npz with its exact pixels and the
+            state of its generator, for `forget_small` once the enlarged picture has been written.
         given: `image` and `mask_image` of the pipeline call, if only a part is drawn.
         enlarging: arguments of the pipeline call that are for the upsampler alone.
     """
@@ -55,11 +55,13 @@ def generate_by_stage(
         small, generators = zip(*(_kept(_state(folder, index)) for index in chosen), strict=True)
         more = {"small": torch.stack(small), "generator": list(generators), **given, **enlarging}
         images = pipeline(batch_size=len(chosen), **words, **more, **call).images
-        try:
-            yield chosen, channels_last(to_levels(images))
-        finally:  # the enlarged ones have been written
-            for index in chosen:
-                _state(folder, index).unlink(missing_ok=True)  # a worker of a dead launcher may draw the same
+        yield chosen, channels_last(to_levels(images))
+
+
+def forget_small(folder: Path, indices: Sequence[int]) -> None:
+    """What `generate_by_stage` kept to enlarge these; their pictures stay."""
+    for index in indices:
+        _state(folder, index).unlink(missing_ok=True)  # a worker of a dead launcher may draw the same
 
 
 def _state(folder: Path, index: int) -> Path:

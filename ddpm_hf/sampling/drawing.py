@@ -18,7 +18,7 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
 from ..pipelines.guidance import check_guidance
 from ..pipelines.inpainting import shrunk
-from .cascade import generate_by_stage
+from .cascade import forget_small, generate_by_stage
 from .generation import generate, sampling_bar
 from .interpolation import interpolate
 from .pictures import image_grid
@@ -130,13 +130,16 @@ class Drawing:
         what = (self.pipeline, mine, self.seed, self.batch_size, self.words(mine))
         with sampling_bar(folder.num_images, len(missing), len(mine), self.calls, disable=hidden) as show:
             how = {**self.guidance, "callback_on_step_end": show, "num_inference_steps": self.steps}
-            if self.pipeline.stages[1:]:
-                enlarging, place = {"noise_level": self.noise_level}, folder.path / BASE_PICTURES
+            place = folder.path / BASE_PICTURES if self.pipeline.stages[1:] else None
+            if place is not None:
+                enlarging = {"noise_level": self.noise_level}
                 batches = generate_by_stage(*what, place, given=self.given, enlarging=enlarging, **how)
             else:
                 batches = generate(*what, **how, **self.given)
             for indices, images in batches:
                 folder.write(indices, images)
+                if place is not None:
+                    forget_small(place, indices)
                 if not go_on():
                     return False
         state.wait_for_everyone()

@@ -124,7 +124,8 @@ class ModelArguments:
     blocks_per_level: int | None = flag(help="Residual blocks per level.")
     efficient_unet: bool | None = switch(
         help="Of glide and imagen: more of the residual blocks at the lower levels, and scaled sums, as in Imagen's "
-        "Efficient U-Net; --blocks_per_level is that of the first level."
+        "Efficient U-Net; --blocks_per_level is that of the first level. An upsampler's attention is then to the "
+        "caption alone."
     )
     latent_channels: int | None = flag(help="Channels of an autoencoder's latents.")
     attention_resolutions: list[int] | None = flag(help="Feature map sizes with self-attention.")
@@ -182,8 +183,8 @@ class ProcessArguments:
         help="Dynamic thresholding (Imagen) when sampling: each image's predicted x_0 is clipped to a percentile of "
         "its absolute values, if that is above 1, and divided by it, where guidance would saturate pixels."
     )
-    dynamic_thresholding_ratio: float | None = flag(help="That percentile as a fraction; by default 0.995.")
-    sample_max_value: float | None = flag(help="The largest value that it may be; by default 100.")
+    dynamic_thresholding_ratio: float | None = flag(help="That percentile as a fraction.")
+    sample_max_value: float | None = flag(help="The largest value that it may be.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
     ("glide", "imagen"): ("upsampling", "efficient_unet"),
-    ("ddpm", "glide", "imagen"): ("thresholding",),  # latents have no range
+    ("ddpm", "glide", "imagen"): ("thresholding", *OF_THRESHOLDING),  # latents have no range
     ("stable-diffusion",): (
         *("vae", "text_length", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
         *("noise_offset", "clip_skip", "lora_rank"),
@@ -76,10 +76,11 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(
             f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
         )
-    first = "base" if flags["system"] in ("glide", "imagen") else "unet"
-    if flags["init_from"] and flags["stage"] not in (None, [first], ["inpainting"]):
+    stages = ["base" if flags["system"] in ("glide", "imagen") else "unet"]
+    stages += ["inpainting"] * (flags["system"] != "imagen")
+    if flags["init_from"] and flags["stage"] not in (None, *([name] for name in stages)):
         raise ValueError(
-            f"--init_from is for --stage {first} or --stage inpainting alone, got {' '.join(flags['stage'])}; leave "
+            f"--init_from is for --stage {' or --stage '.join(stages)} alone, got {' '.join(flags['stage'])}; leave "
             "out --init_from or the other stages"
         )
     if flags["system"] != "ddpm" and flags["condition_dropout"] == 0:
@@ -90,10 +91,6 @@ def check(flags: dict[str, Any]) -> None:
     if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
         raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
     check_text_encoder(flags)
-    for name in OF_THRESHOLDING:
-        is_on = flags["system"] == "imagen" if flags["thresholding"] is None else flags["thresholding"]
-        if flags[name] is not None and not is_on:
-            raise ValueError(f"--{name} needs --thresholding: add it, or leave out --{name}")
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")
     if (flags["text_width"] or 0) % 32:
@@ -109,8 +106,10 @@ def check(flags: dict[str, Any]) -> None:
     unknown = sorted(set(flags["eval_metrics"] or ()) - set(choices))
     if unknown or flags["eval_metrics"] == []:
         raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")
-    if flags["resolution"] is not None and max(parse_resolution(flags["resolution"])) > MAX_SIDE:
-        raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}")
+    largest = max(parse_resolution(flags["resolution"] or 1)) * (flags["upsampling"] or 1)
+    if largest > MAX_SIDE:
+        times = f" times --upsampling {flags['upsampling']}" if flags["upsampling"] else ""
+        raise ValueError(f"--resolution must be at most {MAX_SIDE} pixels a side, got {flags['resolution']}{times}")
     if flags["channels"] not in (None, 1, 3, 4):
         raise ValueError(f"--channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {flags['channels']}")
 

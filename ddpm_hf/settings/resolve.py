@@ -44,8 +44,9 @@ def filled(
     check_architecture(config, preset)
     config = _with_network(config, preset, unet_config, start)
     process, wanted = dict(preset.process), config.process.num_train_timesteps
-    if config.process.thresholding is False:
-        process = {name: value for name, value in process.items() if name not in OF_THRESHOLDING}
+    if config.process.thresholding is False or start is not None:  # a model to start from has its own
+        left_out = OF_THRESHOLDING if start is None else ("thresholding", *OF_THRESHOLDING)
+        process = {name: value for name, value in process.items() if name not in left_out}
     if wanted not in (None, process["num_train_timesteps"]):
         ends = {name: process[name] for name in ("beta_start", "beta_end")}
         process |= scaled_ends(wanted, config.process.beta_schedule or process["beta_schedule"], **ends)

@@ -27,7 +27,7 @@ from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToIm
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import seeded
-from ..settings.checks import OF_LEARNED_ENCODER
+from ..settings.checks import OF_LEARNED_ENCODER, OF_THRESHOLDING
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .base import check_as_in_base, for_inpainting, start_from_base, with_holes
@@ -114,6 +114,8 @@ def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Confi
             )
         check_as_in_base(config, "text_encoder", *OF_LEARNED_ENCODER)  # it is taken as it is
     preset = choose_preset(config)
+    if config.process.thresholding is None:
+        config = config.with_values(dict.fromkeys(OF_THRESHOLDING))  # given for the base
     config = filled(config, preset.upsampler)
     if base is None:  # the text encoder that it will have
         config = config.filled(preset.model)
@@ -151,9 +153,10 @@ def build_upsampler(
     low_side = side // config.model.upsampling
     unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side, told_noise)
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
-    noising = DDPMScheduler(beta_start=0.0, beta_end=0.0)
     if told_noise:
         noising = DDPMScheduler(scheduler.config.num_train_timesteps, beta_schedule="squaredcos_cap_v2")
+    else:
+        noising = DDPMScheduler(beta_start=0.0, beta_end=0.0)
     shown = images.some_batch(config.run.preview_images)
     as_it_is = config.with_values({"text_encoder": "frozen"})
     prompt, facts = build_prompt(as_it_is, images, text, length=CAPTION_LENGTH)
@@ -198,17 +201,18 @@ def build_inpainting(config: Config, images: TrainingImages, base: TextToImagePi
 from_base = partial(start_from_base, kind=TextToImagePipeline, stage="base")
 
 
-def _is_captioned(config: Config) -> bool:
+def is_captioned(config: Config) -> bool:
+    """Captions are always read."""
     return True
 
 
 STAGES = (
-    Stage(name="base", captioned=_is_captioned, resolve=resolve, build=build),
+    Stage(name="base", captioned=is_captioned, resolve=resolve, build=build),
     Stage(
         name="upsampler",
         folder=UPSAMPLER_FOLDER,
         by_default=lambda config: config.model.init_from is None,
-        captioned=_is_captioned,
+        captioned=is_captioned,
         start=from_base,
         resolve=resolve_upsampler,
         resolution=upsampled,
@@ -218,7 +222,7 @@ STAGES = (
         name="inpainting",
         folder=INPAINTING_FOLDER,
         by_default=lambda config: False,
-        captioned=_is_captioned,
+        captioned=is_captioned,
         start=from_base,
         resolve=resolve_inpainting,
         build=build_inpainting,

@@ -5,11 +5,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from diffusers import UNet2DConditionModel
-from filelock import FileLock
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
 
@@ -18,6 +20,7 @@ from ..conditions.states import KeptStates
 from ..data.captions import CAPTIONS, captions_of
 from ..data.examples import TrainingImages
 from ..files import replacing
+from ..hub.folder import TAUGHT_FOLDER
 from ..models.text import (
     CAPTION_LENGTH,
     fingerprint,
@@ -33,6 +36,9 @@ from ..pipelines.text_to_image import TextDenoising
 from ..seeds import generator_for, seeded
 from ..settings.config import Config
 from .ddpm import check_size
+
+# Entries of an encoder's configuration that say how it was saved.
+_OF_SAVED = {"_name_or_path", "transformers_version", "architectures", "dtype"}
 
 Text = tuple[PreTrainedTokenizerFast, PreTrainedModel]
 
@@ -71,33 +77,34 @@ def build_text(config: Config, images: TrainingImages, start: TextDenoising | No
 
 
 def teach(config: Config, images: TrainingImages, text: Text) -> None:
-    """Teach a text encoder, in place, the wordings of the training captions, if it is learned and new."""
+    """Teach a text encoder, in place, the wordings of the training captions, if it is learned and new.
+
+    One that `build_text` taught is kept in the run's folder instead.
+    """
     tokenizer, text_encoder = text
     if config.model.text_encoder == "train" and config.model.text_warmup_steps:
         _teach(config, tokenizer, text_encoder, _wordings(images))
+    if config.model.text_encoder == "taught" and PartialState().is_main_process:
+        with replacing(_kept_encoder(config)) as beside:
+            text_encoder.save_pretrained(beside)
 
 
 def _taught_encoder(config: Config, images: TrainingImages, tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
-    """A small one that was taught the wordings of these captions, and then is frozen.
+    """A small one that was taught the wordings of these captions, and then is frozen; equal on all processes.
 
-    It is kept beside the decoded pixels, as its states are, by a hash of its weights: another number of threads could
-    change their last bits.
+    A run that goes on reads what it kept, because teaching with another number of threads could change the last bits.
     """
-    encoder, rows = _learned_encoder(config, len(tokenizer)), _wordings(images)
-    if images.store is None:
-        _teach(config, tokenizer, encoder, rows)
-        return encoder
-    model = config.model
-    about = [model.text_width, model.text_layers, model.text_warmup_steps, model.text_length, config.optimization.seed]
-    content = json.dumps([fingerprint(tokenizer), about, rows])
-    name = f"encoder-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
-    folder = images.store.folder.parent / name
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            _teach(config, tokenizer, encoder, rows)
-            with replacing(folder) as beside:
-                encoder.save_pretrained(beside)
-    return T5EncoderModel.from_pretrained(folder).eval()
+    encoder, kept = _learned_encoder(config, len(tokenizer)), _kept_encoder(config)
+    if PartialState().is_main_process:
+        if kept.is_dir() and not config.run.overwrite_output_dir:
+            encoder = T5EncoderModel.from_pretrained(kept)
+        else:
+            _teach(config, tokenizer, encoder, _wordings(images))
+    return broadcast_object_list([encoder])[0].eval()
+
+
+def _kept_encoder(config: Config) -> Path:
+    return Path(config.run.output_dir, TAUGHT_FOLDER)
 
 
 def _wordings(images: TrainingImages) -> list[tuple[str, ...]]:
@@ -166,7 +173,7 @@ def on(device: torch.device, part: nn.Module) -> nn.Module:
 def _hash_of(text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
     """Of all that turns captions into states."""
     settings = text_encoder.config.to_dict()
-    settings = {name: settings[name] for name in settings.keys() - {"_name_or_path", "transformers_version"}}
+    settings = {name: settings[name] for name in settings.keys() - _OF_SAVED}
     about = [weights_fingerprint(text_encoder), fingerprint(tokenizer), settings]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

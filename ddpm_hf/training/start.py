@@ -95,10 +95,10 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
             Publisher(plan.config, output, page, print).finish()
         output.unlock()
         return None
-    for part in (plan.system.codec, *plan.system.conditions):
-        part.prepare(accelerator.device)
     if plan.system.begin is not None and find_checkpoint(output.path, config.run.resume_from_checkpoint) is None:
         plan.system.begin()
+    for part in (plan.system.codec, *plan.system.conditions):
+        part.prepare(accelerator.device)
     return Trainer(plan, accelerator, output, summary, page, scorer, is_last)
 
 
@@ -166,6 +166,7 @@ def _files(plan: Plan) -> list[str]:
         "--preview_steps": 0 < plan.clock.preview_steps < plan.clock.steps,
         "--eval_steps": run.eval_steps is not None,
         "--save_best_by": run.save_best_by is not None,
+        "--text_encoder taught": plan.config.model.text_encoder == "taught",
         "--lora_rank": plan.config.model.lora_rank is not None,
     }
     kept = "" if run.checkpoints_total_limit is None else f", the last {run.checkpoints_total_limit} kept"

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from running import write_pictures
 
 import ddpm_hf
 from ddpm_hf.evaluation.record import update_report
@@ -321,6 +323,26 @@ def test_an_error_in_a_hole_is_of_its_pixels_alone():
     drawn = real + np.array([[3, 9], [9, 9]])
     expected = [3, np.sqrt((9 + 3 * 81) / 4)]
     np.testing.assert_allclose(inpainting.error_in(holes, drawn, real), expected)
+
+
+def test_a_cascade_that_cannot_be_swept_is_refused_in_one_line(tiny_cascade, tmp_path, capsys):
+    """No upsampler, no such level, no captioned digits."""
+    (tmp_path / "photos").mkdir()
+    images = str(write_pictures(tmp_path / "photos", 4))
+    recorded = {"dataset": images, "holdout": {"split": None, "seed": 0, "threshold": 2**63}}
+    settings = {"train_data_dir": images, "init_caption_from_labels": "a {}", "recorded": recorded}
+    tiny_cascade(imagen=True).save_pretrained(tmp_path / "out")
+    for folder in (tmp_path / "out", tmp_path / "out" / "upsampler"):
+        (folder / "training_config.yaml").write_text(yaml.safe_dump(settings))
+    for place, flags, words in (
+        ("out/upsampler", [], "must have super-resolution in it"),
+        ("out", ["--aug_level", "1000"], "--aug_level must be from 0 to 999, got 1000"),
+        ("out", [], "needs captions of captioned digits"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cascade.main([str(tmp_path / place), *flags])
+        *_, error = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and "error: " in error and words in error
 
 
 def test_saturated_is_what_lies_at_an_end_of_the_range():

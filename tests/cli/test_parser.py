@@ -61,13 +61,17 @@ def one_line_of(capsys, *arguments: str) -> str:
         (["--system", "imagen", "--resolution", "256,64"], ["--resolution", "must rise", "256,64"]),
         (["--system", "imagen", "--resolution", "64,96"], ["--resolution", "multiple", "64,96"]),
         (["--system", "imagen", "--resolution", "64,256,1024"], ["--resolution", "two sides", "64,256,1024"]),
-        (["--resolution", "64,256"], ["--upsampling", "--system glide or imagen"]),
+        (["--system", "imagen", "--resolution", "64,"], ["--resolution of stages must be two sides", "got 64,\n"]),
+        (["--system", "glide", "--resolution", "4096,16384"], ["at most 8192 pixels", "4096 times --upsampling 4"]),
+        (["--resolution", "64,256"], ["--resolution must be N or HxW for --system ddpm, got 64,256"]),
+        (
+            ["--system", "imagen", "--init_from", "x", "--stage", "inpainting"],
+            ["--init_from is for --stage base alone, got inpainting"],
+        ),
         (
             ["--system", "imagen", "--resolution", "64,256", "--upsampling", "2"],
             ["--upsampling 2 contradicts --resolution 64,256"],
         ),
-        (["--sample_max_value", "2"], ["--sample_max_value", "--thresholding"]),
-        (["--system", "imagen", "--thresholding", "false", "--sample_max_value", "2"], ["needs --thresholding"]),
         (["--thresholding", "--dynamic_thresholding_ratio", "2"], ["--dynamic_thresholding_ratio", "at most 1"]),
         (["--system", "stable-diffusion", "--thresholding"], ["--thresholding", "--system ddpm or glide or imagen"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
@@ -158,7 +162,8 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
     entries = re.split(r"^  --", capsys.readouterr().out, flags=re.MULTILINE)[1:]
     found = {re.match(r"\w+", entry)[0]: re.search(r"\(default: ([^)]*)\)", entry) for entry in entries}
     shown = {flag: match[1] for flag, match in found.items() if match}
-    assert "None" not in shown.values()
+    assert "None" not in shown.values() and shown["thresholding"] == "True in imagen-64-256"
+    assert not [entry for entry in entries if re.search(r"by default (\S+)\. \(default: \1\)", entry)]
 
     for name, preset in PRESETS.items():
         if preset.inpainting:

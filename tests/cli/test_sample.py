@@ -378,6 +378,7 @@ def written_in(places: dict[str, Path]) -> dict[Path, int]:
         (["--interpolation_depths", "5"], ["--interpolation_depths needs --interpolate"]),
         (["--interpolate", "SMALL"], ["must be two image files, got 1"]),
         (["--interpolate", "SMALL", "SMALL", "--num_images", "3", "--progressive"], ["--num_images, --progressive"]),
+        (["--interpolate", "SMALL", "SMALL", "--aug_level", "0"], ["only one picture; leave out --aug_level"]),
         (["--interpolate", "SMALL", "SMALL"], ["one class", "--class_labels"]),
         (["--class_labels", "1", "--interpolate", "SMALL", "SMALL"], ["(3, 4, 4)", "(3, 8, 8)"]),
         (

@@ -119,12 +119,15 @@ def test_small_and_enlarged_pictures_are_judged_side_by_side(cascade, capsys):
     main([str(cascade / "upsampler"), *flags[1:-2], "--aug_level", "0"])  # alone, on real pictures
     alone = ModelFolder.read(cascade / "upsampler").metrics
     assert [entry["name"] for entry in alone] == NAMES and alone[0]["noise_level"] == 0
-    for level, place in (("40", []), ("3", ["--stage", "base"])):
+    for refused in (["40"], ["3", "--stage", "base"], ["3", "--metrics", "nll", "--thresholding"]):
         with pytest.raises(SystemExit):
-            main([*flags, "--aug_level", level, *place])
+            main([*flags, "--aug_level", *refused])
+    with pytest.raises(SystemExit):
+        main([str(cascade), *thresholding])
     refused = capsys.readouterr().err
-    assert "--noise_level must be from 0 to 39, got 40" in refused
-    assert "--noise_level must be left out for a model that adds no noise to small pictures, got 3" in refused
+    assert "--aug_level must be from 0 to 39, got 40" in refused
+    assert refused.count("--aug_level must be left out with --stage base or --metrics nll, which measure") == 2
+    assert "--thresholding, --sample_max_value must be left out with --metrics nll, which draws nothing" in refused
     assert entries[0]["judge"] == entries[8]["judge"] and entries[0]["dataset"] == "captioned digits"
 
     upsampler = load_pipeline(str(cascade / "upsampler"))

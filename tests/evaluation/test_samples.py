@@ -115,8 +115,16 @@ def test_what_the_sampling_script_leaves_is_read_with_its_record(tmp_path, outpu
     folder = SampleFolder(
         path=tmp_path / "made", output_format=output_format, num_images=5, table={"label": [0, 1, 0, 1, 0]}
     )
-    scheduler = {"class": "DPMSolverMultistepScheduler", "beta_start": 1e-4}
-    settings = {"seed": 3, "num_inference_steps": 9, "guidance_scale": 2.0, "class_labels": [0, 1], "weights": "a"}
+    thresholding = {"dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}
+    scheduler = {"class": "DPMSolverMultistepScheduler", "beta_start": 1e-4, "thresholding": True, **thresholding}
+    settings = {
+        "noise_level": 0,
+        "seed": 3,
+        "num_inference_steps": 9,
+        "guidance_scale": 2.0,
+        "class_labels": [0, 1],
+        "weights": "a",
+    }
     folder.open({**settings, "scheduler": scheduler})
     folder.write([0, 1, 4], images[[0, 1, 4]])
     with pytest.raises(ValueError, match="incomplete, 3 of 5; run sample.py again"):
@@ -126,7 +134,8 @@ def test_what_the_sampling_script_leaves_is_read_with_its_record(tmp_path, outpu
     folder.close()
     found = read_samples(tmp_path / "made")
     np.testing.assert_array_equal(found.images, images.transpose(0, 3, 1, 2))
-    assert found.about == {"samples": "made", "seed": 3, "sampler": "dpm", "steps": 9, "guidance_scale": 2.0}
+    about = {"samples": "made", "seed": 3, "sampler": "dpm", "steps": 9, "guidance_scale": 2.0, "noise_level": 0}
+    assert found.about == about | thresholding
     assert len(read_samples(tmp_path / "made", most=2).images) == 2
 
 

@@ -171,6 +171,10 @@ def test_the_lines_of_the_card_draw_with_an_upsampler_and_a_part_too(system, tin
     assert 'IFInpaintingPipeline.from_pretrained("alice/parts")' in alone.text, "no other card has the lines"
     for text in (card.text, large.text, inpainting.text, alone.text):
         assert "{{" not in text and "{%" not in text and "None" not in text
+    (tmp_path / "training_summary.json").write_text('{"class_names": ["cat", "dog"]}')
+    (tmp_path / "training_config.yaml").write_text(f"system: {system}\ninit_caption_from_labels: a photo of a {{}}\n")
+    text = render_card(ModelFolder.read(tmp_path)).text
+    assert 'upsampler("a photo of a cat", guidance_scale=1.0, ' in text and "apple" not in text
 
 
 @pytest.mark.parametrize(

@@ -86,21 +86,24 @@ def test_samplers_that_cannot_are_refused_with_the_choices(tiny_pipeline):
 def test_samplers_keep_dynamic_thresholding_or_refuse_it(tiny_pipeline, tiny_latent_pipeline):
     pipeline = tiny_pipeline()
     pipeline.threshold({})
-    assert thresholding_of(pipeline.scheduler) == {}
+    assert thresholding_of(pipeline.scheduler.config) == {}
     pipeline.threshold({"thresholding": True})
-    assert thresholding_of(pipeline.scheduler) == {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 100.0}
+    assert thresholding_of(pipeline.scheduler.config) == {
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 100.0,
+    }
     for name in SAMPLER_NAMES:
         if name in ("euler", "heun", "pndm"):
             with pytest.raises(ValueError, match=f"must be one of ddpm, ddim, dpm, .* `thresholding`, got '{name}'"):
                 make_sampler(name, pipeline.scheduler)
         else:
             sampler = make_sampler(name, pipeline.scheduler)
-            assert thresholding_of(sampler) == thresholding_of(pipeline.scheduler)
+            assert thresholding_of(sampler.config) == thresholding_of(pipeline.scheduler.config)
             out = sampler._threshold_sample(torch.tensor([0.5, 3.0]).view(2, 1, 1, 1))
             assert out.flatten().tolist() == [0.5, 1.0], "image by image"
     changed = with_thresholding(pipeline.scheduler, {"sample_max_value": 2.0})
-    assert thresholding_of(changed) == {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 2.0}
-    assert thresholding_of(with_thresholding(changed, {"thresholding": False})) == {}
+    assert thresholding_of(changed.config) == {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 2.0}
+    assert thresholding_of(with_thresholding(changed, {"thresholding": False}).config) == {}
     for asked, words in (
         ({"dynamic_thresholding_ratio": 0.0}, "`dynamic_thresholding_ratio` must be above 0 and at most 1, got 0"),
         ({"sample_max_value": 0.5}, "`sample_max_value` must be at least 1, got 0.5"),

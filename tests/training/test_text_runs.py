@@ -136,14 +136,16 @@ def test_a_frozen_encoder_is_saved_and_neither_trained_nor_averaged_nor_kept_in_
 
 
 @pytest.mark.processes
-def test_two_processes_read_the_states_that_one_of_them_wrote(command, train, captioned, tmp_path):
-    flags = [*FROZEN, write_encoder(tmp_path / "encoder", "t5"), "--train_data_dir", str(captioned)]
+def test_two_processes_read_the_encoder_and_the_states_that_one_of_them_wrote(command, train, captioned, tmp_path):
+    taught = "taught --text_width 64 --text_layers 1 --text_warmup_steps 2".split()
+    flags = [*FROZEN, *taught, "--train_data_dir", str(captioned)]
     one = train(*flags, output_dir=tmp_path / "one", data=False, ending=False)
     both = ["--train_batch_size", "2", "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "two"]
     two = command("train.py", *TINY, *flags, *both, processes=2)
     assert two.wait() == 0, two.err
     assert two.err.count("Encoding captions once: 0 of 4") == 1
     assert len([*tmp_path.glob("cache/ddpm_hf/text-*/*.f16")]) == 1
+    assert sorted(path.name for path in tmp_path.glob("*/taught-encoder")) == ["taught-encoder"] * 2
     expected = final_state(one.output.path, 6)
     found = final_state(tmp_path / "two", 6)
     assert max((found[name] - expected[name]).abs().max().item() for name in expected) <= 1e-5
