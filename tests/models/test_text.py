@@ -66,7 +66,10 @@ def test_words_beyond_the_vocabulary_are_spelled():
 
 
 def test_a_taught_encoder_says_digit_ink_and_ground_apart_everywhere_and_in_every_wording():
-    """By least squares: what its states owe to each of the three, in captions of which a quarter were not taught."""
+    """By least squares: what its states owe to each of the three, in captions of which a quarter were not taught.
+
+    Where words are not exchanged, that is 0.88, and what is added to it is of combinations that were taught.
+    """
     combinations = [(d, c, g) for d, c, g in product(range(4), repeat=3) if c != g]
     rows = [captions("coloured", ids) for ids in combinations]
     tokenizer = train_tokenizer(caption for row in rows for caption in row)
@@ -79,7 +82,7 @@ def test_a_taught_encoder_says_digit_ink_and_ground_apart_everywhere_and_in_ever
     with torch.no_grad():
         shares, likeness = what_states_owe(encoder, tokenizer, combinations)
     assert random_shares.max() < 0.6 and random_likeness.min() > 0.5
-    assert shares.min() > 0.85 and np.abs(likeness).max() < 0.3
+    assert shares.min() > 0.93 and np.abs(likeness).max() < 0.3
 
 
 def what_states_owe(encoder, tokenizer, combinations) -> tuple[np.ndarray, np.ndarray]:
