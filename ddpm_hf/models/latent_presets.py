@@ -17,8 +17,8 @@ def _measured_otherwise(training: Mapping[str, Any]) -> dict[str, Any]:
 
 LATENT_PRESETS = {
     # A small digit is three latents wide, so that its strokes need wide layers at the latents' own size. In bf16 on a
-    # CPU a step of this network takes three fifths of the time of one with 48, 96 and 96 channels at three sizes. After
-    # these steps 88 % of captions of unseen combinations were followed.
+    # CPU a step of this network takes three fifths of the time of one with 48, 96 and 96 channels at three sizes.
+    # After these steps 88 % of captions of unseen combinations were followed.
     "stable-diffusion-digits": Preset(
         description="captioned digits, 32x32 in latents of 8x8, 4.2 M parameters, minutes on two CPU cores",
         system="stable-diffusion",
