@@ -198,22 +198,21 @@ def build_inpainting(config: Config, images: TrainingImages, base: TextToImagePi
     )
 
 
-from_base = partial(start_from_base, kind=TextToImagePipeline, stage="base")
+_from_base = partial(start_from_base, kind=TextToImagePipeline, stage="base")
 
 
-def is_captioned(config: Config) -> bool:
-    """Captions are always read."""
+def _is_captioned(config: Config) -> bool:
     return True
 
 
 STAGES = (
-    Stage(name="base", captioned=is_captioned, resolve=resolve, build=build),
+    Stage(name="base", captioned=_is_captioned, resolve=resolve, build=build),
     Stage(
         name="upsampler",
         folder=UPSAMPLER_FOLDER,
         by_default=lambda config: config.model.init_from is None,
-        captioned=is_captioned,
-        start=from_base,
+        captioned=_is_captioned,
+        start=_from_base,
         resolve=resolve_upsampler,
         resolution=upsampled,
         build=build_upsampler,
@@ -222,8 +221,8 @@ STAGES = (
         name="inpainting",
         folder=INPAINTING_FOLDER,
         by_default=lambda config: False,
-        captioned=is_captioned,
-        start=from_base,
+        captioned=_is_captioned,
+        start=_from_base,
         resolve=resolve_inpainting,
         build=build_inpainting,
     ),

@@ -8,14 +8,14 @@ is GLIDE's, there is one stage of super-resolution instead of two, it is not gui
 attention to the caption alone, none within the picture.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from ..pipelines.text_to_image import TextToImagePipeline
-from ..portable import UPSAMPLER_FOLDER
 from ..settings.config import Config
 from ..settings.resolve import check_start, resolve
-from .glide import build, build_upsampler, from_base, is_captioned, resolve_upsampler, upsampled
-from .system import Stage
+from .glide import STAGES as GLIDE
+from .glide import build_upsampler
 
 
 def resolve_base(config: Config, start: TextToImagePipeline | None) -> Config:
@@ -24,16 +24,9 @@ def resolve_base(config: Config, start: TextToImagePipeline | None) -> Config:
     return resolve(config if start is None else config.filled({"text_encoder": "frozen"}), start)
 
 
+_BASE, _UPSAMPLER, _ = GLIDE
+
 STAGES = (
-    Stage(name="base", captioned=is_captioned, resolve=resolve_base, build=build),
-    Stage(
-        name="super-resolution",
-        folder=UPSAMPLER_FOLDER,
-        by_default=lambda config: config.model.init_from is None,
-        captioned=is_captioned,
-        start=from_base,
-        resolve=resolve_upsampler,
-        resolution=upsampled,
-        build=partial(build_upsampler, told_noise=True),
-    ),
+    replace(_BASE, resolve=resolve_base),
+    replace(_UPSAMPLER, name="super-resolution", build=partial(build_upsampler, told_noise=True)),
 )
