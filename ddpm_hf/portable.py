@@ -25,6 +25,8 @@ STOCK_PIPELINES = {
     "InpaintingPipeline": "IFInpaintingPipeline",
     "LatentTextToImagePipeline": "StableDiffusionPipeline",
     "LatentInpaintingPipeline": "StableDiffusionInpaintPipeline",
+    "DecoderPipeline": "KandinskyV22Pipeline",
+    "UnclipPipeline": "KandinskyV22CombinedPipeline",
 }
 
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.guidance import check_noise_level
+from ..pipelines.guidance import check_noise_level, check_prior
 from ..pipelines.loading import check_whole, load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
@@ -205,6 +205,11 @@ class Evaluator:
             check_whole(name)
         level, enlarges = self.request.aug_level, bool(pipeline.stages[1:])
         pipeline = pipeline.alone() if self.request.is_of_base else pipeline
+        if self.request.stage == "decoder":
+            if not pipeline.has_prior:
+                raise ValueError(f"--stage decoder is for a model with a prior, got {name}")
+            pipeline = pipeline.looking_at_pictures()
+        check_prior(self.request.of_prior, pipeline.has_prior)
         if level is not None and enlarges and not pipeline.stages[1:]:
             raise ValueError(
                 f"--aug_level must be left out with --stage base or --metrics nll, which measure the base alone, got "
@@ -214,9 +219,10 @@ class Evaluator:
         return pipeline
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
-        guidance = {"guidance_scale": self.request.guidance_scale, **self.request.finer_guidance}
-        if self.request.aug_level is not None:
-            guidance["noise_level"] = self.request.aug_level
+        request = self.request
+        guidance = {"guidance_scale": request.guidance_scale, **request.finer_guidance, **request.of_prior}
+        if request.aug_level is not None:
+            guidance["noise_level"] = request.aug_level
         options = {"num_inference_steps": steps, **guidance, **self._common}
         return draw_samples(pipeline, self.count, asked=self._asked(pipeline), sampler=sampler, **options)
 

@@ -24,12 +24,13 @@ def exams_for(
 ) -> list[PromptExam | ClipExam]:
     """One for each of "prompt" and "clip" among the metrics; arguments and errors as for these.
 
-    Of what is told pictures of images that have captions, these are the captions of the samples.
+    Of what is told pictures that have captions, or their embeddings, these are the captions of the samples.
     """
     exams = []
-    if {"prompt", "clip"} & set(metrics) and "prompt" not in asked and "image" in asked:
+    if {"prompt", "clip"} & set(metrics) and "prompt" not in asked:
+        pictures = asked.get("image", asked.get("image_embeds", ()))
         captions = (str(caption) for batch in images.batches(256) for caption in batch.get("captions", ()))
-        if found := list(islice(captions, len(asked["image"]))):
+        if found := list(islice(captions, len(pictures))):
             asked = {**asked, "prompt": found}
     if "prompt" in metrics:
         exams.append(PromptExam(flag, asked, images, cache_dir))

@@ -50,9 +50,10 @@ class SampleArguments(GuidanceArguments):
     guidance_scale: float = flag(
         1.0, help="Guidance by class or caption. All classes take turns; captions are those of the real images."
     )
-    stage: Literal["base"] | None = flag(
+    stage: Literal["base", "decoder"] | None = flag(
         help="base: measure the base of a model with an upsampler. By default its pictures are enlarged first, except "
-        "for nll, which is of the base."
+        "for nll, which is of the base. decoder: of dalle2, draw from the embeddings of the real pictures that have "
+        "the captions, and not from those that the prior draws: no prior can do better."
     )
     compare: list[str] | None = flag(
         help="Compare several in one table and plot: SAMPLER:STEPS, another pipeline, or PIPELINE@SAMPLER:STEPS."

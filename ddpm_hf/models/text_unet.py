@@ -37,8 +37,8 @@ def text_unet_config(
         base_channels, channel_multipliers, blocks_per_level: as for `paper_config`.
         attention_resolutions: as for `paper_config`; this attention is to the caption too.
         text_width: channels of the caption's states, or of the embedding.
-        told: "text", or "image" for the decoder of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §2.1), which is told
-            an embedding of the picture: projected for the time embedding, and to 32 states, where the paper has four.
+        told: "text", or "image" for the decoder of DALL·E 2, which is told an embedding of the picture (arXiv
+            2204.06125, §2.1): projected for the time embedding, and to 32 states, where the paper has four.
         efficient: what stock's class can express of Imagen's Efficient U-Net (appendix B): the lower levels have up to
             four times the blocks, halving comes before the convolutions of a block, and each sum of a block's input
             and output is scaled by 1/√2. `new_text_unet` also leaves out an upsampler's self-attention.

@@ -22,6 +22,7 @@ PIPELINES = {
     "IFInpaintingPipeline": ("text_to_image", "InpaintingPipeline"),
     "StableDiffusionPipeline": ("latent_text_to_image", "LatentTextToImagePipeline"),
     "StableDiffusionInpaintPipeline": ("latent_inpainting", "LatentInpaintingPipeline"),
+    "KandinskyV22CombinedPipeline": ("unclip", "UnclipPipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
 }
 # An index calls diffusers' own module of a safety checker by that name.

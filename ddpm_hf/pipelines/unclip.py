@@ -126,8 +126,8 @@ class DecoderPipeline(EmbeddingDenoising, KandinskyV22Pipeline):
         if negative is None:
             if guidance_scale != 1 and self._condition.empty is None:
                 raise ValueError(
-                    f"`negative_image_embeds` must be given with `guidance_scale={guidance_scale:g}`, which leads away "
-                    "from it."
+                    f"`negative_image_embeds` must be given with `guidance_scale={guidance_scale:g}`, which "
+                    "leads away from it."
                 )
             return told, null, batch_size
         shape = told["image_embeds"].shape
@@ -200,8 +200,6 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
     """
 
     is_told_captions = True
-    looks_at_pictures = False
-    """Whether it is asked for embeddings of pictures, as their `conditions` say, and not for captions."""
     # Stock's sets that of two pipelines which are not used here.
     set_progress_bar_config = DiffusionPipeline.set_progress_bar_config
 
@@ -221,10 +219,15 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
         super().__init__(unet, scheduler, movq, prior_prior, *of_clip, prior_scheduler, prior_image_processor)
 
     @property
+    def has_prior(self) -> bool:
+        """As in `Denoising`."""
+        return not self.looks_at_pictures
+
+    @property
     def prior(self) -> PriorPipeline:
         """What makes embeddings of captions, of the components that this pipeline has now."""
-        parts = {name.removeprefix("prior_"): part for name, part in self.components.items() if name.startswith("prior_")}
-        pipeline = PriorPipeline(**parts)
+        parts = {name: part for name, part in self.components.items() if name.startswith("prior_")}
+        pipeline = PriorPipeline(**{name.removeprefix("prior_"): part for name, part in parts.items()})
         pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return pipeline
 
@@ -251,7 +254,7 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
     @property
     def conditions(self) -> Sequence[Condition]:
         """What it is asked for."""
-        return (self.decoder if self.looks_at_pictures else self.prior).conditions
+        return (self.prior if self.has_prior else self.decoder).conditions
 
     def check_parts(self) -> None:
         """As `EmbeddingDenoising`, for the prior too."""
@@ -270,7 +273,7 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
         self, asked: Mapping[str, Any], guidance_scale: float = 1.0, batch_size: int = 1
     ) -> tuple[Told, Told, int]:
         """What prior or decoder is told, as `conditions` says; arguments and errors as for other pipelines."""
-        return (self.decoder if self.looks_at_pictures else self.prior).ask(asked, guidance_scale, batch_size)
+        return (self.prior if self.has_prior else self.decoder).ask(asked, guidance_scale, batch_size)
 
     @torch.no_grad()
     def __call__(
