@@ -14,6 +14,8 @@ INDEX_FILE = "model_index.json"
 CONFIG_FILE = "training_config.yaml"  # a run's settings
 UPSAMPLER_FOLDER = "upsampler"  # in the folder of the pipeline whose pictures it enlarges
 AUTOENCODER_FOLDER = "autoencoder"  # in the folder of the pipeline whose latents it makes, as it was trained
+CLIP_FOLDER = "clip"  # in the folder of the pipeline that has it, as it was trained
+PRIOR_FOLDER = "prior"  # likewise
 ADAPTERS_FILE = "pytorch_lora_weights.safetensors"  # where stock's `load_lora_weights` looks
 INPAINTING_FOLDER = "inpainting"  # in the folder of the pipeline from which it was fine-tuned
 

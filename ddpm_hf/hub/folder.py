@@ -15,7 +15,6 @@ from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
 from ..portable import (
     ADAPTERS_FILE,
-    AUTOENCODER_FOLDER,
     CONFIG_FILE,
     INDEX_FILE,
     INPAINTING_FOLDER,
@@ -178,25 +177,22 @@ class ModelFolder:
     @cached_property
     def upsampler(self) -> "ModelFolder | None":
         """The folder of its upsampler, if there is one."""
-        return self._stage(UPSAMPLER_FOLDER)
+        return self.stage(UPSAMPLER_FOLDER)
 
     @cached_property
     def inpainting(self) -> "ModelFolder | None":
         """The folder of the model that was fine-tuned from it for inpainting, if there is one."""
-        return self._stage(INPAINTING_FOLDER)
-
-    @cached_property
-    def autoencoder(self) -> "ModelFolder | None":
-        """The folder of the autoencoder that was trained for it, if there is one."""
-        return self._stage(AUTOENCODER_FOLDER)
+        return self.stage(INPAINTING_FOLDER)
 
     @property
     def draws_on_data(self) -> bool:
-        """Whether its samples show images of the data, in part, enlarged or reconstructed, which are not published."""
+        """Whether its samples show images of the data, in part, enlarged, reconstructed or beside them, which
+        are not published."""
         kinds = ("IFInpaintingPipeline", "StableDiffusionInpaintPipeline", "IFSuperResolutionPipeline")
-        return self.index["_class_name"] in (*kinds, "ReconstructionPipeline")
+        return self.index["_class_name"] in (*kinds, "KandinskyV22CombinedPipeline", "ReconstructionPipeline")
 
-    def _stage(self, name: str) -> "ModelFolder | None":
+    def stage(self, name: str) -> "ModelFolder | None":
+        """What was trained for it, or from it, in a folder of this name, if there is one."""
         folder = self.path / name
         return ModelFolder.read(folder) if (folder / INDEX_FILE).is_file() else None
 

@@ -161,6 +161,17 @@ def _latent_inpainting_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _unclip_values(folder: ModelFolder) -> dict[str, Any]:
+    height, width = _network_and_process(folder).size
+    return _common_values(_network_and_process(folder)) | {
+        "tags": ["dall-e-2", "unclip", "diffusion-models", "ddpm_hf"],
+        "asked": f"{_asked(_example(folder))}height={height}, width={width}, ",
+        "own_asked": _asked(_example(folder)),
+        "embedding_width": folder.configs["unet"]["encoder_hid_dim"],
+        "tokens": folder.configs["prior_tokenizer"]["model_max_length"],
+    }
+
+
 def _autoencoder_values(folder: ModelFolder) -> dict[str, Any]:
     vae = folder.configs["vae"]
     height, width = (vae["sample_size"],) * 2 if isinstance(vae["sample_size"], int) else vae["sample_size"]
@@ -185,5 +196,6 @@ TASKS = {
     "IFInpaintingPipeline": ("image-to-image", _inpainting_values),
     "StableDiffusionPipeline": ("text-to-image", _latent_values),
     "StableDiffusionInpaintPipeline": ("image-to-image", _latent_inpainting_values),
+    "KandinskyV22CombinedPipeline": ("text-to-image", _unclip_values),
     "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
 }
