@@ -148,8 +148,10 @@ def tiny_pipeline():
     return make
 
 
-def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None, imagen: bool = False):
-    """A random network told captions, with attention at half the resolution; its output layer matters."""
+def tiny_text_unet(
+    resolution: int, text_width: int, low_side: int | None = None, imagen: bool = False, told: str = "text"
+):
+    """A random network told captions or embeddings, with attention at half the resolution; its output layer matters."""
     import torch
 
     from ddpm_hf.models.text_unet import new_text_unet
@@ -166,6 +168,7 @@ def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None
         blocks_per_level=1,
         dropout=0.1,
         text_width=text_width,
+        told=told,
     )
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
     return unet.eval()
@@ -250,6 +253,37 @@ def tiny_cascade(tiny_text_pipeline):
         parts = (base.tokenizer, base.text_encoder, unet, scheduler, noising)
         base.upsampler = UpsamplingPipeline(*parts, None, None, None)
         return base
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_unclip_pipeline():
+    """Makes a small untrained DALL·E 2, 8x8 RGB; all of it is random, embeddings of 32 numbers too."""
+    import torch
+    from diffusers import UnCLIPScheduler
+
+    from ddpm_hf import LinearDDPMScheduler
+    from ddpm_hf.models.clip import Clip, new_clip, new_image_processor, train_clip_tokenizer
+    from ddpm_hf.models.movq import identity_movq
+    from ddpm_hf.models.prior import new_prior
+    from ddpm_hf.pipelines.unclip import UnclipPipeline
+
+    def make(captions=("a red apple", "ein grüner Käse", "красное яблоко", "🍎 りんご"), **process) -> UnclipPipeline:
+        torch.manual_seed(0)
+        tokenizer = train_clip_tokenizer(captions, 12)
+        sizes = {"width": 32, "layers": 1, "text_width": 32, "text_layers": 1}
+        model = new_clip(8, tokenizer, embedding_width=32, patch=4, **sizes)
+        clip = Clip(model.eval().requires_grad_(False), tokenizer, new_image_processor(8))
+        prior = new_prior(32, 12, width=32, layers=1).eval()
+        torch.nn.init.normal_(prior.clip_mean)
+        torch.nn.init.uniform_(prior.clip_std, 0.5, 2.0)
+        parts = (prior, clip.vision(), clip.text(), tokenizer, UnCLIPScheduler(prediction_type="sample"))
+        unet = tiny_text_unet(8, 32, told="image")
+        scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
+        pipeline = UnclipPipeline(unet, scheduler, identity_movq(), *parts, clip.processor)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     return make
 
