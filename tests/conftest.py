@@ -259,29 +259,20 @@ def tiny_cascade(tiny_text_pipeline):
 
 @pytest.fixture(scope="session")
 def tiny_unclip_pipeline():
-    """Makes a small untrained DALL·E 2, 8x8 RGB; all of it is random, embeddings of 32 numbers too."""
+    """Makes a small untrained DALL·E 2, 8x8 RGB, with the prior of priors.py; all of it is random."""
     import torch
-    from diffusers import UnCLIPScheduler
+    from priors import make_prior
 
     from ddpm_hf import LinearDDPMScheduler
-    from ddpm_hf.models.clip import Clip, new_clip, new_image_processor, train_clip_tokenizer
     from ddpm_hf.models.movq import identity_movq
-    from ddpm_hf.models.prior import new_prior
     from ddpm_hf.pipelines.unclip import UnclipPipeline
 
-    def make(captions=("a red apple", "ein grüner Käse", "красное яблоко", "🍎 りんご"), **process) -> UnclipPipeline:
+    def make(**process) -> UnclipPipeline:
+        parts = {f"prior_{name}": part for name, part in make_prior().components.items()}
         torch.manual_seed(0)
-        tokenizer = train_clip_tokenizer(captions, 12)
-        sizes = {"width": 32, "layers": 1, "text_width": 32, "text_layers": 1}
-        model = new_clip(8, tokenizer, embedding_width=32, patch=4, **sizes)
-        clip = Clip(model.eval().requires_grad_(False), tokenizer, new_image_processor(8))
-        prior = new_prior(32, 12, width=32, layers=1).eval()
-        torch.nn.init.normal_(prior.clip_mean)
-        torch.nn.init.uniform_(prior.clip_std, 0.5, 2.0)
-        parts = (prior, clip.vision(), clip.text(), tokenizer, UnCLIPScheduler(prediction_type="sample"))
         unet = tiny_text_unet(8, 32, told="image")
         scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
-        pipeline = UnclipPipeline(unet, scheduler, identity_movq(), *parts, clip.processor)
+        pipeline = UnclipPipeline(unet, scheduler, identity_movq(), **parts)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import KandinskyV22CombinedPipeline
 from PIL import Image
+from priors import make_clip, make_prior
 from running import TINY, forget_accelerator, load_script
 from safetensors.torch import load_file
 
@@ -16,6 +17,7 @@ from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.conditions.condition import tell
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.push import page_files
+from ddpm_hf.pipelines.contrastive import ContrastivePipeline
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.seeds import image_generators
 from ddpm_hf.systems.plan import make_plan, stages_of
@@ -35,17 +37,19 @@ def settings(images, out, *flags: str):
     )
 
 
-def save_others(whole, out) -> None:
-    """CLIP and prior as their own stages leave them."""
-    whole.clip.save_pretrained(out / "clip")
-    whole.prior.save_pretrained(out / "prior")
+def save_clip(folder, seed: int = 0) -> str:
+    """As its own stage leaves it."""
+    clip = make_clip(seed)
+    ContrastivePipeline(clip.model, clip.tokenizer, clip.processor).save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
-def trained(image_folder, tiny_unclip_pipeline, tmp_path_factory):
+def trained(image_folder, tmp_path_factory):
     """8x8, in float32; killed after the third step."""
     out, report = tmp_path_factory.mktemp("decoder") / "out", Trainer._report
-    save_others(tiny_unclip_pipeline(["a cat", "a dog"]), out)
+    save_clip(out / "clip")
+    make_prior().save_pretrained(out / "prior")
 
     def stop_there(trainer):
         if trainer.step == 3:
@@ -159,15 +163,13 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(
-    trained, tiny_unclip_pipeline, image_folder, tmp_path, capsys, flags, words
+    trained, image_folder, tmp_path, capsys, flags, words
 ):
     out = tmp_path / "out"
     for name in ("clip", "prior"):
         shutil.copytree(trained / name, out / name)
     if "{other}" in flags:
-        other = tiny_unclip_pipeline(["a cat", "a dog"])
-        torch.nn.init.ones_(other.clip.clip.visual_projection.weight)
-        other.clip.save_pretrained(tmp_path / "other")
+        save_clip(tmp_path / "other", seed=1)
     flags = flags.format(new=tmp_path / "new", other=tmp_path / "other", trained=trained).split()
     with pytest.raises(SystemExit) as end:
         load_script("train.py").main(
