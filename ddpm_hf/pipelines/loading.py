@@ -24,6 +24,7 @@ PIPELINES = {
     "StableDiffusionInpaintPipeline": ("latent_inpainting", "LatentInpaintingPipeline"),
     "KandinskyV22CombinedPipeline": ("unclip", "UnclipPipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
+    "ContrastivePipeline": ("contrastive", "ContrastivePipeline"),
 }
 # An index calls diffusers' own module of a safety checker by that name.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
