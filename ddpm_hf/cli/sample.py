@@ -148,8 +148,8 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         ValueError: the pipeline cannot be loaded, or the sampler, the device or a class cannot be used.
     """
     pipeline = load_pipeline(name)
-    if pipeline.scheduler is None:
-        raise ValueError(f"pipeline {name!r} is an autoencoder, which draws nothing by itself; see evaluate.py")
+    if pipeline.scheduler is None or not pipeline.draws_pictures:
+        raise ValueError(f"pipeline {name!r} is {pipeline.kind}, which draws nothing by itself; see evaluate.py")
     if any(condition.name == "image" for condition in pipeline.conditions):
         raise ValueError(f"{name} only enlarges pictures; give the folder above it, which draws them too")
     if arguments.stage == "base":

@@ -12,7 +12,7 @@ import torch
 from ..judges.clip import caption_scores
 from ..statistics.intervals import median_interval, wilson_interval
 from .extraction import features_of_images, features_of_samples, on_all_processes
-from .features import Extractor, to_rgb
+from ..judges.features import Extractor, to_rgb
 from .image_sets import ImageSet
 from .quality import between, interval
 from .samples import Samples, captions_in
@@ -37,6 +37,12 @@ def clip_extractor(clip: "Clip", name: str) -> Extractor:
         network=lambda images: clip.look(to_rgb(images).round().byte()),
         device=clip.model.device,
     )
+
+
+def features_of_captions(clip: "Clip", captions: Sequence[str]) -> np.ndarray:
+    """Float32 (N, D), computed by all processes together."""
+    parts = (captions[start : start + _AT_ONCE] for start in range(0, len(captions), _AT_ONCE))
+    return np.concatenate(on_all_processes(lambda part: clip.read(part).cpu().numpy(), parts))
 
 
 class ClipExam:
@@ -103,8 +109,7 @@ class ClipExam:
 
     @cached_property
     def _words(self) -> np.ndarray:
-        parts = (self.captions[start : start + _AT_ONCE] for start in range(0, len(self.captions), _AT_ONCE))
-        return np.concatenate(on_all_processes(lambda captions: self.clip.read(captions).cpu().numpy(), parts))
+        return features_of_captions(self.clip, self.captions)
 
     @cached_property
     def _cut(self) -> int:

@@ -1,4 +1,4 @@
-"""Who says whether samples follow their captions, by the metrics asked for."""
+"""Who says whether samples follow their captions, and what a model is worth that draws none."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ import torch
 from .clip_exam import ClipExam
 from .image_sets import ImageSet
 from .prompt_exam import PromptExam
+from .retrieval import RetrievalExam
 
 
 def exams_for(
@@ -36,3 +37,8 @@ def exams_for(
     if "clip" in metrics:
         exams.append(ClipExam(flag, asked, images, clip_model, device))
     return exams
+
+
+def model_exams_for(metrics: Sequence[str], flag: str, images: ImageSet) -> list[RetrievalExam]:
+    """One for each metric of a model that draws no pictures; arguments and errors as for these exams."""
+    return [RetrievalExam(flag, images)] if "retrieval" in metrics else []

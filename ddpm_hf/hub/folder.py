@@ -56,13 +56,14 @@ class RunFile(NamedTuple):
 
 
 EVERY_RUN, KILLED_RUN, OLDER_VERSION = "train.py", "a killed train.py", "an older version"
-DIFFUSION_RUN = "train.py, but not of an autoencoder"
+PICTURES_RUN = "train.py, but not of a CLIP or a prior"
+DIFFUSION_RUN = "train.py, of what draws pictures step by step"
 # Everything a run leaves, except for the pipeline's components and the trackers' folders in `--logging_dir`.
 # `--overwrite_output_dir` removes all of these and nothing else; `--dry_run` and the push to the Hub choose from them.
 RUN_FILES = (
     RunFile(INDEX_FILE, EVERY_RUN, on_page=True),
     RunFile(CARD_FILE, EVERY_RUN, on_page=True),
-    RunFile(SAMPLES_FILE, EVERY_RUN, on_page=True),
+    RunFile(SAMPLES_FILE, PICTURES_RUN, on_page=True),
     RunFile(CHAIN_FILE, DIFFUSION_RUN, on_page=True),
     RunFile(ANIMATION_FILE, DIFFUSION_RUN, on_page=True),
     RunFile(LOSS_FILE, EVERY_RUN, on_page=True),

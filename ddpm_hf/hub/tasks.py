@@ -177,6 +177,20 @@ def _autoencoder_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _clip_values(folder: ModelFolder) -> dict[str, Any]:
+    config = folder.configs["clip"]
+    side = config["vision_config"]["image_size"]
+    return {
+        "tags": ["clip", "dalle-2", "ddpm_hf"],
+        "height": side,
+        "width": side,
+        "embedding_width": config["projection_dim"],
+        "tokens": folder.configs["tokenizer"]["model_max_length"],
+        "caption": json.dumps(_example(folder), ensure_ascii=False),
+        "zero_shot": any(metric["name"].startswith("zero_shot_") for metric in folder.metrics),
+    }
+
+
 # For each of `pipelines.loading.PIPELINES` its task on the Hub, and what gives a model's tags and the card's values.
 TASKS = {
     "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),
@@ -186,4 +200,5 @@ TASKS = {
     "StableDiffusionPipeline": ("text-to-image", _latent_values),
     "StableDiffusionInpaintPipeline": ("image-to-image", _latent_inpainting_values),
     "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
+    "ContrastivePipeline": ("zero-shot-image-classification", _clip_values),
 }

@@ -1,5 +1,7 @@
 """How near a picture is to a caption, as a CLIP (Radford et al. 2021, arXiv 2103.00020) sees it."""
 
+from math import comb
+
 import numpy as np
 
 # Cosines that differ by less are equal, because features are float32.
@@ -32,6 +34,37 @@ def caption_scores(pictures: np.ndarray, captions: np.ndarray, own: np.ndarray) 
         found["rank"].append(above + (equal + 1) / 2)
         found["first"].append((above == 0) / equal)
     return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def picture_ranks(pictures: np.ndarray, captions: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The rank among all pictures of the nearest one that a caption is for, from 1, float64 (N,).
+
+    Of equally near ones the middle rank.
+
+    Args:
+        pictures: features (n, D).
+        captions: features (N, D), each of at least one picture.
+        own: which is whose, int (n,).
+    """
+    pictures, captions, ranks = _unit(pictures), _unit(captions), []
+    for number, caption in enumerate(captions):
+        cosine, mine = pictures @ caption, own == number
+        nearest = cosine[mine].max()
+        equal = (np.abs(cosine - nearest) <= _RESOLUTION) & ~mine
+        ranks.append(1 + (cosine > nearest + _RESOLUTION).sum() + equal.sum() / 2)
+    return np.array(ranks)
+
+
+def nearest_captions(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    """Which of the captions (N, D) is nearest to each picture, int (n,); features as in `caption_scores`."""
+    captions, parts = _unit(captions), range(0, len(pictures), _AT_ONCE)
+    return np.concatenate([(_unit(pictures[k : k + _AT_ONCE]) @ captions.T).argmax(1) for k in parts])
+
+
+def chance_of_pictures(own: np.ndarray, first: int) -> float:
+    """The share of captions of which chance has a picture among the `first`; `own` as in `picture_ranks`."""
+    total, counts = len(own), np.bincount(own)
+    return float(np.mean([1 - comb(total - count, first) / comb(total, first) for count in counts.tolist()]))
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

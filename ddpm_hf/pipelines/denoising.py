@@ -35,6 +35,10 @@ class Denoising:
     """Class number -> class name; None without names."""
     is_told_captions = False
     """Whether captions say what it draws."""
+    kind = "a diffusion model"
+    """What it is, for messages."""
+    draws_pictures = True
+    """Whether it draws pictures, not only numbers by which others draw or judge them."""
     keeps_given_clean = False
     """Whether the network was trained for inpainting: to see given pixels without noise."""
     noise_levels = 0

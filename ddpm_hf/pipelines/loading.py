@@ -23,6 +23,7 @@ PIPELINES = {
     "StableDiffusionPipeline": ("latent_text_to_image", "LatentTextToImagePipeline"),
     "StableDiffusionInpaintPipeline": ("latent_inpainting", "LatentInpaintingPipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
+    "ContrastivePipeline": ("contrastive", "ContrastivePipeline"),
 }
 # An index calls diffusers' own module of a safety checker by that name.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
