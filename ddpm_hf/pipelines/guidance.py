@@ -1,6 +1,6 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
