@@ -19,7 +19,7 @@ import measuring
 import numpy as np
 import torch
 
-from ddpm_hf.evaluation.features import Extractor, load_extractor
+from ddpm_hf.judges.features import Extractor, load_extractor
 from ddpm_hf.evaluation.image_sets import ImageSet, find_images
 from ddpm_hf.evaluation.measurements import measure_quality
 from ddpm_hf.evaluation.prompt_exam import PromptExam

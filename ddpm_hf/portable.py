@@ -14,17 +14,23 @@ INDEX_FILE = "model_index.json"
 CONFIG_FILE = "training_config.yaml"  # a run's settings
 UPSAMPLER_FOLDER = "upsampler"  # in the folder of the pipeline whose pictures it enlarges
 AUTOENCODER_FOLDER = "autoencoder"  # in the folder of the pipeline whose latents it makes, as it was trained
+CLIP_FOLDER = "clip"  # in the folder of the pipeline that draws what it embeds
+PRIOR_FOLDER = "prior"  # likewise, of what makes such embeddings of captions
 ADAPTERS_FILE = "pytorch_lora_weights.safetensors"  # where stock's `load_lora_weights` looks
 INPAINTING_FOLDER = "inpainting"  # in the folder of the pipeline from which it was fine-tuned
 
 # Our class -> the diffusers class with the same configuration and weights.
 STOCK_CLASS_NAMES = {"DDPMUNet2D": "UNet2DModel", "LinearDDPMScheduler": "DDPMScheduler"}
+# Without torchvision, transformers loads the first of these where stock pipelines name the second, and warns.
+_PIL_PROCESSOR, _PROCESSOR = "CLIPImageProcessorPil", "CLIPImageProcessor"
 STOCK_PIPELINES = {
     "TextToImagePipeline": "IFPipeline",
     "UpsamplingPipeline": "IFSuperResolutionPipeline",
     "InpaintingPipeline": "IFInpaintingPipeline",
     "LatentTextToImagePipeline": "StableDiffusionPipeline",
     "LatentInpaintingPipeline": "StableDiffusionInpaintPipeline",
+    "DecoderPipeline": "KandinskyV22Pipeline",
+    "UnclipPipeline": "KandinskyV22CombinedPipeline",
 }
 
 
@@ -59,7 +65,7 @@ def stock_component(library: str | None, class_name: str | None) -> list[str | N
     """
     if library is not None and library.partition(".")[0] == PACKAGE and class_name in STOCK_CLASS_NAMES:
         return ["diffusers", STOCK_CLASS_NAMES[class_name]]
-    return [library, class_name]
+    return [library, _PROCESSOR if class_name == _PIL_PROCESSOR else class_name]
 
 
 def own_component(library: str | None, class_name: str | None) -> list[str | None]:
@@ -67,7 +73,7 @@ def own_component(library: str | None, class_name: str | None) -> list[str | Non
     for own_name, stock_name in STOCK_CLASS_NAMES.items():
         if (library, class_name) == ("diffusers", stock_name):
             return [PACKAGE, own_name]
-    return [library, class_name]
+    return [library, _PIL_PROCESSOR if class_name == _PROCESSOR else class_name]
 
 
 class StrictWeights:

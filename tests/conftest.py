@@ -148,8 +148,10 @@ def tiny_pipeline():
     return make
 
 
-def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None, imagen: bool = False):
-    """A random network told captions, with attention at half the resolution; its output layer matters."""
+def tiny_text_unet(
+    resolution: int, text_width: int, low_side: int | None = None, imagen: bool = False, told: str = "text"
+):
+    """A random network told captions or embeddings, with attention at half the resolution; its output layer matters."""
     import torch
 
     from ddpm_hf.models.text_unet import new_text_unet
@@ -166,6 +168,7 @@ def tiny_text_unet(resolution: int, text_width: int, low_side: int | None = None
         blocks_per_level=1,
         dropout=0.1,
         text_width=text_width,
+        told=told,
     )
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
     return unet.eval()
@@ -250,6 +253,28 @@ def tiny_cascade(tiny_text_pipeline):
         parts = (base.tokenizer, base.text_encoder, unet, scheduler, noising)
         base.upsampler = UpsamplingPipeline(*parts, None, None, None)
         return base
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_unclip_pipeline():
+    """Makes a small untrained DALL·E 2, 8x8 RGB, with the prior of priors.py; all of it is random."""
+    import torch
+    from priors import make_prior
+
+    from ddpm_hf import LinearDDPMScheduler
+    from ddpm_hf.models.movq import identity_movq
+    from ddpm_hf.pipelines.unclip import UnclipPipeline
+
+    def make(**process) -> UnclipPipeline:
+        parts = {f"prior_{name}": part for name, part in make_prior().components.items()}
+        torch.manual_seed(0)
+        unet = tiny_text_unet(8, 32, told="image")
+        scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
+        pipeline = UnclipPipeline(unet, scheduler, identity_movq(), **parts)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     return make
 

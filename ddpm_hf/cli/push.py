@@ -8,7 +8,7 @@ from ..hub.folder import ModelFolder
 from ..hub.push import PushFailed, push
 from ..outputs.publish import page_for
 from ..pipelines.loading import load_pipeline
-from ..settings.arguments import PageArguments
+from ..settings.hub_arguments import PageArguments
 from .parser import OneLineParser, one_line_errors
 
 

@@ -15,7 +15,7 @@ from accelerate.utils import parse_flag_from_env
 from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.guidance import GuidanceArguments, check_noise_level
+from ..pipelines.guidance import GuidanceArguments, check_noise_level, check_prior
 from ..pipelines.loading import check_whole, for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.interpolation import check_interpolation
@@ -148,8 +148,8 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         ValueError: the pipeline cannot be loaded, or the sampler, the device or a class cannot be used.
     """
     pipeline = load_pipeline(name)
-    if pipeline.scheduler is None:
-        raise ValueError(f"pipeline {name!r} is an autoencoder, which draws nothing by itself; see evaluate.py")
+    if pipeline.scheduler is None or not pipeline.draws_pictures:
+        raise ValueError(f"pipeline {name!r} is {pipeline.kind}, which draws nothing by itself; see evaluate.py")
     if any(condition.name == "image" for condition in pipeline.conditions):
         raise ValueError(f"{name} only enlarges pictures; give the folder above it, which draws them too")
     if arguments.stage == "base":
@@ -159,6 +159,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
     if arguments.stage is None and arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
     check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels, "--aug_level")
+    check_prior(arguments.of_prior, pipeline.has_prior)
     pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:
@@ -188,6 +189,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         asked=asked_for(pipeline, arguments, scale),
         guidance_scale=scale,
         finer_guidance=arguments.finer_guidance,
+        of_prior=arguments.of_prior,
         noise_level=arguments.aug_level,
         given={} if arguments.image is None else given_for(pipeline, arguments, steps),
     )

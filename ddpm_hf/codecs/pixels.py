@@ -49,3 +49,13 @@ class PixelCodec:
     def pictures(self, x_0: torch.Tensor) -> np.ndarray:
         """x_0, or any x_t -> pictures, uint8 (B, H, W, C)."""
         return channels_last(to_levels(self.decode(x_0)))
+
+
+@dataclass(frozen=True)
+class ToldPixelCodec(PixelCodec):
+    """Pixels of which a network is told an embedding.
+
+    They have no bits/dim: those given the embedding would leave out what the embedding says of the picture.
+    """
+
+    decoder: ClassVar[None] = None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..seeds import derive_seed
 from .class_labels import ClassColumn
 from .columns import existing, typed
 from .order import below
@@ -106,6 +107,11 @@ def _holds_text(feature: object) -> bool:
 def captions_of(cell: str) -> list[str]:
     """The captions of a row, as a caption column reads them."""
     return cell.split("\n") if cell else []
+
+
+def meanings_of(cells: Iterable[str]) -> np.ndarray:
+    """A number for the captions of each row, int64 (B,): rows with the same captions show the same."""
+    return np.array([derive_seed(*sorted({*captions_of(cell)})) for cell in cells], dtype=np.int64)
 
 
 def choose_captions(cells: Iterable[str], bits: np.ndarray | None = None) -> np.ndarray:

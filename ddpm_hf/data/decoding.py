@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import default_convert
 
 from ..progress import progress_bar
-from .captions import CAPTIONS, choose_captions
+from .captions import CAPTIONS, choose_captions, meanings_of
 from .sources import ImageData, RawRow
 from .transforms import Decoder, UnreadableImage, content_hash, native_channels, open_image
 
@@ -109,10 +109,12 @@ def make_batch(
 
     Returns:
         "images": uint8 (B, C, H, W); "rows": int64 (B,), data set rows; and for each of `ImageData.columns` its
-        values (B,), such as "class_labels", int64: a tensor of numbers, or an array of strings.
+        values (B,), such as "class_labels", int64: a tensor of numbers, or an array of strings. With captions
+        there are "meanings" too, int64 (B,), equal for rows that have the same captions.
     """
     if CAPTIONS in extra:
-        extra = extra | {CAPTIONS: choose_captions(extra[CAPTIONS], caption_bits)}
+        cells = extra[CAPTIONS]
+        extra = extra | {CAPTIONS: choose_captions(cells, caption_bits), "meanings": meanings_of(cells)}
     return default_convert({"images": images, "rows": rows, **extra})
 
 

@@ -3,20 +3,46 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..judges.clip import Clip, caption_scores
+from ..judges.clip import caption_scores
 from ..statistics.intervals import median_interval, wilson_interval
 from .extraction import features_of_images, features_of_samples, on_all_processes
-from .features import Extractor, to_rgb
+from ..judges.features import Extractor, to_rgb
 from .image_sets import ImageSet
 from .quality import between, interval
 from .samples import Samples, captions_in
 
+if TYPE_CHECKING:
+    from ..models.clip import Clip
+
 _AT_ONCE = 256  # captions
+
+
+def clip_extractor(clip: "Clip", name: str) -> Extractor:
+    """The part of a CLIP that looks, where its model is.
+
+    Args:
+        name: for reports, to which a hash is added.
+    """
+    sizes = dict(clip.processor.size) | dict(clip.processor.crop_size or {})
+    return Extractor(
+        name=f"clip:{name}@{clip.fingerprint[:8]}",
+        preprocessing="the CLIP's: " + ", ".join(f"{key.replace('_', ' ')} {n}" for key, n in sizes.items()),
+        dimension=clip.dimension,
+        network=lambda images: clip.look(to_rgb(images).round().byte()),
+        device=clip.model.device,
+    )
+
+
+def features_of_captions(clip: "Clip", captions: Sequence[str]) -> np.ndarray:
+    """Float32 (N, D), computed by all processes together."""
+    parts = (captions[start : start + _AT_ONCE] for start in range(0, len(captions), _AT_ONCE))
+    return np.concatenate(on_all_processes(lambda part: clip.read(part).cpu().numpy(), parts))
 
 
 class ClipExam:
@@ -26,7 +52,7 @@ class ClipExam:
         flag: that asks for it, for messages.
         asked: what samples are drawn with, as `words_for` returns it.
         images: whose captions these are, in this order.
-        model: a CLIP by Hub name or folder, as `Clip` takes it.
+        model: a CLIP by Hub name or folder, as `load_clip` takes it.
         device: for the network.
 
     Raises:
@@ -43,18 +69,15 @@ class ClipExam:
         model: str | None,
         device: torch.device | str = "cpu",
     ):
+        from ..models.clip import load_clip  # takes seconds
+
         captions = captions_in(asked, f"{flag} clip")
         model_flag = flag.replace("metrics", "clip_model")
         if model is None:
             raise ValueError(f"{model_flag} must be given with {flag} clip: the Hub name or folder of a CLIP")
-        self.images, self.clip = images, Clip(model, model_flag, device)
-        self.extractor = Extractor(
-            name=self.clip.name,
-            preprocessing=self.clip.preprocessing,
-            dimension=self.clip.dimension,
-            network=lambda images: self.clip.look(to_rgb(images).round().byte()),
-            device=torch.device(device),
-        )
+        self.images, self.clip = images, load_clip(model, model_flag)
+        self.clip.model.to(device)
+        self.extractor = clip_extractor(self.clip, Path(model).resolve().name if Path(model).is_dir() else model)
         self.captions = list(dict.fromkeys(captions))
         place = {caption: number for number, caption in enumerate(self.captions)}
         self.own = np.array([place[caption] for caption in captions])
@@ -86,8 +109,7 @@ class ClipExam:
 
     @cached_property
     def _words(self) -> np.ndarray:
-        parts = (self.captions[start : start + _AT_ONCE] for start in range(0, len(self.captions), _AT_ONCE))
-        return np.concatenate(on_all_processes(self.clip.read, parts))
+        return features_of_captions(self.clip, self.captions)
 
     @cached_property
     def _cut(self) -> int:

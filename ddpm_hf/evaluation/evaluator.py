@@ -8,16 +8,16 @@ from accelerate import Accelerator
 
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.guidance import check_noise_level
+from ..pipelines.guidance import check_noise_level, check_prior
 from ..pipelines.loading import check_whole, load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
 from .comparison import write_comparison
-from .exams import exams_for
+from .exams import exams_for, model_exams_for
 from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
 from .quality import QUALITY_METRICS, check_quality, extractor_for, few_images
-from .reconstruction import check_kind, measure_reconstruction
+from .reconstruction import check_kind, measure_reconstruction, usual_metric
 from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
 from .request import Request
 from .samples import Samples, draw_samples, prepared, read_samples, words_for
@@ -38,13 +38,14 @@ class Evaluator:
         self.request = request
         self.accelerator = Accelerator()
         self.pipeline: DDPMPipeline | None = None
-        self.is_autoencoder = False
+        self.is_autoencoder, kind, draws_pictures = False, "a diffusion model", True
         if request.of_samples:
             request.metrics = request.metrics or ["nll"]
             self.samples = read_samples(request.model, request.num_images)
-            if {"nll", "prompt", "clip", "reconstruction"} & set(request.metrics) or request.compare is not None:
+            of_pipelines = {"nll", "prompt", "clip", "reconstruction", "retrieval"}
+            if of_pipelines & set(request.metrics) or request.compare is not None:
                 raise ValueError(
-                    "--metrics nll, prompt, clip or reconstruction and --compare need a pipeline, but "
+                    "--metrics nll, prompt, clip, reconstruction or retrieval and --compare need a pipeline, but "
                     f"{request.model} holds samples"
                 )
             shape = self.samples.images.shape[1:]
@@ -55,9 +56,12 @@ class Evaluator:
                 )
         else:
             self.pipeline, self.samples = self._load(request.model), None
-            self.is_autoencoder = self.pipeline.scheduler is None
-            request.metrics = request.metrics or ["reconstruction" if self.is_autoencoder else "nll"]
-            draws = not self.is_autoencoder and set(request.metrics) != {"nll"}
+            kind, draws_pictures = self.pipeline.kind, self.pipeline.draws_pictures
+            self.is_autoencoder = draws_pictures and self.pipeline.scheduler is None
+            request.metrics = request.metrics or [usual_metric(kind)]
+            draws = draws_pictures and not self.is_autoencoder and set(request.metrics) != {"nll"}
+            if not draws_pictures and (given := request.asked_of_samples):
+                raise ValueError(f"{request.model} is {kind}, which draws no pictures; leave out {', '.join(given)}")
             if request.asked_thresholding and not draws:
                 given = ", ".join(f"--{name}" for name in request.asked_thresholding)
                 raise ValueError(f"{given} must be left out with --metrics {request.metrics[0]}, which draws nothing")
@@ -67,7 +71,7 @@ class Evaluator:
             # What cannot be drawn is refused before images are decoded.
             if draws:
                 prepared(self.pipeline, request.scheduler, request.num_inference_steps, request.guidance_scale)
-        check_kind(request.metrics, "--metrics", self.is_autoencoder)
+        check_kind(request.metrics, "--metrics", kind, draws_pictures)
         self.contenders = [self._contender(word) for word in request.compare or ()]
         told = {condition.name for condition in self.pipeline.conditions} if self.pipeline is not None else set()
         self.weights = None if self.pipeline is None else weights_fingerprint(self.pipeline)
@@ -100,6 +104,7 @@ class Evaluator:
             judges = {name: getattr(request, name) for name in ("cache_dir", "clip_model")}
             asked, device = self._asked(self.pipeline), self.accelerator.device
             self.exams = exams_for(request.metrics, "--metrics", asked, self.reference, device=device, **judges)
+        self.model_exams = model_exams_for(request.metrics, "--metrics", self.reference)
 
     @property
     def details(self) -> Path:
@@ -129,7 +134,9 @@ class Evaluator:
             options = {"num_terms": request.nll_timesteps, "clip": request.nll_clip, "cdf": request.nll_cdf}
             options |= {"per_image": request.per_image, "noise_level": request.aug_level, **self._common}
             entries.append(measure_nll(self.pipeline, self.reference, self.details, **options))
-        if set(request.metrics) == {"nll"}:
+        for exam in self.model_exams:
+            entries += exam.measure(self.pipeline)
+        if self.count is None:
             return entries
         samples = self.samples
         if samples is None:
@@ -205,6 +212,11 @@ class Evaluator:
             check_whole(name)
         level, enlarges = self.request.aug_level, bool(pipeline.stages[1:])
         pipeline = pipeline.alone() if self.request.is_of_base else pipeline
+        if self.request.stage == "decoder":
+            if not pipeline.has_prior:
+                raise ValueError(f"--stage decoder is for a model with a prior, got {name}")
+            pipeline = pipeline.looking_at_pictures()
+        check_prior(self.request.of_prior, pipeline.has_prior)
         if level is not None and enlarges and not pipeline.stages[1:]:
             raise ValueError(
                 f"--aug_level must be left out with --stage base or --metrics nll, which measure the base alone, got "
@@ -214,9 +226,10 @@ class Evaluator:
         return pipeline
 
     def _draw(self, pipeline: DDPMPipeline, sampler: str | None, steps: int | None) -> Samples:
-        guidance = {"guidance_scale": self.request.guidance_scale, **self.request.finer_guidance}
-        if self.request.aug_level is not None:
-            guidance["noise_level"] = self.request.aug_level
+        request = self.request
+        guidance = {"guidance_scale": request.guidance_scale, **request.finer_guidance, **request.of_prior}
+        if request.aug_level is not None:
+            guidance["noise_level"] = request.aug_level
         options = {"num_inference_steps": steps, **guidance, **self._common}
         return draw_samples(pipeline, self.count, asked=self._asked(pipeline), sampler=sampler, **options)
 
@@ -229,7 +242,7 @@ class Evaluator:
     def _count_samples(self) -> int | None:
         """The number of samples, checked to be enough for the metrics; None if no metric needs samples."""
         request = self.request
-        if set(request.metrics) == {"nll"}:
+        if set(request.metrics) == {"nll"} or self.pipeline is not None and not self.pipeline.draws_pictures:
             return None
         real = self.reference.count
         count = request.num_images or real if self.samples is None else len(self.samples.images)

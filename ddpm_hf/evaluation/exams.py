@@ -1,4 +1,4 @@
-"""Who says whether samples follow their captions, by the metrics asked for."""
+"""Who says whether samples follow their captions, and what a model is worth that draws none."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ import torch
 from .clip_exam import ClipExam
 from .image_sets import ImageSet
 from .prompt_exam import PromptExam
+from .retrieval import RetrievalExam
 
 
 def exams_for(
@@ -24,15 +25,21 @@ def exams_for(
 ) -> list[PromptExam | ClipExam]:
     """One for each of "prompt" and "clip" among the metrics; arguments and errors as for these.
 
-    Of what is told pictures of images that have captions, these are the captions of the samples.
+    Of what is told pictures that have captions, or their embeddings, these are the captions of the samples.
     """
     exams = []
-    if {"prompt", "clip"} & set(metrics) and "prompt" not in asked and "image" in asked:
+    if {"prompt", "clip"} & set(metrics) and "prompt" not in asked:
+        pictures = asked.get("image", asked.get("image_embeds", ()))
         captions = (str(caption) for batch in images.batches(256) for caption in batch.get("captions", ()))
-        if found := list(islice(captions, len(asked["image"]))):
+        if found := list(islice(captions, len(pictures))):
             asked = {**asked, "prompt": found}
     if "prompt" in metrics:
         exams.append(PromptExam(flag, asked, images, cache_dir))
     if "clip" in metrics:
         exams.append(ClipExam(flag, asked, images, clip_model, device))
     return exams
+
+
+def model_exams_for(metrics: Sequence[str], flag: str, images: ImageSet) -> list[RetrievalExam]:
+    """One for each metric of a model that draws no pictures; arguments and errors as for these exams."""
+    return [RetrievalExam(flag, images)] if "retrieval" in metrics else []

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from ..files import replacing
 from ..progress import progress_bar
 from ..statistics.distances import GaussianStatistics
-from .features import Extractor
+from ..judges.features import Extractor
 from .image_sets import ImageSet
 
 

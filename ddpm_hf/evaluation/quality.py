@@ -15,7 +15,7 @@ from ..statistics.distances import (
     resampled_error,
 )
 from .extraction import on_all_processes, shared_statistics
-from .features import Extractor, load_extractor
+from ..judges.features import Extractor, load_extractor
 
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
 HIGHER_IS_BETTER = frozenset(

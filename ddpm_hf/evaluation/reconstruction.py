@@ -15,16 +15,23 @@ from .quality import interval
 from .samples import Samples
 
 RECONSTRUCTION_FIGURES = ("psnr", "ssim", "latent_std", "latent_mean")
+# Metric -> the kind of model that has it; others are of all that draw pictures.
+_NEEDED = {"nll": "a diffusion model", "memorization": "a diffusion model"}
+_NEEDED |= {"reconstruction": "an autoencoder", "retrieval": "a CLIP"}
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, pixels
 
 
-def check_kind(metrics: Sequence[str], flag: str, is_autoencoder: bool) -> None:
-    """Raises ValueError for metrics of diffusion models asked of an autoencoder, or the reverse."""
-    for name in ("nll", "memorization") if is_autoencoder else ("reconstruction",):
-        if name in metrics:
-            kinds = ("an autoencoder", "a diffusion model")
-            got, needed = kinds if is_autoencoder else reversed(kinds)
-            raise ValueError(f"{flag} {name} needs {needed}, got {got}; leave it out")
+def check_kind(metrics: Sequence[str], flag: str, kind: str, draws_pictures: bool) -> None:
+    """Raises ValueError for metrics that such a model does not have, as `Denoising` says what it is."""
+    for name in metrics:
+        needed = _NEEDED.get(name, kind if draws_pictures else "a model that draws pictures")
+        if kind != needed:
+            raise ValueError(f"{flag} {name} needs {needed}, got {kind}; leave it out")
+
+
+def usual_metric(kind: str) -> str:
+    """What is measured of such a model if nothing is asked for."""
+    return next((name for name, needed in _NEEDED.items() if needed == kind), "nll")
 
 
 def reconstruction_figures(metrics: Sequence[str], size: tuple[int, int]) -> list[str]:

@@ -16,7 +16,7 @@ EVALUATION_FILE = "evaluation.json"
 _IDENTITY = (
     *("name", "dataset", "split", "sampler", "steps", "guidance_scale", "guidance_interval"),
     *("guidance_rescale", "dynamic_thresholding_ratio", "sample_max_value", "noise_level", "samples"),
-    *("terms_per_image", "clip", "cdf", "extractor"),
+    *("terms_per_image", "clip", "cdf", "extractor", "prior_guidance_scale", "prior_candidates", "told"),
 )
 
 
@@ -80,9 +80,10 @@ def _identity(metric: dict[str, Any]) -> tuple:
 
 
 def data_of(metric: dict[str, Any], dataset: str) -> str:
-    """Which data a metric is about, and whether samples were enlarged."""
+    """Which data a metric is about, and whether samples were enlarged or drawn from embeddings of those data."""
     split = f" ({metric['split']})" if metric.get("split") else ""
-    return dataset + split + (", upsampled" if "upsampler" in metric else "")
+    told = f", from {metric['told']}" if metric.get("told") else ""
+    return dataset + split + (", upsampled" if "upsampler" in metric else "") + told
 
 
 def summary_table(metrics: Sequence[dict[str, Any]]) -> str:

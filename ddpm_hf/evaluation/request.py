@@ -12,7 +12,7 @@ from ..sampling.samplers import SAMPLER_NAMES
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
 
-METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization", "reconstruction")
+METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization", "reconstruction", "retrieval")
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 
 
@@ -50,9 +50,10 @@ class SampleArguments(GuidanceArguments):
     guidance_scale: float = flag(
         1.0, help="Guidance by class or caption. All classes take turns; captions are those of the real images."
     )
-    stage: Literal["base"] | None = flag(
+    stage: Literal["base", "decoder"] | None = flag(
         help="base: measure the base of a model with an upsampler. By default its pictures are enlarged first, except "
-        "for nll, which is of the base."
+        "for nll, which is of the base. decoder: of dalle2, draw from the embeddings of the real pictures that have "
+        "the captions, and not from those that the prior draws: no prior can do better."
     )
     compare: list[str] | None = flag(
         help="Compare several in one table and plot: SAMPLER:STEPS, another pipeline, or PIPELINE@SAMPLER:STEPS."
@@ -69,11 +70,13 @@ class MeasureArguments:
         help="nll: bits/dim. frechet: Fréchet distance. kid: kernel distance. prdc: precision, recall, density, "
         "coverage. is: Inception or class score. prompt: how many samples follow their captions (captioned digits). "
         "clip: how well they follow any captions, by --clip_model. memorization: copies of training images, and "
-        "duplicates. reconstruction: PSNR and SSIM, and the latents' spread, of an autoencoder, for which it is the "
-        "default; else that is nll.",
+        "duplicates. reconstruction: PSNR and SSIM, and the latents' spread, of an autoencoder. "
+        "retrieval: whether a CLIP finds captions and pictures by each other. These two are the default for such "
+        "models; else that is nll.",
     )
     clip_model: str | None = flag(
-        help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32."
+        help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32, or "
+        "one that train.py trained."
     )
     extractor: str | None = flag(
         help="Feature extractor: digits (the default for the bundled digits), inception (for FID), inception:FILE, "
@@ -119,13 +122,17 @@ class Request(ImageArguments, SampleArguments, MeasureArguments):
         others = sorted(set(self.metrics or ["nll"]) - set(QUALITY_METRICS))
         if self.compare is not None and others:
             raise ValueError(f"--compare needs --metrics among {', '.join(QUALITY_METRICS)}, got {', '.join(others)}")
-        usual = {entry.name: entry.default for entry in fields(SampleArguments) if entry.name != "num_images"}
-        given = [f"--{name}" for name, value in usual.items() if getattr(self, name) != value]
-        if self.of_samples and given:
+        if self.of_samples and (given := self.asked_of_samples):
             raise ValueError(f"{self.model} holds samples, which are drawn already; leave out {', '.join(given)}")
         check_guidance(self.guidance_scale, **self.finer_guidance)
         if self.scheduler is not None and self.scheduler not in SAMPLER_NAMES:
             raise ValueError(f"--scheduler must be one of {', '.join(SAMPLER_NAMES)}, got {self.scheduler!r}")
+
+    @property
+    def asked_of_samples(self) -> list[str]:
+        """The flags that say how samples are drawn."""
+        usual = {entry.name: entry.default for entry in fields(SampleArguments) if entry.name != "num_images"}
+        return [f"--{name}" for name, value in usual.items() if getattr(self, name) != value]
 
     @property
     def of_samples(self) -> bool:

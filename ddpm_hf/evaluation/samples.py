@@ -76,7 +76,7 @@ def draw_samples(
         batch_size: images per network call of one process.
         sampler: one of `SAMPLER_NAMES`; by default the one the pipeline was saved with.
         num_inference_steps: all trained timesteps by default.
-        guidance_scale, finer_guidance: of the pipeline call, as is `noise_level`, if it is given.
+        guidance_scale, finer_guidance: of the pipeline call, as are `noise_level` and what is asked of a prior.
 
     Raises:
         ValueError: the sampler does not support this number of steps, the model does not support guidance, or as in
@@ -115,6 +115,7 @@ def draw_samples(
         "steps": steps,
         "network_calls": calls + guided,  # only the first stage is guided
         **(guidance if pipeline.conditions else {}),
+        **({"told": "embeddings of these pictures"} if pipeline.looks_at_pictures else {}),
         **thresholding_of(pipeline.scheduler.config),
         **upsampler_fingerprint(pipeline),
     }
@@ -188,7 +189,7 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
     sampler = sampler_name(settings["scheduler"]["class"], settings["scheduler"])
     about = {"seed": settings["seed"], "sampler": sampler, "steps": settings["num_inference_steps"]}
     was_told = any(settings.get(name) is not None for name in ("class_labels", "prompt"))
-    guidance = {name: value for name, value in settings.items() if name.startswith("guidance_")}
+    guidance = {name: value for name, value in settings.items() if name.startswith(("guidance_", "prior_"))}
     level = {name: settings[name] for name in ("noise_level",) if name in settings}
     return about | (guidance if was_told else {}) | thresholding_of(settings["scheduler"]) | level
 

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.record import MARKS, data_of
+from ..portable import AUTOENCODER_FOLDER, CLIP_FOLDER, PRIOR_FOLDER
 from .folder import (
     ANIMATION_FILE,
     CARD_FILE,
@@ -24,11 +25,18 @@ from .tasks import TASKS
 TEMPLATE_FILE = "model_card.md"
 MARKER = "Written by ddpm_hf, which overwrites this file; delete this line to keep changes of your own."
 
+# Component -> the folder in which it may have been trained, and the flag that names another.
+_PARTS = {
+    "vae": (AUTOENCODER_FOLDER, "vae"),
+    "prior_image_encoder": (CLIP_FOLDER, "clip_model"),
+    "prior_prior": (PRIOR_FOLDER, "init_from"),
+}
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Settings of no use on other machines.
 _PRIVATE_SETTINGS = frozenset("output_dir cache_dir logging_dir resume_from_checkpoint".split())
 _PATH_SETTINGS = tuple(
-    "dataset_name train_data_dir init_from model_config_name_or_path vae text_encoder eval_clip_model".split()
+    "dataset_name train_data_dir init_from model_config_name_or_path vae clip_model text_encoder eval_clip_model".split()
 )
 CONFIG_HEADER = "# The settings of the run, for `train.py --config`; of local paths only the last part is kept.\n"
 
@@ -189,18 +197,22 @@ def _what_the_run_says(model: ModelFolder) -> dict[str, Any]:
         "metrics": _measured(model.metrics) if model.metrics else None,
         "unmeasured": summary.get("left_out", {}).get("bits_per_dim"),
         "evaluation_pictures": model.evaluation_pictures,
-        "autoencoder": _autoencoder_of(model),
+        "parts": _parts_of(model),
         "training": summary if model.settings and "step" in summary else None,
         "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
         "cost": _cost(summary),
     }
 
 
-def _autoencoder_of(model: ModelFolder) -> str | None:
-    """What was measured of the autoencoder that was trained for a model of latents."""
-    given = any(model.settings.get(name) for name in ("vae", "init_from"))
-    trained = None if given or "vae" not in model.configs else model.autoencoder
-    return _measured(trained.metrics) if trained is not None and trained.metrics else None
+def _parts_of(model: ModelFolder) -> dict[str, str]:
+    """What was measured of the parts that were trained for it, by their folders."""
+    measured = {}
+    for component, (folder, flag) in _PARTS.items():
+        given = any(model.settings.get(name) for name in (flag, "init_from"))
+        trained = None if given or component not in model.configs else model.stage(folder)
+        if trained is not None and trained.metrics:
+            measured[folder] = _measured(trained.metrics)
+    return measured
 
 
 def _cost(summary: dict[str, Any]) -> str | None:

@@ -15,7 +15,6 @@ from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import PIPELINES, check_index, class_for, component_names, config_file, load_pipeline
 from ..portable import (
     ADAPTERS_FILE,
-    AUTOENCODER_FOLDER,
     CONFIG_FILE,
     INDEX_FILE,
     INPAINTING_FOLDER,
@@ -56,13 +55,14 @@ class RunFile(NamedTuple):
 
 
 EVERY_RUN, KILLED_RUN, OLDER_VERSION = "train.py", "a killed train.py", "an older version"
-DIFFUSION_RUN = "train.py, but not of an autoencoder"
+PICTURES_RUN = "train.py, but not of a CLIP or a prior"
+DIFFUSION_RUN = "train.py, of what draws pictures step by step"
 # Everything a run leaves, except for the pipeline's components and the trackers' folders in `--logging_dir`.
 # `--overwrite_output_dir` removes all of these and nothing else; `--dry_run` and the push to the Hub choose from them.
 RUN_FILES = (
     RunFile(INDEX_FILE, EVERY_RUN, on_page=True),
     RunFile(CARD_FILE, EVERY_RUN, on_page=True),
-    RunFile(SAMPLES_FILE, EVERY_RUN, on_page=True),
+    RunFile(SAMPLES_FILE, PICTURES_RUN, on_page=True),
     RunFile(CHAIN_FILE, DIFFUSION_RUN, on_page=True),
     RunFile(ANIMATION_FILE, DIFFUSION_RUN, on_page=True),
     RunFile(LOSS_FILE, EVERY_RUN, on_page=True),
@@ -178,25 +178,22 @@ class ModelFolder:
     @cached_property
     def upsampler(self) -> "ModelFolder | None":
         """The folder of its upsampler, if there is one."""
-        return self._stage(UPSAMPLER_FOLDER)
+        return self.stage(UPSAMPLER_FOLDER)
 
     @cached_property
     def inpainting(self) -> "ModelFolder | None":
         """The folder of the model that was fine-tuned from it for inpainting, if there is one."""
-        return self._stage(INPAINTING_FOLDER)
-
-    @cached_property
-    def autoencoder(self) -> "ModelFolder | None":
-        """The folder of the autoencoder that was trained for it, if there is one."""
-        return self._stage(AUTOENCODER_FOLDER)
+        return self.stage(INPAINTING_FOLDER)
 
     @property
     def draws_on_data(self) -> bool:
-        """Whether its samples show images of the data, in part, enlarged or reconstructed, which are not published."""
+        """Whether its samples show images of the data, in part, enlarged, reconstructed or beside them, which
+        are not published."""
         kinds = ("IFInpaintingPipeline", "StableDiffusionInpaintPipeline", "IFSuperResolutionPipeline")
-        return self.index["_class_name"] in (*kinds, "ReconstructionPipeline")
+        return self.index["_class_name"] in (*kinds, "KandinskyV22CombinedPipeline", "ReconstructionPipeline")
 
-    def _stage(self, name: str) -> "ModelFolder | None":
+    def stage(self, name: str) -> "ModelFolder | None":
+        """What was trained for it, or from it, in a folder of this name, if there is one."""
         folder = self.path / name
         return ModelFolder.read(folder) if (folder / INDEX_FILE).is_file() else None
 

@@ -161,6 +161,17 @@ def _latent_inpainting_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _unclip_values(folder: ModelFolder) -> dict[str, Any]:
+    height, width = _network_and_process(folder).size
+    return _common_values(_network_and_process(folder)) | {
+        "tags": ["dall-e-2", "unclip", "diffusion-models", "ddpm_hf"],
+        "asked": f"{_asked(_example(folder))}height={height}, width={width}, ",
+        "own_asked": _asked(_example(folder)),
+        "embedding_width": folder.configs["unet"]["encoder_hid_dim"],
+        "tokens": folder.configs["prior_tokenizer"]["model_max_length"],
+    }
+
+
 def _autoencoder_values(folder: ModelFolder) -> dict[str, Any]:
     vae = folder.configs["vae"]
     height, width = (vae["sample_size"],) * 2 if isinstance(vae["sample_size"], int) else vae["sample_size"]
@@ -177,6 +188,20 @@ def _autoencoder_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _clip_values(folder: ModelFolder) -> dict[str, Any]:
+    config = folder.configs["clip"]
+    side = config["vision_config"]["image_size"]
+    return {
+        "tags": ["clip", "dalle-2", "ddpm_hf"],
+        "height": side,
+        "width": side,
+        "embedding_width": config["projection_dim"],
+        "tokens": folder.configs["tokenizer"]["model_max_length"],
+        "caption": json.dumps(_example(folder), ensure_ascii=False),
+        "zero_shot": any(metric["name"].startswith("zero_shot_") for metric in folder.metrics),
+    }
+
+
 # For each of `pipelines.loading.PIPELINES` its task on the Hub, and what gives a model's tags and the card's values.
 TASKS = {
     "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),
@@ -185,5 +210,7 @@ TASKS = {
     "IFInpaintingPipeline": ("image-to-image", _inpainting_values),
     "StableDiffusionPipeline": ("text-to-image", _latent_values),
     "StableDiffusionInpaintPipeline": ("image-to-image", _latent_inpainting_values),
+    "KandinskyV22CombinedPipeline": ("text-to-image", _unclip_values),
     "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
+    "ContrastivePipeline": ("zero-shot-image-classification", _clip_values),
 }

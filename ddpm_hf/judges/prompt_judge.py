@@ -97,7 +97,7 @@ class PromptJudge:
         """
         _check_images(images)
         asked = {name: _checked_ids(name, asked, len(images)) for name in self.attributes}
-        entries = _shares(self.read(images), asked)
+        entries = shares(self.read(images), asked)
         ceilings = {entry["name"]: entry for entry in self._ceilings(images.shape[-1])}
         for entry in entries:
             entry["ceiling"], entry["ceiling_n"] = (ceilings[entry["name"]][key] for key in ("value", "n"))
@@ -108,7 +108,7 @@ class PromptJudge:
             asked = plans(self.level)["test"]
             pictures = [Image.fromarray(picture).resize((resolution,) * 2, RESAMPLING) for picture in compose(asked)]
             read = self.read(torch.from_numpy(np.stack(pictures)).movedim(3, 1))
-            self._known_ceilings[resolution] = _shares(read, {name: asked[name] for name in self.attributes})
+            self._known_ceilings[resolution] = shares(read, {name: asked[name] for name in self.attributes})
         return self._known_ceilings[resolution]
 
     @torch.no_grad()
@@ -222,8 +222,9 @@ def _checked_ids(name: str, asked: Mapping[str, np.ndarray], count: int) -> np.n
     return ids
 
 
-def _shares(read: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Entries of `PromptJudge.score` without ceilings; no entries for a group of which no caption asks."""
+def shares(read: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Entries of `PromptJudge.score` without ceilings, for ids that were read; none for a group that no caption asks
+    for."""
     entries = []
     for group, members in _groups(asked).items():
         for name in ("accuracy", *asked):

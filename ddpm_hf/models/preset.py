@@ -12,11 +12,12 @@ class Preset:
     Attributes:
         description: one line for a list of choices.
         system: that it is for.
-        model: arguments of `ddpm_hf.models.unet.paper_config`, or of `new_autoencoder`.
-        process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`; an autoencoder has none.
+        model: arguments of `ddpm_hf.models.unet.paper_config`, or of `new_autoencoder`; of a CLIP, flags of train.py.
+        process: arguments of `LinearDDPMScheduler` and `DDPMScheduler`; an autoencoder and a CLIP have none.
         training: values of the training script's other flags, all that it leaves to presets, under diffusers' names
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
         autoencoder: of the one that makes the latents on which it works.
+        clip: of the one by whose embeddings it draws.
         upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
         inpainting: values of `training` that are others when it is fine-tuned for inpainting.
     """
@@ -27,6 +28,7 @@ class Preset:
     process: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any]
     autoencoder: "Preset | None" = None
+    clip: "Preset | None" = None
     upsampler: "Preset | None" = None
     inpainting: Mapping[str, Any] = field(default_factory=dict)
 

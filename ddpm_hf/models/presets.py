@@ -6,6 +6,7 @@ trained network runs in stock diffusers as `DDPMPipeline.from_pretrained(folder)
 """
 
 from .autoencoder_presets import VAE_DIGITS, VAE_F8
+from .dalle2_presets import DALLE2_PRESETS
 from .glide_presets import GLIDE_PRESETS
 from .imagen_presets import IMAGEN_PRESETS
 from .latent_presets import LATENT_PRESETS
@@ -87,6 +88,7 @@ PRESETS: dict[str, Preset] = {
     **GLIDE_PRESETS,
     **IMAGEN_PRESETS,
     **LATENT_PRESETS,
+    **DALLE2_PRESETS,
     "vae-digits": VAE_DIGITS,
     "vae-f8": VAE_F8,
 }

@@ -1,5 +1,5 @@
-"""The U-Nets of GLIDE (Nichol et al. 2021, arXiv 2112.10741) and Imagen (Saharia et al. 2022, arXiv 2205.11487) as
-stock diffusers' class, which its pipelines run."""
+"""The U-Nets of GLIDE (Nichol et al. 2021, arXiv 2112.10741), Imagen (Saharia et al. 2022, arXiv 2205.11487) and the
+decoder of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125) as stock diffusers' class, which its pipelines run."""
 
 import math
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ def text_unet_config(
     blocks_per_level: int,
     dropout: float,
     text_width: int,
+    told: str = "text",
     efficient: bool = False,
 ) -> dict[str, Any]:
     """The arguments of `UNet2DConditionModel`.
@@ -35,7 +36,9 @@ def text_unet_config(
         channels: of the images; the network has twice as many outputs, because stock pipelines expect a variance.
         base_channels, channel_multipliers, blocks_per_level: as for `paper_config`.
         attention_resolutions: as for `paper_config`; this attention is to the caption too.
-        text_width: channels of the caption's states.
+        text_width: channels of the caption's states, or of the embedding.
+        told: "text", or "image" for the decoder of DALL·E 2, which is told an embedding of the picture (arXiv
+            2204.06125, §2.1): projected for the time embedding, and to 32 states, where the paper has four.
         efficient: what stock's class can express of Imagen's Efficient U-Net (appendix B): the lower levels have up to
             four times the blocks, halving comes before the convolutions of a block, and each sum of a block's input
             and output is scaled by 1/√2. `new_text_unet` also leaves out an upsampler's self-attention.
@@ -66,9 +69,9 @@ def text_unet_config(
         "resnet_out_scale_factor": scale,
         "mid_block_scale_factor": scale,
         "encoder_hid_dim": text_width,
-        "encoder_hid_dim_type": "text_proj",
+        "encoder_hid_dim_type": f"{told}_proj",
         "cross_attention_dim": max(widths),
-        "addition_embed_type": "text",
+        "addition_embed_type": told,
         "addition_embed_type_num_heads": math.gcd(4 * base_channels // 32, text_width // 32, text_width),
         "attention_head_dim": math.gcd(32, *widths),
         "norm_num_groups": math.gcd(32, *widths),

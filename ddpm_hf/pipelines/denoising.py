@@ -35,10 +35,18 @@ class Denoising:
     """Class number -> class name; None without names."""
     is_told_captions = False
     """Whether captions say what it draws."""
+    kind = "a diffusion model"
+    """What it is, for messages."""
+    draws_pictures = True
+    """Whether it draws pictures, not only numbers by which others draw or judge them."""
     keeps_given_clean = False
     """Whether the network was trained for inpainting: to see given pixels without noise."""
     noise_levels = 0
     """How many levels of noise the pictures may get that it enlarges; 0 if it adds none."""
+    has_prior = False
+    """Whether captions are first turned into embeddings of pictures."""
+    looks_at_pictures = False
+    """Whether it is asked for embeddings of pictures in place of captions."""
 
     @classmethod
     def load_config(cls, *args, **kwargs):
@@ -88,7 +96,7 @@ class Denoising:
 
     def threshold(self, asked: Mapping[str, Any]) -> None:
         """Change dynamic thresholding, as `with_thresholding`; ValueError for latents, which have no range."""
-        if asked and self.codec.decoder is None:
+        if asked and self.codec.span is None:
             raise ValueError("`thresholding` must be left out for a model of latents, which have no range.")
         self.scheduler = with_thresholding(self.scheduler, asked)
 

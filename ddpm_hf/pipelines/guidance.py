@@ -1,6 +1,6 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,21 @@ class GuidanceArguments:
         "default T/4.",
         aliases=("--noise_level",),
     )
+    prior_guidance_scale: float | None = flag(help="Of dalle2, guidance of the prior by the caption; by default 4.")
+    prior_candidates: int | None = flag(
+        help="Of dalle2, how many embeddings the prior draws for each image. That nearest to the caption is taken. By "
+        "default 1, in the paper 2."
+    )
 
     @property
     def finer_guidance(self) -> dict[str, Any]:
         """The arguments of a pipeline call that are given."""
         return self._given("guidance_interval", "guidance_rescale")
+
+    @property
+    def of_prior(self) -> dict[str, Any]:
+        """The arguments of a pipeline call for a prior that are given."""
+        return self._given("prior_guidance_scale", "prior_candidates")
 
     @property
     def asked_thresholding(self) -> dict[str, Any]:
@@ -112,6 +122,15 @@ def check_guidance(
             raise ValueError(
                 f"`guidance_{name}` must be left out with `guidance_scale={guidance_scale:g}`, which does not guide."
             )
+
+
+def check_prior(asked: Mapping[str, Any], has_prior: bool) -> None:
+    """Raises ValueError, naming the flag, for what is asked of a prior that is not there, or cannot be asked of it."""
+    for name, value in asked.items():
+        if not has_prior:
+            raise ValueError(f"--{name} must be left out where no prior turns captions into embeddings, got {value:g}")
+    if asked.get("prior_candidates", 1) < 1:
+        raise ValueError(f"--prior_candidates must be at least 1, got {asked['prior_candidates']}")
 
 
 def check_noise_level(level: int | None, levels: int, name: str = "`noise_level`") -> None:

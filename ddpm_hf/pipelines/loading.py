@@ -22,7 +22,9 @@ PIPELINES = {
     "IFInpaintingPipeline": ("text_to_image", "InpaintingPipeline"),
     "StableDiffusionPipeline": ("latent_text_to_image", "LatentTextToImagePipeline"),
     "StableDiffusionInpaintPipeline": ("latent_inpainting", "LatentInpaintingPipeline"),
+    "KandinskyV22CombinedPipeline": ("unclip", "UnclipPipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
+    "ContrastivePipeline": ("contrastive", "ContrastivePipeline"),
 }
 # An index calls diffusers' own module of a safety checker by that name.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")

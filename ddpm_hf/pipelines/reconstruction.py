@@ -47,6 +47,7 @@ class ReconstructionPipeline(Denoising, DiffusionPipeline):
     """
 
     scheduler = None  # it takes no steps
+    kind = "an autoencoder"
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()

@@ -42,6 +42,7 @@ class Drawing:
         asked: what the network is told, as arguments of the pipeline call: name -> words to cycle through.
         guidance_scale: of the pipeline call.
         finer_guidance: `guidance_interval` and `guidance_rescale` of the pipeline call, where they are given.
+        of_prior: `prior_guidance_scale` and `prior_candidates` of the pipeline call, where they are given.
         noise_level: of the pipeline call, if it is given.
         given: `image` and `mask_image` of the pipeline call, if only a part is drawn.
         calls: network calls per image.
@@ -57,6 +58,7 @@ class Drawing:
     asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     guidance_scale: float = 1.0
     finer_guidance: Mapping[str, Any] = field(default_factory=dict)
+    of_prior: Mapping[str, Any] = field(default_factory=dict)
     noise_level: int | None = None
     given: Mapping[str, Image.Image] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Drawing:
     @property
     def guidance(self) -> dict[str, Any]:
         """All arguments of the pipeline call that are about it."""
-        return {"guidance_scale": self.guidance_scale, **self.finer_guidance}
+        return {"guidance_scale": self.guidance_scale, **self.finer_guidance, **self.of_prior}
 
     def words(self, indices: Sequence[int]) -> dict[str, list[Any]]:
         """What is asked for each of these images."""

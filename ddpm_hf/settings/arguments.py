@@ -74,11 +74,12 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    system: Literal["ddpm", "glide", "imagen", "stable-diffusion"] = flag(
+    system: Literal["ddpm", "glide", "imagen", "stable-diffusion", "dalle2"] = flag(
         "ddpm",
         help="ddpm: images, or images of a class. glide: images told a caption, with a text encoder. imagen: the same "
         "with a frozen one, and an upsampler that is told how much noise its small picture has. "
-        "stable-diffusion: the same on the latents of an autoencoder, which is trained first.",
+        "stable-diffusion: the same on the latents of an autoencoder, which is trained first. "
+        "dalle2: images of what a CLIP sees in them, which a prior guesses from the caption; all three are trained.",
     )
     stage: list[str] | None = flag(
         help="Of glide, one or more of base, upsampler and inpainting, trained in this order; by default the first "
@@ -90,13 +91,14 @@ class ModelArguments:
         "super-resolution, which is to it what the upsampler is to glide. Of stable-diffusion, one or both of "
         "autoencoder, which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or "
         "--init_from unet; and inpainting, which gives that network, or the model of --init_from, five channels more, "
-        "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256."
+        "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256. Of dalle2, clip, "
+        "which is trained into --output_dir/clip, unless --clip_model names one."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
         "else small-32 up to 40 pixels and small-64 above, with as many levels as the resolution allows halvings; "
-        "glide-digits or glide-64, imagen-digits or imagen-64-256, and stable-diffusion-digits or "
-        "stable-diffusion-256, for these systems. "
+        "glide-digits or glide-64, imagen-digits or imagen-64-256, stable-diffusion-digits or stable-diffusion-256, "
+        "and dalle2-digits or dalle2-64-256, for these systems. "
         + " ".join(f"{name}: {preset.description}." for name, preset in PRESETS.items())
     )
     model_config_name_or_path: str | None = flag(
@@ -110,6 +112,14 @@ class ModelArguments:
         help="An autoencoder for stable-diffusion, kept as it is: a folder or Hub name of an AutoencoderKL, or of a "
         "model that has one. By default that in --output_dir/autoencoder."
     )
+    clip_model: str | None = flag(
+        help="A CLIP for dalle2, kept as it is: a folder or Hub name of a CLIPModel with its tokenizer and image "
+        "processor, or of a CLIP trained here. By default that in --output_dir/clip."
+    )
+    clip_width: int | None = flag(help="Channels of a CLIP that looks at pictures, a multiple of 32.")
+    clip_layers: int | None = flag(help="Its layers.")
+    patch_size: int | None = flag(help="Height and width of its patches, of which --resolution is a multiple.")
+    embedding_width: int | None = flag(help="Numbers of an embedding of a CLIP that is trained.")
     lora_rank: int | None = flag(
         help="Train only adapters of this rank (LoRA); saved alone and in the weights. Needs peft.",
         aliases=("--rank",),
@@ -142,14 +152,14 @@ class ModelArguments:
         "for a Stable Diffusion whose encoder was not learned here."
     )
     clip_skip: int | None = flag(help="Last layers to leave out of CLIP's text encoder, in the saved model too.")
-    text_width: int | None = flag(help="Channels of a text encoder that is learned, a multiple of 32.")
+    text_width: int | None = flag(help="Channels of a text encoder that is learned, a CLIP's too: a multiple of 32.")
     text_layers: int | None = flag(help="Layers of the text encoder.")
     text_warmup_steps: int | None = flag(
         help="Steps of 64 captions in which a text encoder that is learned or taught is taught the captions' wordings "
         "before the U-Net is trained; 0 for none."
     )
     text_length: int | None = flag(
-        help="Tokens of a caption, padding included, for stable-diffusion; longer ones are cut. glide has 77."
+        help="Tokens of a caption, padding included, for stable-diffusion and a CLIP; longer are cut. glide has 77."
     )
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     upsampling: int | None = flag(
@@ -298,11 +308,12 @@ class RunArguments(MachineArguments):
         50, help="Denoising steps of a preview.", aliases=("--ddpm_num_inference_steps",)
     )
     eval_steps: int | None = flag(
-        help="Steps between scores on held-out images; by default only bits/dim at the end, or, for an autoencoder, "
-        "all of --eval_metrics."
+        help="Steps between scores on held-out images; by default only bits/dim at the end, or, for an autoencoder "
+        "or a CLIP, all of --eval_metrics."
     )
     eval_metrics: list[str] | None = flag(
-        help="One or more of nll, frechet, kid, prdc, is, prompt, clip, reconstruction (see scripts/evaluate.py)."
+        help="One or more of nll, frechet, kid, prdc, is, prompt, clip, reconstruction, retrieval (see "
+        "scripts/evaluate.py)."
     )
     eval_num_images: int = flag(500, help="Number of samples to score, and at most as many held-out images.")
     eval_inference_steps: int = flag(50, help="Denoising steps per scored sample, or terms of the bound per image.")
@@ -310,34 +321,9 @@ class RunArguments(MachineArguments):
         help="Features for frechet, kid, prdc and is: digits, inception, inception:FILE, transformers:NAME or "
         "efficientnet-lite0. By default digits for the bundled digits."
     )
-    eval_clip_model: str | None = flag(help="CLIP for --eval_metrics clip, a folder or Hub name.")
+    eval_clip_model: str | None = flag(help="CLIP for --eval_metrics clip, a folder or Hub name, as for --clip_model.")
     save_best_by: str | None = flag(help="Keep the pipeline that is best by this figure in best/, e.g. bits_per_dim.")
     report_to: TRACKERS = flag("none", help="Experiment tracker, through Accelerate.", aliases=("--logger",))
     logging_dir: str = flag("logs", help="Folder for the tracker's files, inside --output_dir.")
     logging_steps: int = flag(10, help="Optimizer steps between lines of the loss table.")
     dry_run: bool = flag(False, help="Print what the run would do and exit.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageArguments:
-    """The model page on the Hub; shared with `scripts/push.py`."""
-
-    _argument_group_name = "hub"
-
-    hub_model_id: str | None = flag(help="user/name, or just name for your own account; by default the folder's name.")
-    hub_private_repo: bool = flag(False, help="Make the page private.")
-    hub_license: str | None = flag(help="Licence on the card, as the Hub spells it, e.g. apache-2.0; by default none.")
-    hub_token_file: str | None = flag(
-        help="A file with the access token. By default HF_TOKEN or the stored login. There is no --hub_token, since "
-        "other users of the machine can read command lines."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubArguments(PageArguments):
-    """Whether and when to push to the Hub."""
-
-    push_to_hub: bool = flag(False, help="Push the pipeline, its card and pictures to the Hub.")
-    hub_strategy: Literal["end", "checkpoint"] = flag(
-        "end", help="Push at the end only, or also at every checkpoint, in the background."
-    )

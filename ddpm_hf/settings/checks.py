@@ -15,15 +15,16 @@ _RANGES = (
     (1, True, None, "shuffle_buffer base_channels max_train_steps max_bad_steps num_epochs logging_steps eval_steps"),
     (1, True, None, "gradient_accumulation_steps lr_num_cycles preview_images preview_inference_steps"),
     (1, True, None, "checkpointing_steps checkpoints_total_limit save_images_epochs save_model_epochs"),
-    (1, True, None, "eval_inference_steps latent_channels clip_skip lora_rank"),
+    (1, True, None, "eval_inference_steps latent_channels clip_skip lora_rank patch_size embedding_width"),
     (0, True, None, "adversarial_start adversarial_weight"),
     (2, True, None, "eval_num_images upsampling"),
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
     (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma snr_gamma"),
-    (1, True, 100, "blocks_per_level text_layers"),
+    (1, True, 100, "blocks_per_level text_layers clip_layers"),
     (2, True, 512, "text_length"),
     (64, True, None, "text_width"),
+    (32, True, None, "clip_width"),
     (0, False, 1, "dynamic_thresholding_ratio"),
     (1, True, None, "sample_max_value"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
@@ -48,14 +49,18 @@ _OF_SYSTEMS = {
     ("glide", "imagen"): ("upsampling", "efficient_unet"),
     ("ddpm", "glide", "imagen"): ("thresholding", *OF_THRESHOLDING),  # latents have no range
     ("stable-diffusion",): (
-        *("vae", "text_length", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
+        *("vae", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
         *("noise_offset", "clip_skip", "lora_rank"),
     ),
-    ("glide", "imagen", "stable-diffusion"): (
-        *("caption_column", "init_caption_from_labels", "stage"),
-        *("text_encoder", "validation_prompts", *OF_LEARNED_ENCODER),
+    ("stable-diffusion", "dalle2"): ("text_length",),
+    ("dalle2",): ("clip_model", "clip_width", "clip_layers", "patch_size", "embedding_width"),
+    ("glide", "imagen", "stable-diffusion"): ("text_encoder", "text_warmup_steps", "text_rate"),
+    ("glide", "imagen", "stable-diffusion", "dalle2"): (
+        *("caption_column", "init_caption_from_labels", "stage", "validation_prompts", "text_width", "text_layers"),
     ),
 }
+# The stages that `--init_from` is for.
+_TUNED = {"glide": ("base", "inpainting"), "imagen": ("base",), "dalle2": ("decoder",)}
 
 
 def check(flags: dict[str, Any]) -> None:
@@ -76,8 +81,7 @@ def check(flags: dict[str, Any]) -> None:
         raise ValueError(
             f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
         )
-    stages = ["base" if flags["system"] in ("glide", "imagen") else "unet"]
-    stages += ["inpainting"] * (flags["system"] != "imagen")
+    stages = _TUNED.get(flags["system"], ("unet", "inpainting"))
     if flags["init_from"] and flags["stage"] not in (None, *([name] for name in stages)):
         raise ValueError(
             f"--init_from is for --stage {' or --stage '.join(stages)} alone, got {' '.join(flags['stage'])}; leave "
@@ -93,8 +97,9 @@ def check(flags: dict[str, Any]) -> None:
     check_text_encoder(flags)
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")
-    if (flags["text_width"] or 0) % 32:
-        raise ValueError(f"--text_width must be a multiple of 32, got {flags['text_width']}")
+    for name in ("text_width", "clip_width"):
+        if (flags[name] or 0) % 32:
+            raise ValueError(f"--{name} must be a multiple of 32, got {flags[name]}")
     if flags["max_train_time"] is not None:
         parse_duration(flags["max_train_time"])
     for name in ("hub_model_id", "hub_private_repo", "hub_token_file"):
@@ -102,7 +107,7 @@ def check(flags: dict[str, Any]) -> None:
             raise ValueError(f"--{name} needs --push_to_hub: add it, or leave out --{name}")
     if flags["save_best_by"] is not None and flags["eval_steps"] is None:
         raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
-    choices = ("nll", *QUALITY_METRICS, "prompt", "clip", "reconstruction")
+    choices = ("nll", *QUALITY_METRICS, "prompt", "clip", "reconstruction", "retrieval")
     unknown = sorted(set(flags["eval_metrics"] or ()) - set(choices))
     if unknown or flags["eval_metrics"] == []:
         raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")

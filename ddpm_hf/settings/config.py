@@ -4,14 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .arguments import (
-    DataArguments,
-    HubArguments,
-    ModelArguments,
-    OptimizationArguments,
-    ProcessArguments,
-    RunArguments,
-)
+from .arguments import DataArguments, ModelArguments, OptimizationArguments, ProcessArguments, RunArguments
+from .hub_arguments import HubArguments
 
 ARGUMENT_GROUPS = (DataArguments, ModelArguments, ProcessArguments, OptimizationArguments, RunArguments, HubArguments)
 

@@ -21,6 +21,7 @@ _PRESETS_OF = {
     "glide": ("glide-digits", "glide-64"),
     "imagen": ("imagen-digits", "imagen-64-256"),
     "stable-diffusion": ("stable-diffusion-digits", "stable-diffusion-256"),
+    "dalle2": ("dalle2-digits", "dalle2-64-256"),
 }
 
 

@@ -92,7 +92,7 @@ def build_autoencoder(config: Config, images: TrainingImages, start: None = None
 
     return System(
         codec=codec,
-        conditions=[Picture(shape=images.shape, examples=_examples(config, images, codec))],
+        conditions=[Picture(shape=images.shape, examples=list(codec.encode(example_batch(config, images))))],
         network=network,
         trained=trained,
         scheduler=None,
@@ -109,8 +109,8 @@ def _first_batches(images: TrainingImages, batch_size: int) -> Iterator[dict]:
     return images.batches(range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
 
 
-def _examples(config: Config, images: TrainingImages, codec: PixelCodec) -> list[torch.Tensor]:
-    """Pictures for previews: held out of training, if there are any at hand, else of training."""
+def example_batch(config: Config, images: TrainingImages) -> dict[str, torch.Tensor]:
+    """Rows for previews: held out of training, if there are any at hand, else of training."""
     count = config.run.preview_images
     batch = images.some_batch(count)
     if images.store is not None and images.holdout.holds_out:
@@ -125,4 +125,4 @@ def _examples(config: Config, images: TrainingImages, codec: PixelCodec) -> list
             decoded=images.store,
         )
         batch = next(held_out.batches(count), batch)
-    return list(codec.encode(batch))
+    return batch

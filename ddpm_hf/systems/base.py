@@ -46,6 +46,40 @@ def start_from_base(config: Config, kind: type[DDPMPipeline], stage: str) -> DDP
     return base.alone()
 
 
+def finished_stage(config: Config, stage: str, name: str) -> Path | None:
+    """The folder of a stage from which a later one, in the folder above, goes on; None if it is not finished.
+
+    Args:
+        stage: trains what is in it; None too if it is to be trained anew.
+        name: of the folder in `--output_dir`.
+    """
+    folder = Path(config.run.output_dir, name)
+    if config.run.overwrite_output_dir and stage in (config.model.stage or [stage]):
+        return None
+    if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
+        return None
+    return folder
+
+
+def judged_by_samples(config: Config, why: str) -> Config:
+    """The settings with `--eval_metrics` filled in of a model without bits/dim; ValueError where those are asked for.
+
+    Args:
+        why: it has none.
+    """
+    if config.data.is_bundled:
+        config = config.filled({"eval_metrics": ["prompt"]})
+    config = config.filled({"eval_metrics": ["frechet"] if config.run.eval_extractor else []})
+    if "nll" in config.run.eval_metrics:
+        raise ValueError(f"--eval_metrics must not be nll for --system {config.model.system}: {why}")
+    if config.run.eval_steps is not None and not config.run.eval_metrics:
+        raise ValueError(
+            f"--eval_steps needs --eval_metrics, such as clip, or --eval_extractor for --system {config.model.system}: "
+            f"{why}"
+        )
+    return config
+
+
 def check_as_in_base(config: Config, *names: str) -> None:
     """Raises ValueError for one of these settings that is another in the folder above."""
     there, flags = _settings_of_base(config), config.flags()

@@ -42,8 +42,8 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
     scheduler, learned = build_scheduler(config, start), config.model.text_encoder == "train"
     text = tokenizer, text_encoder = build_text(config, images, start)
     if start is None:
-        check_size(lambda: [_unet(config, images.shape, text_encoder.config.hidden_size)])
-        unet = _unet(config, images.shape, text_encoder.config.hidden_size)
+        check_size(lambda: [build_unet(config, images.shape, text_encoder.config.hidden_size)])
+        unet = build_unet(config, images.shape, text_encoder.config.hidden_size)
     else:
         unet = with_dropout(start.unet, config.model.dropout)
 
@@ -69,13 +69,15 @@ def build(config: Config, images: TrainingImages, start: TextToImagePipeline | N
     )
 
 
-def _unet(
+def build_unet(
     config: Config,
     shape: tuple[int, int, int],
     text_width: int,
     low_side: int | None = None,
     told_noise: bool = False,
+    told: str = "text",
 ) -> UNet2DConditionModel:
+    """A new network; ValueError for pictures that are not square. Arguments as for `new_text_unet`."""
     channels, height, width = shape
     if height != width:
         raise ValueError(f"--resolution must be square for --system {config.model.system}, got {height}x{width}")
@@ -87,6 +89,7 @@ def _unet(
             channels=channels,
             dropout=config.model.dropout,
             text_width=text_width,
+            told=told,
             efficient=bool(config.model.efficient_unet),
             **{name: getattr(config.model, name) for name in ARCHITECTURE_FLAGS},
         )
@@ -151,7 +154,7 @@ def build_upsampler(
     text = tokenizer, text_encoder = build_text(config, images, base)
     channels, side, _ = images.shape
     low_side = side // config.model.upsampling
-    unet = _unet(config, images.shape, text_encoder.config.hidden_size, low_side, told_noise)
+    unet = build_unet(config, images.shape, text_encoder.config.hidden_size, low_side, told_noise)
     learns_variance = config.process.variance_type in LEARNED_VARIANCES
     if told_noise:
         noising = DDPMScheduler(scheduler.config.num_train_timesteps, beta_schedule="squaredcos_cap_v2")

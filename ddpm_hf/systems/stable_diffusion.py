@@ -20,7 +20,6 @@ from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
-from ..hub.folder import ModelFolder
 from ..kept import KeptArray
 from ..models.autoencoder import factor_of
 from ..models.latent_unet import new_latent_unet
@@ -30,7 +29,7 @@ from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.latent_inpainting import LATENTS, LatentInpaintingPipeline
 from ..pipelines.latent_text_to_image import LatentTextToImagePipeline, missing_weights
 from ..pipelines.text_to_image import TextDenoiser
-from ..portable import AUTOENCODER_FOLDER, INDEX_FILE, INPAINTING_FOLDER
+from ..portable import AUTOENCODER_FOLDER, INPAINTING_FOLDER
 from ..seeds import seeded
 from ..settings.checks import check_text_encoder
 from ..settings.config import Config
@@ -50,7 +49,7 @@ from .autoencoder import (
     draft_autoencoder,
     resolve_autoencoder,
 )
-from .base import for_inpainting, start_from_base
+from .base import finished_stage, for_inpainting, judged_by_samples, start_from_base
 from .ddpm import build_loss, build_scheduler, check_size
 from .latent_inpainting import told_holes
 from .system import Stage, System, init_from
@@ -61,14 +60,10 @@ from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
 
 def _place_of_autoencoder(config: Config) -> str | None:
     """Folder or Hub name of the autoencoder that makes the latents; None if it has not been trained yet."""
-    folder = Path(config.run.output_dir, AUTOENCODER_FOLDER)
     if config.model.vae is not None:
         return config.model.vae
-    if config.run.overwrite_output_dir and "autoencoder" in (config.model.stage or ["autoencoder"]):
-        return None  # it will be trained anew
-    if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
-        return None
-    return str(folder)
+    folder = finished_stage(config, "autoencoder", AUTOENCODER_FOLDER)
+    return None if folder is None else str(folder)
 
 
 def _find_autoencoder(config: Config) -> dict[str, Any] | None:
@@ -155,16 +150,7 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
     preset = choose_preset(config, unet_config)
     if not preset.process:
         raise ValueError(f"--preset {config.model.preset} is for --stage autoencoder alone")
-    if config.data.is_bundled:
-        config = config.filled({"eval_metrics": ["prompt"]})
-    config = config.filled({"eval_metrics": ["frechet"] if config.run.eval_extractor else []})
-    if "nll" in config.run.eval_metrics:
-        raise ValueError("--eval_metrics nll needs a model of pixels: latents have no bits/dim")
-    if config.run.eval_steps is not None and not config.run.eval_metrics:
-        raise ValueError(
-            "--eval_steps needs --eval_metrics, such as clip, or --eval_extractor for --system stable-diffusion: "
-            "latents have no bits/dim"
-        )
+    config = judged_by_samples(config, "latents have no bits/dim")
     found = _find_autoencoder(config) if start is None else None
     if found is not None:
         size = found.get("sample_size")

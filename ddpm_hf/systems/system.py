@@ -8,6 +8,7 @@ from torch import nn
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import Condition
 from ..data.examples import TrainingImages
+from ..diffusion.contrastive import ContrastiveLoss
 from ..diffusion.losses import DiffusionLoss
 from ..diffusion.reconstruction import ReconstructionLoss
 from ..diffusion.scheduler import LinearDDPMScheduler
@@ -27,7 +28,7 @@ class System:
             by their names there; one without gradients is frozen.
         trained: the network as it is trained, if that needs more: after the parts of `network` it has parts that are
             neither averaged nor saved in the pipeline.
-        scheduler: the process; None for an autoencoder, which has none.
+        scheduler: the process; None for an autoencoder or a CLIP, which have none.
         loss: (network, x_0, noise, t, **told) -> one loss per image.
         told_from: (step, what the loss is told beside the conditions from this optimizer step on). Parts that nothing
             needs before are first trained then.
@@ -43,7 +44,7 @@ class System:
     network: nn.Module
     trained: nn.Module | None = None
     scheduler: LinearDDPMScheduler | None
-    loss: DiffusionLoss | ReconstructionLoss
+    loss: DiffusionLoss | ReconstructionLoss | ContrastiveLoss
     told_from: tuple[int, Mapping[str, bool]] = (0, {})
     pipeline: Callable[[nn.Module], DDPMPipeline]
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -56,6 +57,11 @@ class System:
         """T; 1 without a process, where the network is called once."""
         return 1 if self.scheduler is None else self.scheduler.config.num_train_timesteps
 
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether its pipeline does; else there are no previews."""
+        return self.pipeline(self.network).draws_pictures
+
 
 def init_from(config: Config) -> DDPMPipeline | None:
     """The pipeline that `--init_from` names, if it is given; ValueError if it does not denoise."""
@@ -63,7 +69,7 @@ def init_from(config: Config) -> DDPMPipeline | None:
         return None
     pipeline = load_pipeline(config.model.init_from)
     if pipeline.scheduler is None:
-        raise ValueError(f"--init_from must be a diffusion model, got the autoencoder {config.model.init_from}")
+        raise ValueError(f"--init_from must be a diffusion model, got {pipeline.kind}: {config.model.init_from}")
     return pipeline
 
 

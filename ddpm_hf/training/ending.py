@@ -70,14 +70,16 @@ class Ending:
         self.plan, self.accelerator, self.scorer = plan, accelerator, scorer
         self.budget = Budget(max(LEAST_SECONDS, SHARE_OF_TRAINING * seconds))
         self.left_out: dict[str, str] = {}
-        self.has_process = plan.system.scheduler is not None
+        self.draws_pictures = plan.system.draws_pictures
+        self.has_process = self.draws_pictures and plan.system.scheduler is not None
         self.has_bound = self.has_process and plan.system.codec.decoder is not None
-        figure = "bits/dim" if self.has_bound else "samples, against those" if self.has_process else "reconstruction"
+        figure = "samples, against those" if self.has_process else "reconstruction"
+        figure = "bits/dim" if self.has_bound else figure if self.draws_pictures else "figures"
         work = [f"{figure} of held-out images"] * (scorer is not None)
-        work += [SAMPLES_FILE, CHAIN_FILE] if self.has_process else [SAMPLES_FILE]
+        work += [SAMPLES_FILE] * self.draws_pictures + [CHAIN_FILE] * self.has_process
         accelerator.print(
             f"training is done and the pipeline saved; still to come, in at most {self.budget.seconds:.0f} s: "
-            f"{', '.join(work)}"
+            f"{', '.join(work) or 'nothing'}"
         )
 
     def measure(self, pipeline: DDPMPipeline, step: int, output: OutputFolder) -> None:
@@ -137,6 +139,8 @@ class Ending:
 
     def preview_steps(self, pipeline: DDPMPipeline) -> int:
         """How many denoising steps there is time for in the last preview; 0 for none."""
+        if not self.draws_pictures:
+            return 0
         wanted, batch = self.plan.preview_inference_steps, self.plan.config.optimization.train_batch_size
         share = math.ceil(self.plan.preview_layout()[0] / self.accelerator.num_processes)
         with self.accelerator.autocast():  # as the pictures are drawn

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..evaluation.exams import exams_for
+from ..evaluation.exams import exams_for, model_exams_for
 from ..evaluation.image_sets import ImageSet
 from ..evaluation.measurements import measure_nll, measure_quality
 from ..evaluation.quality import HIGHER_IS_BETTER, QUALITY_METRICS, check_quality, extractor_for, figure_names
@@ -32,6 +32,7 @@ BEST_RECORD = "best.json"
 # Figures can be compared if they agree in these.
 _CONDITIONS = "name dataset split n reference_n seed sampler steps guidance_scale terms_per_image".split()
 _CONDITIONS += ["extractor", "judge"]
+_SHARES = ("prompt_", "retrieval_", "zero_shot_")
 
 
 class Scorer:
@@ -46,10 +47,12 @@ class Scorer:
     def __init__(self, plan: Plan, accelerator: Accelerator):
         run, self.plan, self.accelerator = plan.config.run, plan, accelerator
         self.images = _held_out(plan, run.eval_num_images)
-        is_autoencoder = plan.system.scheduler is None
-        check_kind(run.eval_metrics, "--eval_metrics", is_autoencoder)
+        model = plan.system.pipeline(plan.system.network)
+        check_kind(run.eval_metrics, "--eval_metrics", model.kind, model.draws_pictures)
+        is_autoencoder = model.draws_pictures and plan.system.scheduler is None
         # Else only bits/dim, at the end.
         draws = plan.system.codec.decoder is None or is_autoencoder or run.eval_steps is not None
+        draws &= model.draws_pictures
         self.metrics = [name for name in run.eval_metrics if name in QUALITY_METRICS and draws]
         choice = (run.eval_extractor, self.images.name, accelerator.device, plan.config.data.cache_dir)
         self.extractor = extractor_for(self.metrics, *choice, prefix="eval_")
@@ -64,12 +67,13 @@ class Scorer:
         if draws and set(run.eval_metrics) != {"nll"}:
             # What the pipeline itself is told, as in evaluate.py: one that fills holes draws whole pictures here, for
             # it would else be scored on pictures that are known but for a part.
-            told = plan.system.pipeline(plan.system.network).conditions
-            self.asked = words_for(told, self.images, run.eval_num_images)
+            self.asked = words_for(model.conditions, self.images, run.eval_num_images)
             judges = {"cache_dir": plan.config.data.cache_dir, "clip_model": run.eval_clip_model}
             arguments = (run.eval_metrics, "--eval_metrics", self.asked, self.images)
             self.exams = exams_for(*arguments, device=accelerator.device, **judges)
             names += [name for exam in self.exams for name in exam.names]
+        self.model_exams = model_exams_for(run.eval_metrics, "--eval_metrics", self.images)
+        names += [name for exam in self.model_exams for name in exam.names]
         self.count = len(self.asked["image"]) if is_autoencoder else run.eval_num_images
         if run.save_best_by not in (None, *names):
             raise ValueError(
@@ -158,6 +162,8 @@ class Scorer:
             figures += measure_quality(*arguments, resamples=0, **self._common)
         for exam in self.exams:
             figures += exam.measure(samples)
+        for exam in self.model_exams:
+            figures += exam.measure(pipeline)
         return figures
 
     @property
@@ -186,7 +192,7 @@ class Scorer:
         best = self.best
         if best is not None and any(best.get(name) != figure.get(name) for name in _CONDITIONS):
             best = None  # measured differently
-        sign = 1 if wanted in HIGHER_IS_BETTER or wanted.startswith("prompt_") else -1
+        sign = 1 if wanted in HIGHER_IS_BETTER or wanted.startswith(_SHARES) else -1
         if best is not None and not sign * figure["value"] > sign * best["value"]:
             return f"; the best {wanted} is {best['value']:.4g} of step {best['step']}"
         record = {"step": step, **figure}
@@ -206,13 +212,16 @@ def _marks_of(name: str) -> dict[str, str]:
     """Which of `MARKS` stand beside a figure -> their columns in the table."""
     if name == "bits_per_dim" or name in RECONSTRUCTION_FIGURES:
         return {}
-    marks = MARKS[1:] if name.startswith(("prompt_", "clip_")) else MARKS[:1]
+    if name.startswith(("retrieval_", "zero_shot_")):
+        marks = MARKS[2:]
+    else:
+        marks = MARKS[1:] if name.startswith(("prompt_", "clip_")) else MARKS[:1]
     return {mark: f"{name}_{mark}" for mark in marks}
 
 
 def _is_whole(name: str) -> bool:
     """Whether a figure is not about one attribute of captions."""
-    return not name.startswith("prompt_") or name.startswith("prompt_accuracy_")
+    return not name.startswith(("prompt_", "zero_shot_")) or "_accuracy_" in name
 
 
 def _in_words(figure: dict[str, Any]) -> str:

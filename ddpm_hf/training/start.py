@@ -11,7 +11,16 @@ from accelerate import Accelerator, PartialState
 from ..cores import describe_processes
 from ..data.captions import CAPTIONS
 from ..data.examples import TrainingImages
-from ..hub.folder import BEST_FOLDER, CARD_FILE, CHECKPOINTS, DIFFUSION_RUN, EVERY_RUN, PREVIEWS_FOLDER, RUN_FILES
+from ..hub.folder import (
+    BEST_FOLDER,
+    CARD_FILE,
+    CHECKPOINTS,
+    DIFFUSION_RUN,
+    EVERY_RUN,
+    PICTURES_RUN,
+    PREVIEWS_FOLDER,
+    RUN_FILES,
+)
 from ..outputs.checkpoint import find_checkpoint
 from ..outputs.folder import OutputFolder
 from ..outputs.publish import Publisher, page_for
@@ -106,7 +115,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
     """The run in a few lines; for `--dry_run` also its cost and the files it will write."""
     options, images, scheduler = plan.config.optimization, plan.images, plan.system.scheduler
     channels, height, width = images.shape
-    levels = tuple(next(plan.system.network.children()).config.block_out_channels)
+    levels = getattr(next(plan.system.network.children()).config, "block_out_channels", None)
     batch, on_cpu = plan.facts.global_batch_size, accelerator.device.type == "cpu"
     classes = f", {len(plan.facts.class_names)} classes" if plan.facts.class_names is not None else ""
     if any(condition.name == "prompt" for condition in plan.system.conditions):
@@ -116,7 +125,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         "data": f"{images.source.name}, {images.count or 'a stream of'} images of {width}x{height}, "
         f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}"
         + (f"; {len(images.unreadable)} unreadable and left out" if images.unreadable else ""),
-        "model": f"{plan.facts.parameters:,} parameters, channels {levels}",
+        "model": f"{plan.facts.parameters:,} parameters" + (f", channels {tuple(levels)}" if levels else ""),
         **({"latents": latents} if (latents := plan.system.codec.describe()) else {}),
         **{condition.name: text for condition in plan.system.conditions if (text := condition.describe())},
         **({"loss": str(plan.system.loss)} if scheduler is None else {"process": _process(scheduler.config)}),
@@ -158,10 +167,11 @@ def _course(plan: Plan) -> str:
 
 def _files(plan: Plan) -> list[str]:
     """The files the run leaves in its folder."""
-    run = plan.config.run
+    run, pipeline = plan.config.run, plan.system.pipeline(plan.system.network)
     writers = {
         EVERY_RUN: True,
-        DIFFUSION_RUN: plan.system.scheduler is not None,
+        PICTURES_RUN: pipeline.draws_pictures,
+        DIFFUSION_RUN: pipeline.draws_pictures and plan.system.scheduler is not None,
         "--holdout": plan.images.holdout.holds_out,
         "--preview_steps": 0 < plan.clock.preview_steps < plan.clock.steps,
         "--eval_steps": run.eval_steps is not None,
@@ -176,8 +186,8 @@ def _files(plan: Plan) -> list[str]:
         CHECKPOINTS: f" (every {run.checkpointing_steps} steps and at the end{kept})",
     }
     names = [file.name + notes.get(file.name, "") for file in RUN_FILES if writers.get(file.writer)]
-    parts = plan.system.pipeline(plan.system.network).components.items()
-    return [name for name, part in parts if part is not None] + names + [run.logging_dir] * (run.report_to != "none")
+    parts = [name for name, part in pipeline.components.items() if part is not None]
+    return parts + names + [run.logging_dir] * (run.report_to != "none")
 
 
 def _held_out(images: TrainingImages) -> str:

@@ -13,7 +13,8 @@ from transformers import BertConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from ddpm_hf.evaluation.evaluator import Evaluator
 from ddpm_hf.evaluation.image_sets import ImageSet
 from ddpm_hf.evaluation.request import Request
-from ddpm_hf.judges.clip import Clip, caption_scores
+from ddpm_hf.judges.clip import caption_scores
+from ddpm_hf.models.clip import load_clip
 from ddpm_hf.statistics.intervals import median_interval
 
 NAMES = ["clip_score", "clip_recall_at_1", "clip_median_rank"]
@@ -92,7 +93,7 @@ def test_ranks_of_a_case_that_is_known():
 
 
 def test_captions_that_a_clip_does_not_read_to_their_end_are_counted(clip):
-    found = Clip(clip, "--clip_model", "cpu")
+    found = load_clip(clip, "--clip_model")
     captions = ["c" * 46, "c" * 47, "🍎" * 12]  # of 48 tokens, two of them special: bytes
     assert found.count_cut(captions) == 2
     assert found.read(captions).shape == (3, 16)

@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from ddpm_hf.evaluation.extraction import features_of_images, features_of_samples
-from ddpm_hf.evaluation.features import Extractor
+from ddpm_hf.judges.features import Extractor
 from ddpm_hf.evaluation.image_sets import find_images
 from ddpm_hf.evaluation.measurements import measure_memorization, measure_quality
 from ddpm_hf.evaluation.memorization import nearest, share_nearer

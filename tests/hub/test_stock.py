@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_hf.hub.card import render_card
+from ddpm_hf.hub.card import render_card, write_card
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.hub.push import page_files
 from ddpm_hf.hub.stock import DDPM, betas_argument, fast_samplers, obstacles
 from ddpm_hf.pipelines.text_to_image import InpaintingPipeline
 from ddpm_hf.sampling.samplers import make_fast_sampler
@@ -223,3 +224,37 @@ def test_what_the_card_of_a_text_model_says_of_stock(
         np.testing.assert_allclose(run(*fewer), draw(steps), atol=1)
     else:
         assert "In fewer steps" not in card.text
+
+
+def test_the_lines_of_the_card_draw_and_vary_by_embeddings(tiny_unclip_pipeline, tmp_path, monkeypatch):
+    ours = tiny_unclip_pipeline(prediction_type="v_prediction")
+    ours.save_pretrained(tmp_path)
+    there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    write_card(tmp_path)  # stock looks for other pipelines in it
+    assert page_files(ModelFolder.read(tmp_path)).keys() == there | {"README.md"}
+    card = render_card(ModelFolder.read(tmp_path))
+    assert card.data.pipeline_tag == "text-to-image" and "dall-e-2" in card.data.tags
+    assert "an embedding of 32 numbers" in card.text and "cut to 12 tokens" in card.text
+    assert "{{" not in card.text and "{%" not in card.text and "None" not in card.text
+    photo = Image.effect_mandelbrot((8, 8), (-2, -1, 1, 1), 9).convert("RGB")
+    photo.save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+
+    def run(code: str) -> np.ndarray:
+        code = code.replace("num_inference_steps=1000", "num_inference_steps=8")
+        exec(code.replace("image = ", "torch.manual_seed(0)\nimage = "), names := {"torch": torch})
+        return np.asarray(names["images"][0] if "images" in names else names["image"]).astype(int)
+
+    def draw(steps: int = 8, **asked) -> np.ndarray:
+        call = {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(0)}
+        return np.asarray(ours(**asked, guidance_scale=3.0, **call).images[0]).astype(int)
+
+    whole, varied, own, fewer = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    assert not any("ddpm_hf" in code for code in (whole, varied, fewer))
+    np.testing.assert_allclose(run(whole), draw(prompt="a red apple"), atol=1)
+    np.testing.assert_array_equal(run(own), draw(prompt="a red apple"))
+    pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+    (embedding,) = ours.looking_at_pictures().conditions[0].words_of([{"images": pixels}])
+    np.testing.assert_allclose(run(varied), draw(image_embeds=embedding[None]), atol=1)
+    ours.scheduler, steps = make_fast_sampler(ours.scheduler)
+    np.testing.assert_allclose(run(fewer), draw(steps, prompt="a red apple"), atol=1)

@@ -354,7 +354,7 @@ def test_inpainting_leaves_out_no_more_layers_of_a_text_encoder_than_its_base(tr
         ("--preset vae-digits --vae {trained}", "--preset vae-digits is for --stage autoencoder alone"),
         ("--condition_dropout 0", "--condition_dropout must be above 0 for --system stable-diffusion"),
         ("--eval_steps 2 --vae {trained}", "--eval_steps needs --eval_metrics, such as clip"),
-        ("--vae {trained} --eval_metrics nll", "--eval_metrics nll needs a model of pixels"),
+        ("--vae {trained} --eval_metrics nll", "--eval_metrics must not be nll for --system stable-diffusion"),
         ("--stage base", "--stage must be among autoencoder, unet, inpainting for .* stable-diffusion, got base"),
         ("--text_length 1", "--text_length must be at least 2"),
         ("--snr_gamma 5 --loss_weighting p2", "--snr_gamma is for --loss_weighting min_snr, got p2; leave one out"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..judges.digits_classifier import digits_classifier
+from .digits_classifier import digits_classifier
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pixels import normalize
 

@@ -1,0 +1,75 @@
+"""Presets of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125)."""
+
+from .preset import MINUTES_TRAINING, SMALL_TRAINING, Preset
+
+_CLIP_TRAINING = {"eval_metrics": ["retrieval"], "random_flip": False}
+
+# A prior takes the states of the part that reads as they are, so that its width is that of the embedding.
+_CLIP_DIGITS = Preset(
+    description="CLIP of captioned digits, 16x16, 0.4 M parameters, minutes on two CPU cores",
+    system="dalle2",
+    model={
+        "resolution": 16,
+        "channels": 3,
+        "patch_size": 4,
+        "clip_width": 64,
+        "clip_layers": 4,
+        "text_width": 64,
+        "text_layers": 2,
+        "text_length": 12,
+        "embedding_width": 64,
+    },
+    training={
+        **MINUTES_TRAINING,
+        **_CLIP_TRAINING,
+        "learning_rate": 2e-3,
+        "train_batch_size": 256,
+        "max_train_steps": 1400,
+    },
+)
+
+# ViT-B of Radford et al. 2021 with their settings of Adam (tables 18 and 19), for smaller pictures and batches.
+_CLIP_64 = Preset(
+    description="CLIP, 64x64, 128 M parameters, on GPUs",
+    system="dalle2",
+    model={
+        "resolution": 64,
+        "channels": 3,
+        "patch_size": 8,
+        "clip_width": 768,
+        "clip_layers": 12,
+        "text_width": 512,
+        "text_layers": 12,
+        "text_length": 77,
+        "embedding_width": 512,
+    },
+    training={
+        **SMALL_TRAINING,
+        **_CLIP_TRAINING,
+        "learning_rate": 5e-4,
+        "lr_warmup_steps": 2000,
+        "adam_beta2": 0.98,
+        "adam_epsilon": 1e-6,
+        "adam_weight_decay": 0.2,
+        "train_batch_size": 1024,
+        "max_train_steps": 50_000,
+        "ema_decay": 0.9999,
+    },
+)
+
+DALLE2_PRESETS = {
+    "dalle2-digits": Preset(
+        description="captioned digits, 16x16, minutes on two CPU cores",
+        system="dalle2",
+        model={"resolution": 16, "channels": 3},
+        training={},
+        clip=_CLIP_DIGITS,
+    ),
+    "dalle2-64-256": Preset(
+        description="your own captioned images at 64x64, on a GPU",
+        system="dalle2",
+        model={"resolution": 64, "channels": 3},
+        training={},
+        clip=_CLIP_64,
+    ),
+}

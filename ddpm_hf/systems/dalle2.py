@@ -1,0 +1,5 @@
+"""DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125)."""
+
+from .clip import CLIP_STAGE
+
+STAGES = (CLIP_STAGE,)

@@ -1,0 +1,131 @@
+"""The decoder of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §2.1): a picture, drawn for CLIP's embedding of it.
+
+It differs from the paper in what it is told: not the caption, which stock `KandinskyV22Pipeline` does not tell, and the
+embedding as 32 tokens instead of four.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ..codecs.pixels import ToldPixelCodec
+from ..conditions.embedding import ImageEmbedding
+from ..data.captioned_digits import level_for
+from ..data.examples import TrainingImages
+from ..data.transforms import parse_resolution
+from ..diffusion.process import LEARNED_VARIANCES
+from ..models.clip import Clip
+from ..models.movq import identity_movq
+from ..pipelines.fingerprint import weights_fingerprint
+from ..pipelines.loading import load_pipeline
+from ..pipelines.prior import PriorPipeline
+from ..pipelines.unclip import EmbeddingDenoiser, UnclipPipeline
+from ..portable import PRIOR_FOLDER
+from ..settings.config import Config
+from ..settings.resolve import check_start, choose_preset, filled, given_unet_config
+from .autoencoder import example_batch
+from .base import finished_stage, judged_by_samples
+from .clip import find_clip
+from .ddpm import build_loss, build_scheduler, check_size
+from .glide import build_unet
+from .kept_pictures import keep
+from .prior import draft_prior
+from .system import System, init_from
+from .text import on, with_dropout
+
+
+def start_of_decoder(config: Config) -> UnclipPipeline | None:
+    """The model given to start from, if there is one; ValueError if there is no prior either."""
+    start = init_from(config)
+    if start is None and not config.run.dry_run and finished_stage(config, "prior", PRIOR_FOLDER) is None:
+        folder = Path(config.run.output_dir, PRIOR_FOLDER)
+        raise ValueError(f"--stage decoder needs a finished prior in {folder}; train it with --stage prior")
+    return start
+
+
+def resolve_decoder(config: Config, start: UnclipPipeline | None) -> Config:
+    """The settings with every one filled in; as `resolve`."""
+    check_start(start, UnclipPipeline, config.model.system)
+    unet_config = given_unet_config(config, start)
+    config = judged_by_samples(config, "what the decoder is told says most of the picture")
+    config = filled(config, choose_preset(config, unet_config), unet_config, start)
+    if config.data.is_bundled:
+        config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
+    build_loss(config, build_scheduler(config, start))  # what is wrong with them is said before the first stage trains
+    return config
+
+
+def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline | None) -> System:
+    """U-Net, process and objective, with the prior and the CLIP of the model, which are kept as they are.
+
+    Raises:
+        ValueError: if images, CLIP, prior, network, process and settings do not fit together, naming the argument.
+    """
+    if images.shape[0] != 3:
+        raise ValueError(f"--channels must be 3 for --system dalle2, whose CLIP looks at colours, got {images.shape[0]}")
+    if start is None:
+        clip = find_clip(config, images)
+        prior, known_by = _prior(config, clip), clip.fingerprint
+    else:
+        prior, known_by = start.prior, weights_fingerprint(start.prior_image_encoder)
+    width = prior.image_encoder.config.projection_dim
+    scheduler, unet = build_scheduler(config, start), _unet(config, images, width, start)
+    kept, source = keep(config, images, "embeddings", (width,), known_by)
+    sees = replace(prior.codec, kept=kept, source=source)
+    codec, shown = ToldPixelCodec(images.shape), example_batch(config, images)
+
+    def pipeline(network: EmbeddingDenoiser) -> UnclipPipeline:
+        device = network.unet.device
+        parts = {
+            f"prior_{name}": on(device, part) if isinstance(part, nn.Module) else part
+            for name, part in prior.components.items()
+        }
+        return UnclipPipeline(network.unet, scheduler, identity_movq().to(device), **parts)
+
+    return System(
+        codec=codec,
+        conditions=[
+            ImageEmbedding(
+                width=width,
+                embedder=sees,
+                empty=prior.get_zero_embed()[0].detach(),
+                hidden=config.model.condition_dropout,
+                examples=list(sees.embeddings({"images": shown["images"]})),
+                pictures=list(codec.encode(shown)),
+            )
+        ],
+        network=EmbeddingDenoiser(unet, all_outputs=config.process.variance_type in LEARNED_VARIANCES),
+        scheduler=scheduler,
+        loss=build_loss(config, scheduler),
+        pipeline=pipeline,
+        facts={"clip": f"one with the hash {known_by}"},
+    )
+
+
+def _unet(
+    config: Config, images: TrainingImages, width: int, start: UnclipPipeline | None
+) -> UNet2DConditionModel:
+    if start is not None:
+        return with_dropout(start.unet, config.model.dropout)
+    check_size(lambda: [build_unet(config, images.shape, width, told="image")])
+    return build_unet(config, images.shape, width, told="image")
+
+
+def _prior(config: Config, clip: Clip) -> PriorPipeline:
+    """The finished prior; for a dry run before there is one, a new one.
+
+    Raises:
+        ValueError: it was trained with another CLIP.
+    """
+    folder = finished_stage(config, "prior", PRIOR_FOLDER)
+    if folder is None:
+        return draft_prior(config, clip)
+    prior = load_pipeline(str(folder))
+    if weights_fingerprint(prior.image_encoder) != weights_fingerprint(clip.vision()):
+        raise ValueError(
+            f"--stage decoder needs a prior of its own CLIP, but that in {folder} has learned from another; train it "
+            "again with --stage prior --overwrite_output_dir, or name its own with --clip_model"
+        )
+    return prior

@@ -1,0 +1,133 @@
+"""The prior of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §2.2): CLIP's embedding of a picture, drawn for a
+caption.
+
+It differs from the paper in the embeddings, which are standardised channel by channel where the paper drops and sorts
+principal components, and in the caption, which is hidden as a whole, where the paper hides its embedding and its
+tokens apart: stock `KandinskyV22PriorPipeline` tells both of "" when it guides.
+"""
+
+from functools import partial
+
+from diffusers import PriorTransformer, UnCLIPScheduler
+
+from ..codecs.embedding import EmbeddingCodec
+from ..conditions.clip_prompt import ClipPrompt
+from ..data.captioned_digits import level_for
+from ..data.examples import TrainingImages
+from ..data.transforms import parse_resolution
+from ..diffusion.scheduler import LinearDDPMScheduler
+from ..models.clip import Clip
+from ..models.prior import new_prior
+from ..pipelines.prior import PriorDenoiser, PriorPipeline
+from ..seeds import seeded
+from ..settings.config import Config
+from ..settings.resolve import choose_preset, filled
+from .autoencoder import first_batches
+from .clip import find_clip
+from .ddpm import build_loss, build_scheduler, check_size
+from .kept_pictures import keep
+from .system import System
+from .text import build_prompt, on
+
+# What stock's scheduler and pipeline have no choice of.
+_FIXED = {
+    "prediction_type": "sample",
+    "beta_schedule": "squaredcos_cap_v2",
+    "variance_type": "fixed_small",
+    "rescale_betas_zero_snr": False,
+    "loss": "simple",
+}
+# Standard deviations at which a predicted x_0 is clipped. Of 18,000 embeddings of captioned digits by a CLIP of 64
+# channels none had one above 5.
+_RANGE = 10.0
+
+
+def resolve_prior(config: Config, start: None = None) -> Config:
+    """The settings with every one filled in, from the preset.
+
+    Raises:
+        ValueError: if they contradict each other or the prior, naming the argument.
+    """
+    preset = choose_preset(config)
+    config = filled(config.filled({"eval_metrics": ["prior"]}), preset.prior)
+    if config.data.is_bundled:
+        config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
+    flags = config.flags()
+    for name, fixed in _FIXED.items():
+        if flags[name] != fixed:
+            raise ValueError(f"--{name} must be {fixed} for --stage prior, got {flags[name]}; leave it out")
+    if config.run.eval_metrics != ["prior"]:
+        raise ValueError(
+            f"--eval_metrics must be prior for --stage prior, which draws no pictures, got "
+            f"{' '.join(config.run.eval_metrics)}; leave it out"
+        )
+    build_loss(config, build_scheduler(config, None))
+    return config
+
+
+def build_prior(config: Config, images: TrainingImages, start: None = None) -> System:
+    """Network, process and objective on the embeddings of a CLIP, which is kept as it is.
+
+    Raises:
+        ValueError: CLIP, images, network and settings do not fit together, naming the argument.
+    """
+    clip = find_clip(config, images)
+    check_widths(clip)
+    vision, text = clip.vision(), clip.text()
+    tokenizer, length = clip.tokenizer, min(clip.tokenizer.model_max_length, clip.length)
+    tokenizer.model_max_length = length  # by which stock's pipeline pads captions
+    check_size(lambda: [_network(config, clip, length)])
+    with seeded(config.optimization.seed, "initial weights"):
+        prior = _network(config, clip, length)
+    scheduler = build_scheduler(config, None)
+    kept, source = keep(config, images, "embeddings", (clip.dimension,), clip.fingerprint)
+    prompt, _ = build_prompt(config, images, (tokenizer, text), ClipPrompt, length=length)
+    codec = EmbeddingCodec(
+        shape=(clip.dimension,),
+        mean=prior.clip_mean.data,  # filled in place
+        std=prior.clip_std.data,
+        encoder=vision,
+        look=clip.look,
+        kept=kept,
+        source=source,
+        training=partial(first_batches, images, config.optimization.train_batch_size),
+    )
+
+    def pipeline(network: PriorDenoiser) -> PriorPipeline:
+        device = network.prior.device
+        sampler = stock_scheduler(scheduler)
+        return PriorPipeline(network.prior, on(device, vision), on(device, text), tokenizer, sampler, clip.processor)
+
+    return System(
+        codec=codec,
+        conditions=[prompt],
+        network=PriorDenoiser(prior),
+        scheduler=scheduler,
+        loss=build_loss(config, scheduler),
+        pipeline=pipeline,
+        facts={"clip": f"one with the hash {clip.fingerprint}"},
+    )
+
+
+def _network(config: Config, clip: Clip, length: int) -> PriorTransformer:
+    shape = {name: choose_preset(config).prior.model[name] for name in ("width", "layers")}
+    return new_prior(clip.dimension, length, **shape, dropout=config.model.dropout)
+
+
+def stock_scheduler(process: LinearDDPMScheduler) -> UnCLIPScheduler:
+    """What stock's pipeline samples this process of a prior with."""
+    return UnCLIPScheduler(
+        num_train_timesteps=process.config.num_train_timesteps,
+        prediction_type=process.config.prediction_type,
+        clip_sample_range=_RANGE,
+    )
+
+
+def check_widths(clip: Clip) -> None:
+    """Raises ValueError for a CLIP whose states and embeddings of captions are not equally wide."""
+    states = clip.model.config.text_config.hidden_size
+    if states != clip.dimension:
+        raise ValueError(
+            "--clip_model must have states of captions as wide as its embeddings, for a PriorTransformer takes both "
+            f"in one width, got {states} and {clip.dimension}"
+        )

@@ -1,0 +1,180 @@
+"""The decoder of DALL·E 2, beside a CLIP and a prior that are there: killed and gone on with, what it leaves, and what
+cannot be trained."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import KandinskyV22CombinedPipeline
+from PIL import Image
+from priors import make_clip, make_prior
+from running import TINY, forget_accelerator, load_script
+from safetensors.torch import load_file
+
+from ddpm_hf.cli.parser import parse_training_arguments
+from ddpm_hf.conditions.condition import tell
+from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.hub.push import page_files
+from ddpm_hf.pipelines.contrastive import ContrastivePipeline
+from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.seeds import image_generators
+from ddpm_hf.systems.plan import make_plan, stages_of
+from ddpm_hf.training.device import make_accelerator
+from ddpm_hf.training.loop import Trainer
+from ddpm_hf.training.start import train
+
+FLAGS = "--system dalle2 --stage decoder --holdout 4 --num_train_timesteps 40 --checkpointing_steps 2".split()
+FLAGS += ["--init_caption_from_labels", "a {}"]
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def settings(images, out, *flags: str):
+    forget_accelerator()
+    return parse_training_arguments(
+        ["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *flags]
+    )
+
+
+def save_clip(folder, seed: int = 0) -> str:
+    """As its own stage leaves it."""
+    clip = make_clip(seed)
+    ContrastivePipeline(clip.model, clip.tokenizer, clip.processor).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder, tmp_path_factory):
+    """8x8, in float32; killed after the third step."""
+    out, report = tmp_path_factory.mktemp("decoder") / "out", Trainer._report
+    save_clip(out / "clip")
+    make_prior().save_pretrained(out / "prior")
+
+    def stop_there(trainer):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        report(trainer)
+
+    flags = ("--preview_steps", "2", "--eval_metrics", "frechet", "--eval_extractor", "digits")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_report", stop_there)
+        train(settings(image_folder, out, *flags))
+    train(settings(image_folder, out, *flags))
+    return out
+
+
+def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(trained, image_folder, tmp_path):
+    for name in ("clip", "prior"):
+        shutil.copytree(trained / name, tmp_path / "apart" / name)
+    train(settings(image_folder, tmp_path / "apart"))
+    ours, apart = (load_file(folder / WEIGHTS) for folder in (trained, tmp_path / "apart"))
+    assert ours.keys() == apart.keys() and all(torch.equal(weight, apart[key]) for key, weight in ours.items())
+
+
+def test_it_leaves_one_whole_model(trained):
+    model = ModelFolder.read(trained)
+    assert model.summary["status"] == "finished" and model.summary["clip"].startswith("one with the hash")
+    for part in ("prior", "image_encoder", "text_encoder"):
+        own, there = (next(folder.glob("*.safetensors")) for folder in (trained / f"prior_{part}", trained / "prior" / part))
+        own, there = load_file(own), load_file(there)
+        assert own.keys() == there.keys() and all(torch.equal(weight, there[key]) for key, weight in own.items())
+    assert "ddpm_hf" not in (trained / "model_index.json").read_text()
+    ours, stock = load_pipeline(str(trained)), KandinskyV22CombinedPipeline.from_pretrained(trained)
+    call = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "np"}
+    one, two = (torch.Generator().manual_seed(0) for _ in range(2))
+    expected = stock(["a cat", "a dog"], height=8, width=8, generator=one, **call).images
+    np.testing.assert_allclose(ours(["a cat", "a dog"], generator=two, **call).images, expected, atol=1e-4)
+    for name in ("samples.png", "previews/step-0000002.png"):
+        with Image.open(trained / name) as picture:
+            assert picture.width == 2 * picture.height, "two pictures, each beside what is drawn from its embedding"
+    files = page_files(model).keys()
+    assert WEIGHTS in files and "prior_prior/diffusion_pytorch_model.safetensors" in files
+    assert not any(name.startswith(("clip/", "prior/")) or name == "samples.png" for name in files)
+    card = (trained / "README.md").read_text()
+    assert 'pipe("a cat", guidance_scale=3.0, height=8, width=8, ' in card and "frechet_distance" in card
+
+
+def test_embeddings_are_computed_once_and_hidden_as_those_of_a_zero_picture(trained, image_folder, tmp_path):
+    for name in ("clip", "prior"):
+        shutil.copytree(trained / name, tmp_path / "out" / name)
+    config = settings(image_folder, tmp_path / "out", "--cache_dir", str(tmp_path / "cache"), "--random_flip")
+    plan = make_plan(config, make_accelerator(config), *stages_of(config))
+    plan.system.conditions[0].prepare(torch.device("cpu"))
+    batch = next(plan.images.batches([range(16)])) | {"positions": range(16)}
+    looked = {name: value for name, value in batch.items() if name != "embeddings"}
+    told, expected = (tell(plan.system.conditions, rows)["image_embeds"] for rows in (batch, looked))
+    assert batch["embeddings"].dtype == torch.float16 and expected.std(0).min() > 1e-3
+    torch.testing.assert_close(told, expected, atol=2e-3, rtol=2e-3)
+    hidden = torch.arange(16) % 2 == 0
+    told = tell(plan.system.conditions, batch, [hidden])["image_embeds"]
+    prior = load_pipeline(str(trained / "prior"))
+    torch.testing.assert_close(told[hidden], prior.get_zero_embed(8))
+    assert not torch.equal(told[~hidden], prior.get_zero_embed(8))
+
+
+def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_path, capsys):
+    call = [str(trained), "--prompt", "a cat", "--num_images", "2", "--num_inference_steps", "3"]
+    asked = ["--prior_guidance_scale", "2", "--prior_candidates", "2"]
+    load_script("sample.py").main([*call, *asked, "--output_dir", str(tmp_path / "drawn")])
+    expected = load_pipeline(str(trained))(
+        ["a cat"] * 2,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        prior_guidance_scale=2.0,
+        prior_candidates=2,
+        output_type="np",
+        generator=image_generators(0, [0, 1]),
+    ).images
+    for number, picture in enumerate(expected):
+        drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{number:05d}.png"))
+        assert np.abs(drawn - 255 * picture).max() <= 1
+    evaluate = ["--metrics", "frechet", "--extractor", "digits", "--resamples", "0", "--num_inference_steps", "2"]
+    forget_accelerator()
+    load_script("evaluate.py").main([str(trained), *evaluate, "--stage", "decoder"])
+    metrics = ModelFolder.read(trained).metrics
+    told = [metric.get("told") for metric in metrics if metric["name"] == "frechet_distance"]
+    assert told == [None, "embeddings of these pictures"], "beside that of the whole, which the run measured"
+    for script, arguments, words in (
+        ("sample.py", [*call, "--prior_candidates", "0"], "--prior_candidates must be at least 1, got 0"),
+        ("evaluate.py", [str(trained)], "bits/dim are not defined for a model that draws no pixels, or is told an"),
+        (
+            "evaluate.py",
+            [str(trained), *evaluate, "--stage", "decoder", "--prior_candidates", "2"],
+            "--prior_candidates must be left out where no prior turns captions into embeddings, got 2",
+        ),
+        ("evaluate.py", [str(trained / "prior"), *evaluate, "--stage", "decoder"], "--stage decoder is for a model with"),
+    ):
+        forget_accelerator()
+        with pytest.raises(SystemExit):
+            load_script(script).main([*arguments, "--output_dir", str(tmp_path / "bad")])
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--output_dir {new}", "--stage decoder needs a finished prior in .*prior; train it with --stage prior"),
+        ("--clip_model {other}", "--stage decoder needs a prior of its own CLIP, but that in .*prior has learned from"),
+        ("--resolution 8x12", "--resolution must be square for --system dalle2, got 8x12"),
+        ("--channels 1", "--channels must be 3 for --system dalle2, .*, got 1"),
+        ("--eval_metrics nll", "--eval_metrics must not be nll for --system dalle2: what the decoder is told says most"),
+        ("--init_from {trained}/prior", "--init_from must be a model of --system dalle2, got a PriorPipeline"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(
+    trained, image_folder, tmp_path, capsys, flags, words
+):
+    out = tmp_path / "out"
+    for name in ("clip", "prior"):
+        shutil.copytree(trained / name, out / name)
+    if "{other}" in flags:
+        save_clip(tmp_path / "other", seed=1)
+    flags = flags.format(new=tmp_path / "new", other=tmp_path / "other", trained=trained).split()
+    with pytest.raises(SystemExit) as end:
+        load_script("train.py").main(
+            ["--train_data_dir", str(image_folder), "--output_dir", str(out), *TINY, *FLAGS, *flags]
+        )
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and re.search(words, said) and said.count("\n") == 1, said
+    assert not (out / "model_index.json").exists() and not (tmp_path / "new").exists()
