@@ -2,8 +2,10 @@
 
 import copy
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import parse_flag_from_env
+from PIL import Image
 
 from ..cores import describe_processes, use_cores
 from ..flags import flag
@@ -18,11 +21,13 @@ from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.guidance import GuidanceArguments, check_noise_level, check_prior
 from ..pipelines.loading import check_whole, for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_image, read_picture
+from ..sampling.embeddings import embed
 from ..sampling.interpolation import check_interpolation
 from ..sampling.sample_folder import OVERVIEW, SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ..settings.arguments import MachineArguments
 from ..training.interruption import Interruption, exit_status
+from .embeddings import EmbeddingArguments, as_drawn, between, changing, reconstructing
 from .parser import OneLineParser, one_line_errors
 
 TEXT_GUIDANCE = 3.0
@@ -82,7 +87,8 @@ class PictureArguments:
         False, help="Show the network's prediction of x_0 at each of these steps (Ho et al., Fig. 6)."
     )
     interpolate: list[str] | None = flag(
-        help="Only interpolate two image files of the model's size (Ho et al., Fig. 8)."
+        help="Only interpolate two image files: of the model's size, by their x_t (Ho et al., Fig. 8), or with dalle2 "
+        "of any size, by their embeddings."
     )
     interpolation_depths: list[int] | None = flag(
         help="Diffusion steps before the two images are mixed; 0, T/4, T/2, 3T/4 and T by default."
@@ -91,29 +97,30 @@ class PictureArguments:
 
 def main(argv: list[str]) -> None:
     """Check everything, then draw; a bad request becomes one line and exit status 2."""
-    groups = (SampleArguments, PictureArguments, MachineArguments)
+    groups = (SampleArguments, PictureArguments, EmbeddingArguments, MachineArguments)
     parser = OneLineParser(groups, prog="sample.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("pipeline", help="A folder with model_index.json, or a Hub name.")
-    arguments, pictures, machine, names = parser.parse(argv)
+    arguments, pictures, embeddings, machine, names = parser.parse(argv)
     with one_line_errors(parser):
-        check(arguments, pictures)
-        drawing = prepare(names.pipeline, arguments)
+        check(arguments, pictures, embeddings)
+        drawing = prepare(names.pipeline, arguments, embeddings)
         use_cores(drawing.pipeline.device, machine.num_cpu_threads)
-        if pictures.interpolate:
-            picture, pair, depths = prepare_interpolation(drawing, arguments, pictures)
-        else:
+        only = only_picture(drawing, arguments, pictures, embeddings)
+        if only is None:
             path, output_format = Path(arguments.output_dir), arguments.output_format or "png"
             count = arguments.num_images or (len(drawing.asked["prompt"]) if arguments.prompts else 16)
             folder, missing = drawing.open_folder(path, count, output_format, pipeline=names.pipeline)
-    if not pictures.interpolate:
-        draw(drawing, folder, missing, pictures)
+    if only is None:
+        draw(drawing, folder, missing, pictures, embeddings.variations)
     elif PartialState().is_main_process:
-        drawing.draw_interpolation(picture, pair, depths)
-        print(f"picture: {picture}")
+        file, make = only
+        file.parent.mkdir(parents=True, exist_ok=True)
+        make().save(file)
+        print(f"picture: {file}")
     PartialState().destroy_process_group()
 
 
-def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
+def check(arguments: SampleArguments, pictures: PictureArguments, embeddings: EmbeddingArguments) -> None:
     """Raises ValueError if a flag is out of range or contradicts another."""
     if arguments.prompt is not None and arguments.prompts is not None:
         raise ValueError("--prompt and --prompts both say what the images show; leave one out")
@@ -128,20 +135,28 @@ def check(arguments: SampleArguments, pictures: PictureArguments) -> None:
         raise ValueError(f"--strength must be above 0 and at most 1, got {arguments.strength:g}")
     if arguments.fast and (arguments.scheduler is not None or arguments.num_inference_steps is not None):
         raise ValueError("--fast brings its own --scheduler and --num_inference_steps; leave them out")
-    if pictures.interpolate is None:
-        if pictures.interpolation_depths is not None:
-            raise ValueError("--interpolation_depths needs --interpolate")
-        return
-    if len(pictures.interpolate) != 2:
+    if pictures.interpolate is None and pictures.interpolation_depths is not None:
+        raise ValueError("--interpolation_depths needs --interpolate")
+    if pictures.interpolate is not None and len(pictures.interpolate) != 2:
         raise ValueError(f"--interpolate must be two image files, got {len(pictures.interpolate)}")
-    others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "fast", "image", "aug_level")}
-    others |= {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
+    asked = {name: getattr(arguments, name) for name in ("prompt", "prompts", "image", "class_labels")}
+    if embeddings.asked is not None:
+        refuse(embeddings.asked, "takes the place of", asked | {"interpolate": pictures.interpolate})
+    only = "interpolate" if pictures.interpolate is not None else embeddings.asked
+    if only not in (None, "variations"):
+        others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "image", "aug_level")}
+        strips = {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
+        refuse(only, "draws only one picture; leave out", others | strips)
+
+
+def refuse(flag: str, why: str, others: Mapping[str, Any]) -> None:
+    """Raises ValueError if one of these is given beside that flag."""
     given = [f"--{name}" for name, value in others.items() if value is not None and value is not False]
     if given:
-        raise ValueError(f"--interpolate draws only one picture; leave out {', '.join(given)}")
+        raise ValueError(f"--{flag} {why} {', '.join(given)}")
 
 
-def prepare(name: str, arguments: SampleArguments) -> Drawing:
+def prepare(name: str, arguments: SampleArguments, embeddings: EmbeddingArguments) -> Drawing:
     """The pipeline on this process's device, ready to draw with the requested sampler.
 
     Raises:
@@ -160,6 +175,8 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         pipeline = for_inpainting(pipeline, name)
     check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels, "--aug_level")
     check_prior(arguments.of_prior, pipeline.has_prior)
+    if embeddings.asked is not None and not pipeline.has_prior:
+        raise ValueError(f"--{embeddings.asked} needs a model that draws by way of an embedding, as dalle2 does")
     pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:
@@ -181,12 +198,17 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
         pipeline.to(torch.device(arguments.device) if arguments.device else state.device)
     except (RuntimeError, AssertionError) as problem:
         raise ValueError(f"cannot use --device {arguments.device}: {problem}") from None
+    if embeddings.variations is not None:
+        asked = {"image_embeds": [embed(pipeline, read_picture(embeddings.variations))]}
+        pipeline = pipeline.looking_at_pictures()
+    else:
+        asked = asked_for(pipeline, arguments, scale)
     return Drawing(
         pipeline=pipeline,
         steps=steps,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
-        asked=asked_for(pipeline, arguments, scale),
+        asked=asked,
         guidance_scale=scale,
         finer_guidance=arguments.finer_guidance,
         of_prior=arguments.of_prior,
@@ -249,29 +271,57 @@ def read_prompts(file: str) -> list[str]:
     return prompts
 
 
-def prepare_interpolation(
+def only_picture(
+    drawing: Drawing, arguments: SampleArguments, pictures: PictureArguments, embeddings: EmbeddingArguments
+) -> tuple[Path, Callable[[], Image.Image]] | None:
+    """The only picture that is asked for, its file and what draws it; None if it is images that are asked for.
+
+    Raises:
+        ValueError: the model cannot draw it, an image cannot be read, or the picture is there.
+    """
+    name = "interpolation" if pictures.interpolate else embeddings.asked
+    if name in (None, "variations"):
+        return None
+    file = Path(arguments.output_dir) / OVERVIEW / f"{name}.png"
+    if file.exists():
+        raise ValueError(f"--output_dir {arguments.output_dir} already has {file.name}; choose another folder")
+    steps = arguments.num_inference_steps
+    if name == "text_difference":
+        return file, changing(drawing, *embeddings.text_difference, steps)
+    if name == "reconstruct":
+        return file, reconstructing(drawing, embeddings.reconstruct, steps)
+    if drawing.pipeline.has_prior:
+        if pictures.interpolation_depths is not None:
+            raise ValueError("--interpolation_depths must be left out for a model that interpolates embeddings")
+        return file, between(drawing, pictures.interpolate)
+    return file, interpolation(drawing, arguments, pictures)
+
+
+def interpolation(
     drawing: Drawing, arguments: SampleArguments, pictures: PictureArguments
-) -> tuple[Path, tuple[torch.Tensor, torch.Tensor], list[int]]:
-    """The picture to draw, the two images and the depths; ValueError if the model cannot interpolate them."""
+) -> Callable[[], Image.Image]:
+    """What draws pictures between two images; ValueError if the model cannot interpolate them."""
     pipeline = drawing.pipeline
+    if arguments.fast:
+        raise ValueError("--interpolate draws only one picture; leave out --fast")
     if any(len(words) != 1 for words in drawing.asked.values()):
         raise ValueError("--interpolate needs exactly one class in --class_labels, or one --prompt")
-    picture = Path(arguments.output_dir) / OVERVIEW / "interpolation.png"
-    if picture.exists():
-        raise ValueError(f"--output_dir {arguments.output_dir} already has {picture.name}; choose another folder")
     total = pipeline.scheduler.config.num_train_timesteps
     depths = pictures.interpolation_depths or [total * quarter // 4 for quarter in range(5)]
     try:
         codec, channels = pipeline.codec, pipeline.image_shape[0]
-        first, second = (read_image(file, codec, channels) for file in pictures.interpolate)
-        check_interpolation(pipeline, first, second, depths)
+        pair = tuple(read_image(file, codec, channels) for file in pictures.interpolate)
+        check_interpolation(pipeline, *pair, depths)
     except ValueError as problem:
         raise ValueError(f"--interpolate: {problem}") from None
-    return picture, (first, second), depths
+    return partial(drawing.draw_interpolation, pair, depths)
 
 
-def draw(drawing: Drawing, folder: SampleFolder, missing: list[int], pictures: PictureArguments) -> None:
-    """Draw the images and the pictures asked for; exits early if the launcher has died."""
+def draw(
+    drawing: Drawing, folder: SampleFolder, missing: list[int], pictures: PictureArguments, varied: str | None
+) -> None:
+    """Draw the images, if they are `varied` from one beside it, and the pictures asked for; exits early if the
+    launcher has died."""
     state, interruption = PartialState(), Interruption(None)
     if state.is_main_process:
         work = f"{len(missing)} of {folder.num_images} images, {drawing.calls} network calls each"
@@ -281,7 +331,8 @@ def draw(drawing: Drawing, folder: SampleFolder, missing: list[int], pictures: P
         sys.exit(exit_status(interruption.reason()))
     if not state.is_main_process:
         return
-    print(f"images: {folder.result}\npicture: {folder.finish()}")
+    first = {} if varied is None else {Path(varied).name: as_drawn(drawing, read_picture(varied))}
+    print(f"images: {folder.result}\npicture: {folder.finish(first)}")
     for name, asked in (("denoising", pictures.denoising_strip), ("progressive", pictures.progressive)):
         if asked:
             strip = drawing.draw_chain(folder, name, predicted=name == "progressive")

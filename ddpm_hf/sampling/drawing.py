@@ -105,7 +105,7 @@ class Drawing:
             "num_inference_steps": self.steps,
             **self.guidance,
             **{condition.name: None for condition in pipeline.conditions},
-            **self.asked,
+            **{name: [_recorded(word) for word in words] for name, words in self.asked.items()},
             **{name: content_hash(np.array(picture)) for name, picture in self.given.items()},
             "scheduler": {"class": type(pipeline.scheduler).__name__, **process},
             **({} if self.noise_level is None else {"noise_level": self.noise_level}),
@@ -172,10 +172,8 @@ class Drawing:
         save_chain(frames, strip, strip.with_suffix(".webp"))
         return strip
 
-    def draw_interpolation(
-        self, picture: Path, pair: tuple[torch.Tensor, torch.Tensor], depths: Sequence[int]
-    ) -> None:
-        """On one process, draw a picture with a row per depth between the two images, as in `interpolate`."""
+    def draw_interpolation(self, pair: tuple[torch.Tensor, torch.Tensor], depths: Sequence[int]) -> Image.Image:
+        """On one process, a picture with a row per depth between the two images, as in `interpolate`."""
         images, taken = interpolate(
             self.pipeline.alone(),
             *pair,
@@ -189,8 +187,12 @@ class Drawing:
         )
         sides = self.pipeline.codec.pictures(torch.stack(pair))
         rows = [np.concatenate([sides[:1], row, sides[1:]]) for row in images]
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken]).save(picture)
+        return image_grid(np.concatenate(rows), len(rows[0]), [f"t = {depth}" for depth in taken])
+
+
+def _recorded(word: Any) -> Any:
+    """A word as it stands in the record of a folder of images: of an embedding a hash."""
+    return content_hash(word.cpu().numpy()) if torch.is_tensor(word) else word
 
 
 def read_picture(file: str | Path) -> Image.Image:

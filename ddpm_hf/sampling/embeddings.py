@@ -1,94 +1,111 @@
-"""What DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §3) does with the embedding of a picture: variations, pictures
-between two, a picture changed by words, and its reconstruction."""
+"""What DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §3) does with the embedding of a picture: pictures between two,
+a picture changed by words, and its reconstruction."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import DDIMInverseScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
 
+from ..data.transforms import resize_and_crop, to_channels, to_pixels
 from ..pipelines.steps import rebuild
-from ..pipelines.unclip import UnclipPipeline
 from ..pixels import channels_last, to_levels
 from ..seeds import generator_for
-from .samplers import make_sampler
+
+if TYPE_CHECKING:
+    from ..pipelines.unclip import UnclipPipeline
+
+# There and back on the same timesteps, and without clipping, which cannot be undone.
+_DDIM: Mapping[str, Any] = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
-    """A point of the great circle from one vector to the other (Shoemake 1985), of their norm if they have the same.
+    """A vector on the arc from one to the other (Shoemake 1985), of their norm if they have the same.
 
     Args:
-        first, second: (..., E); where they have one direction the point is on the straight line.
+        first, second: (..., E); of one direction, the straight line is taken.
         share: of the way, from 0 to 1.
     """
-    cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1, 1)[..., None]
-    angle = torch.arccos(cosine)
-    weights = torch.sin((1 - share) * angle) / torch.sin(angle), torch.sin(share * angle) / torch.sin(angle)
-    on_circle = weights[0] * first + weights[1] * second
-    return torch.where(angle < 1e-4, torch.lerp(first, second, share), on_circle)
+    angle = torch.arccos(torch.cosine_similarity(first, second, dim=-1).clamp(-1, 1))[..., None]
+    along = (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+    return torch.where(angle < 1e-4, torch.lerp(first, second, share), along)
 
 
-def changed(pipeline: UnclipPipeline, embedding: torch.Tensor, before: str, after: str, share: float) -> torch.Tensor:
-    """An embedding that has gone a share of the way from what one caption says to what another says, (E,).
+def embed(pipeline: "UnclipPipeline", picture: Image.Image) -> torch.Tensor:
+    """What its CLIP sees in a picture of any size, (E,)."""
+    pixels = torch.from_numpy(to_pixels(to_channels(picture, 3)))
+    return pipeline.prior.codec.look(pixels[None])[0]
 
-    The text difference of §3.3: slerp towards the difference of the two text embeddings, which is given the norm of
-    the picture's embedding. The paper goes between a quarter and half of the way.
+
+def towards(pipeline: "UnclipPipeline", z: torch.Tensor, before: str, after: str) -> torch.Tensor:
+    """Where an embedding leads that changes from what one caption says to what another says, of the norm of z, (E,).
+
+    The text difference of §3.3. The paper goes up to a quarter or half of the way there, along `slerp`.
     """
-    there, here = pipeline.read([after, before])
-    direction = torch.nn.functional.normalize(there - here, dim=0)
-    return slerp(embedding, direction * embedding.norm(), share)
+    (prompt,) = pipeline.prior.conditions
+    there, here = prompt.of_words([after, before], z.device)["proj_embedding"]
+    return torch.nn.functional.normalize(there - here, dim=0) * z.norm()
 
 
-def draw_each(
-    pipeline: UnclipPipeline, embeddings: Sequence[torch.Tensor], noises: Sequence[Any], **call_arguments: Any
+def draw_between(
+    pipeline: "UnclipPipeline",
+    ends: tuple[torch.Tensor, torch.Tensor],
+    shares: Sequence[float],
+    rows: int,
+    seed: int,
+    **call,
 ) -> np.ndarray:
-    """A picture of each embedding with each noise: uint8 (noises, embeddings, H, W, C).
+    """Pictures of embeddings between two, uint8 (rows, shares, H, W, C): all of a row are drawn with the same noise.
 
     Args:
-        noises: addresses of random numbers, as `generator_for` takes them; pictures of one differ only in their embedding.
+        ends: (E,) each.
+        shares: of the way, for `slerp`.
+        call: arguments of the pipeline call.
     """
-    rows = []
-    for address in noises:
-        generators = [generator_for(*address) for _ in embeddings]
+    between = [slerp(*ends, share) for share in shares]
+    drawn = []
+    for row in range(rows):
+        noise = [generator_for(seed, "interpolation", row) for _ in between]
         images = pipeline(
-            image_embeds=list(embeddings), generator=generators, output_type="pt", **call_arguments
+            image_embeds=between, batch_size=len(between), generator=noise, output_type="pt", **call
         ).images
-        rows.append(channels_last(to_levels(images)))
-    return np.stack(rows)
+        drawn.append(channels_last(to_levels(images)))
+    return np.stack(drawn)
 
 
 @torch.no_grad()
-def noise_of(pipeline: UnclipPipeline, picture: Image.Image, embedding: torch.Tensor, steps: int) -> torch.Tensor:
-    """The x_T from which DDIM draws about this picture, told its embedding, (1, C, H, W).
+def noise_of(pipeline: "UnclipPipeline", picture: Image.Image, z: torch.Tensor, steps: int) -> torch.Tensor:
+    """The x_T from which DDIM comes back to a picture, told its embedding z: float32 (1, C, H, W).
 
-    DDIM's steps (Song et al. 2021, arXiv 2010.02502), taken backwards by diffusers' `DDIMInverseScheduler`. The network
-    says at x_t what it should say at x_{t+1}: the more steps, the less it matters.
+    DDIM's steps (Song et al. 2021, arXiv 2010.02502) taken backwards, by diffusers. The network is asked at x_t for
+    what it should say at the next x_t, so that more steps come back nearer.
+
+    Args:
+        picture: of any size, resized and cropped as for training.
     """
-    scheduler = rebuild(DDIMInverseScheduler, pipeline.scheduler, timestep_spacing="trailing", clip_sample=False)
+    channels, *size = pipeline.image_shape
+    pixels = torch.from_numpy(to_pixels(to_channels(resize_and_crop(picture, tuple(size)), channels)))
+    scheduler, network = rebuild(DDIMInverseScheduler, pipeline.scheduler, **_DDIM), pipeline.network.eval()
     scheduler.set_timesteps(steps)
-    x_t = pipeline.codec.encode({"images": pixels_of(picture)[None]}).to(pipeline.unet.device)
-    network, told = pipeline.network.eval(), {"image_embeds": embedding[None]}
+    x_t = pipeline.codec.encode({"images": pixels[None]}).to(pipeline.device)
     for t in scheduler.timesteps:
-        x_t = scheduler.step(network(x_t, t, **told)[:, : x_t.shape[1]], t, x_t).prev_sample
+        output = network(x_t, t, image_embeds=z[None].to(x_t.device))
+        x_t = scheduler.step(output[:, :channels], t, x_t).prev_sample
     return x_t
 
 
-def redrawn(
-    pipeline: UnclipPipeline, x_T: torch.Tensor, embeddings: Sequence[torch.Tensor], steps: int
-) -> np.ndarray:
-    """What DDIM draws from an x_T, (1, C, H, W), for each embedding: uint8 (embeddings, H, W, C)."""
-    drawn_with = pipeline.scheduler
-    pipeline.scheduler = rebuild(type(make_sampler("ddim", drawn_with)), drawn_with, timestep_spacing="trailing", clip_sample=False)
-    try:
-        images = pipeline(
-            image_embeds=list(embeddings),
-            latents=x_T.expand(len(embeddings), -1, -1, -1),
-            num_inference_steps=steps,
-            guidance_scale=1,
-            output_type="pt",
-        ).images
-    finally:
-        pipeline.scheduler = drawn_with
+def redraw(pipeline: "UnclipPipeline", x_T: torch.Tensor, embeddings: Sequence[torch.Tensor], steps: int) -> np.ndarray:
+    """What DDIM draws from one x_T for each of these embeddings, uint8 (n, H, W, C)."""
+    decoder = pipeline.decoder
+    decoder.scheduler = rebuild(DDIMScheduler, pipeline.scheduler, **_DDIM)
+    images = decoder(
+        image_embeds=embeddings,
+        latents=x_T.expand(len(embeddings), -1, -1, -1),
+        num_inference_steps=steps,
+        guidance_scale=1,
+        output_type="pt",
+    ).images
     return channels_last(to_levels(images))
+

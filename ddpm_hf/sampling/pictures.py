@@ -46,13 +46,14 @@ def image_grid(images: np.ndarray, columns: int | None = None, row_names: Sequen
     return canvas
 
 
-def captioned_grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
+def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int | None = None) -> Image.Image:
     """As `image_grid`, with a caption under each image, wrapped, in letters whose size goes with that of the images.
 
     Args:
         images: uint8, (N, H, W, C). Small ones are enlarged by an integer factor.
         captions: one per image. Of long ones the first lines are shown. What DejaVu Sans has no letters for, such as
             Chinese, Japanese, Hindi and emoji, shows as boxes.
+        columns: images per row; by default the grid is about square.
     """
     _, height, width, _ = images.shape
     factor = max(1, math.ceil(_SHORTEST_CAPTIONED_CELL / min(height, width)))
@@ -67,7 +68,7 @@ def captioned_grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
         for number, words in enumerate(lines):
             ImageDraw.Draw(cell).text((0, height * factor + number * line), words, fill="black", font=font)
         cells.append(np.asarray(cell))
-    return image_grid(np.stack(cells))
+    return image_grid(np.stack(cells), columns)
 
 
 def _paste(canvas: Image.Image, image: np.ndarray, factor: int, corner: tuple[int, int]) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -128,8 +129,11 @@ class SampleFolder:
             with replacing(self._file(index), shared=True) as beside:
                 to_pil(image).save(beside, format="PNG")
 
-    def finish(self) -> Path:
+    def finish(self, beside: Mapping[str, np.ndarray] = MappingProxyType({})) -> Path:
         """Write a grid of the first images, with their prompts, and the output format, once all images are there.
+
+        Args:
+            beside: name -> an image to show before them, uint8 (H, W, C).
 
         Returns:
             The grid's file.
@@ -137,8 +141,10 @@ class SampleFolder:
         grid, files = self.path / OVERVIEW / GRID_FILE, self.files
         if self.output_format == "png" or not self.finished:
             grid.parent.mkdir(exist_ok=True)
-            images = np.stack([read_pixels(file) for file in files[:_SHOWN_IN_GRID]])
-            prompts = self.table.get("prompt", [])[:_SHOWN_IN_GRID]
+            shown = files[:_SHOWN_IN_GRID]
+            images = np.stack([*beside.values(), *map(read_pixels, shown)])
+            prompts = self.table.get("prompt", [""] * len(shown) if beside else [])[:_SHOWN_IN_GRID]
+            prompts = [*beside, *prompts]
             (captioned_grid(images, prompts) if prompts else image_grid(images)).save(grid)
             if self.output_format == "png":
                 write_table(self.product, files, self.table)

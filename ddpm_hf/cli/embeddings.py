@@ -1,0 +1,104 @@
+"""Pictures that a DALL·E 2 makes of the embedding of a picture: the flags of sample.py, and what they draw."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.transforms import resize_and_crop, to_channels
+from ..flags import flag
+from ..sampling.drawing import Drawing, read_picture
+from ..sampling.embeddings import draw_between, embed, noise_of, redraw, slerp, towards
+from ..sampling.pictures import captioned_grid, image_grid
+from ..seeds import generator_for
+
+_ROWS = 3  # of an interpolation
+_SHARES = np.linspace(0, 1, 9).tolist()
+_CHANGES = np.linspace(0, 0.5, 6).tolist()  # the paper's (§3.3) end there or at half of it
+_OTHERS = 4  # variations beside a reconstruction
+_DDIM_STEPS = 100  # there and back, unless --num_inference_steps says otherwise
+
+
+@dataclass(kw_only=True)
+class EmbeddingArguments:
+    """Pictures by way of an embedding, for models with a prior (dalle2)."""
+
+    _argument_group_name = "embeddings"
+
+    variations: str | None = flag(help="An image: draw others that are the same to CLIP.")
+    text_difference: list[str] | None = flag(
+        help="An image and two captions, such as photo.png 'a red three' 'a blue three': only show how the image "
+        "changes as the first caption becomes the second."
+    )
+    reconstruct: str | None = flag(
+        help="An image: only show how DDIM draws it again, from its embedding and the noise that DDIM makes of it."
+    )
+
+    @property
+    def asked(self) -> str | None:
+        """The flag that is given, if one is; ValueError for several, or for what is no image and two captions."""
+        given = [name for name in ("variations", "text_difference", "reconstruct") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"--{given[0]} and --{given[1]} each draw a picture of their own; leave one out")
+        if self.text_difference is not None and len(self.text_difference) != 3:
+            raise ValueError(
+                f"--text_difference must be an image and two captions, got {len(self.text_difference)} words"
+            )
+        return given[0] if given else None
+
+
+def between(drawing: Drawing, files: list[str]) -> Callable[[], Image.Image]:
+    """What draws pictures whose embeddings lie between those of two images: a row for each noise."""
+    pictures = [read_picture(file) for file in files]
+    ends = tuple(embed(drawing.pipeline, picture) for picture in pictures)
+
+    def draw() -> Image.Image:
+        images = draw_between(
+            drawing.pipeline, ends, _SHARES, _ROWS, drawing.seed, num_inference_steps=drawing.steps, **drawing.guidance
+        )
+        first, last = (as_drawn(drawing, picture)[None] for picture in pictures)
+        rows = [np.concatenate([first, row, last]) for row in images]
+        return image_grid(np.concatenate(rows), len(rows[0]), [f"noise {k + 1}" for k in range(_ROWS)])
+
+    return draw
+
+
+def changing(drawing: Drawing, file: str, before: str, after: str, steps: int | None) -> Callable[[], Image.Image]:
+    """What draws an image as one caption becomes another (text differences, §3.3)."""
+    pipeline, picture = drawing.pipeline, read_picture(file)
+    z = embed(pipeline, picture)
+    goal = towards(pipeline, z, before, after)
+
+    def draw() -> Image.Image:
+        x_T = noise_of(pipeline, picture, z, steps or _DDIM_STEPS)
+        images = redraw(pipeline, x_T, [slerp(z, goal, share) for share in _CHANGES], steps or _DDIM_STEPS)
+        shares = [f"{share:.0%} of the way" for share in _CHANGES[1:]]
+        captions = [Path(file).name, "drawn again", *shares]
+        return captioned_grid(np.stack([as_drawn(drawing, picture), *images]), captions, len(captions))
+
+    return draw
+
+
+def reconstructing(drawing: Drawing, file: str, steps: int | None) -> Callable[[], Image.Image]:
+    """What draws an image again from its embedding and DDIM's noise, beside variations from other noise."""
+    pipeline, picture = drawing.pipeline, read_picture(file)
+    z = embed(pipeline, picture)
+
+    def draw() -> Image.Image:
+        x_T = noise_of(pipeline, picture, z, steps or _DDIM_STEPS)
+        other = torch.randn(_OTHERS, *x_T.shape[1:], generator=generator_for(drawing.seed, "reconstruction"))
+        noises = [x_T, *other.to(x_T.device)[:, None]]
+        images = [redraw(pipeline, noise, [z], steps or _DDIM_STEPS)[0] for noise in noises]
+        captions = [Path(file).name, "from DDIM's noise", *["from other noise"] * _OTHERS]
+        return captioned_grid(np.stack([as_drawn(drawing, picture), *images]), captions, len(captions))
+
+    return draw
+
+
+def as_drawn(drawing: Drawing, picture: Image.Image) -> np.ndarray:
+    """A picture in the size and the channels of what is drawn, uint8 (H, W, C)."""
+    channels, *size = drawing.pipeline.image_shape
+    return np.atleast_3d(np.asarray(to_channels(resize_and_crop(picture, tuple(size)), channels)))
