@@ -23,6 +23,7 @@ PIPELINES = {
     "StableDiffusionPipeline": ("latent_text_to_image", "LatentTextToImagePipeline"),
     "StableDiffusionInpaintPipeline": ("latent_inpainting", "LatentInpaintingPipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
+    "KandinskyV22PriorPipeline": ("prior", "PriorPipeline"),
     "ContrastivePipeline": ("contrastive", "ContrastivePipeline"),
 }
 # An index calls diffusers' own module of a safety checker by that name.
