@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -18,6 +19,9 @@ from .progress import progress_bar
 
 # Of a file. A kill costs each process at most so many.
 ROWS = 256
+# Of all pictures that are encoded together, if there are more than four. On a CPU an autoencoder took 1.2 ms for each
+# of 64 pictures of 32x32, and 1.7 ms for each of 256.
+_PIXELS_AT_ONCE = 2**16
 
 
 class KeptArray:
@@ -122,6 +126,33 @@ class KeptArray:
             sync(self.folder)
         except OSError as error:
             raise ValueError(f"`cache_dir` must be writable, got {str(self.folder.parent)!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class KeptOfPictures:
+    """What is computed once of pictures that have numbers.
+
+    Attributes:
+        array: a row for each picture.
+        pictures: numbers -> uint8 (n, C, H, W).
+    """
+
+    array: KeptArray
+    pictures: Callable[[np.ndarray], np.ndarray]
+
+    def fill(self, compute: Callable[[torch.Tensor], torch.Tensor], argument: str) -> None:
+        """Compute what is missing; arguments and errors as for `KeptArray.fill`.
+
+        Args:
+            compute: uint8 pictures (n, C, H, W) -> their rows.
+        """
+        _, _, height, width = self.pictures(np.arange(1)).shape
+        at_once = max(4, _PIXELS_AT_ONCE // (height * width))
+
+        def of_rows(numbers: range) -> torch.Tensor:
+            return compute(torch.from_numpy(self.pictures(np.array(numbers))))
+
+        self.array.fill(of_rows, at_once, "pictures", argument)
 
 
 def _make(file: Path, write: Callable[[Path], None], wait: bool) -> None:

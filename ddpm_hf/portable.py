@@ -29,6 +29,7 @@ STOCK_PIPELINES = {
     "InpaintingPipeline": "IFInpaintingPipeline",
     "LatentTextToImagePipeline": "StableDiffusionPipeline",
     "LatentInpaintingPipeline": "StableDiffusionInpaintPipeline",
+    "PriorPipeline": "KandinskyV22PriorPipeline",
     "DecoderPipeline": "KandinskyV22Pipeline",
     "UnclipPipeline": "KandinskyV22CombinedPipeline",
 }

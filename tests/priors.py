@@ -35,6 +35,7 @@ def make_prior(**process) -> PriorPipeline:
     clip = make_clip()
     prior = new_prior(32, LENGTH, width=32, layers=1).eval()
     torch.nn.init.normal_(prior.positional_embedding)
+    torch.nn.init.normal_(prior.proj_in.weight)  # so that x_t matters
     torch.nn.init.normal_(prior.clip_mean)
     torch.nn.init.uniform_(prior.clip_std, 0.5, 2.0)
     scheduler = UnCLIPScheduler(**{"prediction_type": "sample", "clip_sample_range": 10.0} | process)

@@ -43,8 +43,8 @@ class EmbeddingCodec(PixelCodec):
 
     def describe(self) -> str:
         """Width, encoder, and where embeddings come from."""
-        weights = sum(weight.numel() for weight in self.encoder.parameters())
-        return f"of width {self.shape[0]}, {type(self.encoder).__name__}, frozen, {weights:,} parameters; {self.source}"
+        weights, kind = sum(weight.numel() for weight in self.encoder.parameters()), type(self.encoder).__name__
+        return f"of {self.shape[0]} channels, {kind}, frozen, {weights:,} parameters; {self.source}"
 
     def prepare(self, device: torch.device) -> None:
         """Compute the embeddings that are kept, and their mean and standard deviation.

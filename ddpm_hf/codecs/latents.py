@@ -1,36 +1,18 @@
 """x_0 is the latent of a picture: Rombach et al. 2022 (arXiv 2112.10752), with diffusers' `AutoencoderKL`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn.functional import interpolate
 
-from ..kept import KeptArray
+from ..kept import KeptOfPictures
 from ..pixels import normalize, to_images
 from ..seeds import noise_at
 from .pixels import Generators, PixelCodec
-
-# Of all pictures that are encoded together, if there are more than four. A CPU took 1.2 ms for each of 64 pictures of
-# 32x32, and 1.7 ms for each of 256.
-_PIXELS_AT_ONCE = 2**16
-
-
-@dataclass(frozen=True)
-class KeptPosteriors:
-    """Mean and standard deviation of q(z | picture), computed once for pictures that have numbers.
-
-    Attributes:
-        array: of both, (pictures, 2, *shape).
-        pictures: numbers -> uint8 (n, C, H, W).
-    """
-
-    array: KeptArray
-    pictures: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +25,15 @@ class LatentCodec(PixelCodec):
         shape: (channels, height, width) of the latents.
         vae: frozen.
         seed: of the draws.
-        kept: the posteriors that batches have as "latents".
+        kept: mean and standard deviation of the posteriors, (pictures, 2, *shape), that batches have as "latents".
         source: where posteriors come from, in words.
     """
 
     vae: AutoencoderKL
     seed: int = 0
-    kept: KeptPosteriors | None = None
+    kept: KeptOfPictures | None = None
     source: str = "computed in each step"
+    called: ClassVar[str] = "latents"
     span: ClassVar[None] = None
     variance: ClassVar[float] = 1.0
     decoder: ClassVar[None] = None
@@ -72,14 +55,8 @@ class LatentCodec(PixelCodec):
         home = self.vae.device
         self.vae.to(device)
         if self.kept is not None:
-            _, _, height, width = self.kept.pictures(np.arange(1)).shape
-            at_once = max(4, _PIXELS_AT_ONCE // (height * width))
-            self.kept.array.fill(self._posteriors, at_once, "pictures", "vae")
+            self.kept.fill(lambda pictures: torch.stack(self.posterior(normalize(pictures)), dim=1), "vae")
             self.vae.to(home)
-
-    def _posteriors(self, numbers: range) -> torch.Tensor:
-        pictures = torch.from_numpy(self.kept.pictures(np.array(numbers)))
-        return torch.stack(self.posterior(normalize(pictures)), dim=1)
 
     @torch.no_grad()
     def posterior(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,14 +19,16 @@ class PixelCodec:
     """Between batches and x_0.
 
     Attributes:
-        shape: (channels, height, width) of x_0.
+        shape: of x_0: (channels, height, width), or (channels,) of a vector.
+        called: what x_0 is, in the plan of a run.
         span: the range of x_0, to which a prediction of it may be clipped; None for no limits.
         variance: of x_0, roughly.
         decoder: -L_0, that is log p(x_0 | x_1) of each pixel, given x_0, mean and log variance (Eq. 13 of Ho et al.
             2020); None if x_0 has no bits/dim.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    called: ClassVar[str] = "pixels"
     span: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     variance: ClassVar[float] = 0.25
     decoder = staticmethod(discretized_gaussian_log_likelihood)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -21,6 +22,7 @@ class ClipPrompt(FrozenPrompt):
     """
 
     read: Callable[[str], str] = as_it_is
+    more_rows: ClassVar[int] = 1
 
     @torch.no_grad()
     def _encoded(self, words: Sequence[str], device: torch.device) -> torch.Tensor:

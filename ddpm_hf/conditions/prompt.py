@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,6 +112,8 @@ class FrozenPrompt(Prompt):
 
     encoder: PreTrainedModel
     states: KeptStates | None
+    more_rows: ClassVar[int] = 0
+    """Kept of a caption beside its `length` states."""
 
     @property
     def _are_kept(self) -> bool:
@@ -138,23 +140,23 @@ class FrozenPrompt(Prompt):
 
     def of_rows(self, batch: Mapping[str, Any]) -> Told:
         """The states of the batch's captions."""
-        return self._told(_captions(batch), batch["images"].device)
+        words, device = _captions(batch), batch["images"].device
+        if self._are_kept:
+            return self._told(words, self.states[[self.read(word) for word in words]].to(device).float())
+        return self._told(words, self._encoded(words, device))
 
     def null(self, told: Told) -> Told:
         """The states of the empty caption."""
-        like = told["encoder_hidden_states"]
         empty = self.states[[""]].float() if self._are_kept else self._empty
-        return {"encoder_hidden_states": empty.to(like.device).expand_as(like)}
+        said = self._told([""], empty.to(told["encoder_hidden_states"].device))
+        return {name: value.expand_as(told[name]) for name, value in said.items()}
 
     def of_words(self, words: Sequence[str], device: torch.device) -> Told:
         """The states of these captions, computed where the encoder is."""
-        return {"encoder_hidden_states": self._encoded(words, self.encoder.device).to(device)}
+        return self._told(words, self._encoded(words, self.encoder.device).to(device))
 
-    def _told(self, words: Sequence[str], device: torch.device) -> Told:
-        if self._are_kept:
-            states = self.states[[self.read(word) for word in words]].to(device).float()
-        else:
-            states = self._encoded(words, device)
+    def _told(self, words: Sequence[str], states: torch.Tensor) -> Told:
+        """What the network is told of captions with these states."""
         return {"encoder_hidden_states": states}
 
     @cached_property

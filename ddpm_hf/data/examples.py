@@ -148,17 +148,16 @@ class StoredImages(TrainingImages):
         seed, holdout, **draws: as for `TrainingImages`.
 
     Attributes:
-        latents: a row for each number of `pictures`. If there are any, batches have those of their images too.
+        kept: name -> an array with a row for each number of `pictures`; batches have those of their images by that
+            name.
 
     Raises:
         ValueError: `holdout` leaves no image to train on.
     """
 
-    latents: KeptArray | None = None
-
     def __init__(self, source: ImageData, store: PixelStore, seed: int, *, holdout: Holdout, **draws: bool):
         super().__init__(source, seed, holdout=holdout, **draws)
-        self.store, self.shape = store, store.shape
+        self.store, self.shape, self.kept = store, store.shape, dict[str, KeptArray]()
         self.indices = np.flatnonzero(~holdout.mask(store.hashes))
         self.count = len(self.indices)
         if self.count == 0:
@@ -175,9 +174,9 @@ class StoredImages(TrainingImages):
             batch = self.store.batch(indices, crop_bits, caption_bits_at(self.seed, positions))
             if self.random_flip:
                 flip_some(batch["images"].numpy(), self.seed, positions)
-            if self.latents is not None:
-                mirrored = self.random_flip & flips_at(self.seed, positions)
-                batch["latents"] = self.latents[indices + len(self.store) * mirrored]
+            if self.kept:
+                numbers = indices + len(self.store) * (self.random_flip & flips_at(self.seed, positions))
+                batch |= {name: array[numbers] for name, array in self.kept.items()}
             yield batch
 
     @property

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np

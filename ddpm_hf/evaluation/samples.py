@@ -19,7 +19,7 @@ from ..data.transforms import UnreadableImage, native_channels, open_image, read
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint
 from ..pipelines.guidance import guides_at
-from ..pipelines.steps import rebuild, thresholding_of
+from ..pipelines.steps import rebuild, set_steps, thresholding_of
 from ..sampling.generation import generate, sampling_bar
 from ..sampling.sample_folder import RECORD_FILE
 from ..sampling.samplers import make_sampler, sampler_name
@@ -144,7 +144,7 @@ def prepared(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.ask({condition.name: condition.usual()[:1] for condition in pipeline.conditions}, guidance_scale)
     steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-    pipeline.scheduler.set_timesteps(steps)
+    set_steps(pipeline.scheduler, steps)
     if pipeline.stages[1:]:
         pipeline.upsampler, _ = prepared(pipeline.upsampler, sampler, steps, 1.0)
     return pipeline, steps

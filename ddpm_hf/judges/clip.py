@@ -4,8 +4,8 @@ from math import comb
 
 import numpy as np
 
-# Cosines that differ by less are equal, because features are float32.
-_RESOLUTION = 1e-6
+from ..statistics.centroids import RESOLUTION, unit
+
 _AT_ONCE = 256
 
 
@@ -23,11 +23,11 @@ def caption_scores(pictures: np.ndarray, captions: np.ndarray, own: np.ndarray) 
         captions share.
     """
     found = {name: [] for name in ("score", "chance", "rank", "first")}
-    captions = _unit(captions)
+    captions = unit(captions)
     for start in range(0, len(pictures), _AT_ONCE):
-        cosine = _unit(pictures[start : start + _AT_ONCE]) @ captions.T
+        cosine = unit(pictures[start : start + _AT_ONCE]) @ captions.T
         mine = np.take_along_axis(cosine, own[start : start + _AT_ONCE, None], axis=1)
-        above, equal = (cosine > mine + _RESOLUTION).sum(1), (np.abs(cosine - mine) <= _RESOLUTION).sum(1)
+        above, equal = (cosine > mine + RESOLUTION).sum(1), (np.abs(cosine - mine) <= RESOLUTION).sum(1)
         scores = 100 * cosine.clip(min=0)
         found["score"].append(100 * mine[:, 0].clip(min=0))
         found["chance"].append(scores.mean(1))
@@ -46,27 +46,22 @@ def picture_ranks(pictures: np.ndarray, captions: np.ndarray, own: np.ndarray) -
         captions: features (N, D), each of at least one picture.
         own: which is whose, int (n,).
     """
-    pictures, captions, ranks = _unit(pictures), _unit(captions), []
+    pictures, captions, ranks = unit(pictures), unit(captions), []
     for number, caption in enumerate(captions):
         cosine, mine = pictures @ caption, own == number
         nearest = cosine[mine].max()
-        equal = (np.abs(cosine - nearest) <= _RESOLUTION) & ~mine
-        ranks.append(1 + (cosine > nearest + _RESOLUTION).sum() + equal.sum() / 2)
+        equal = (np.abs(cosine - nearest) <= RESOLUTION) & ~mine
+        ranks.append(1 + (cosine > nearest + RESOLUTION).sum() + equal.sum() / 2)
     return np.array(ranks)
 
 
 def nearest_captions(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
     """Which of the captions (N, D) is nearest to each picture, int (n,); features as in `caption_scores`."""
-    captions, parts = _unit(captions), range(0, len(pictures), _AT_ONCE)
-    return np.concatenate([(_unit(pictures[k : k + _AT_ONCE]) @ captions.T).argmax(1) for k in parts])
+    captions, parts = unit(captions), range(0, len(pictures), _AT_ONCE)
+    return np.concatenate([(unit(pictures[k : k + _AT_ONCE]) @ captions.T).argmax(1) for k in parts])
 
 
 def chance_of_pictures(own: np.ndarray, first: int) -> float:
     """The share of captions of which chance has a picture among the `first`; `own` as in `picture_ranks`."""
     total, counts = len(own), np.bincount(own)
     return float(np.mean([1 - comb(total - count, first) / comb(total, first) for count in counts.tolist()]))
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, dtype=np.float64)
-    return features / np.linalg.norm(features, axis=1, keepdims=True)

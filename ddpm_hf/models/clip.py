@@ -157,15 +157,9 @@ class Clip:
         """Tokens of a caption that are read."""
         return self.model.config.text_config.max_position_embeddings
 
-    @torch.no_grad()
     def look(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures, uint8 (B, 3, H, W) -> float32 (B, E), on the model's device.
-
-        They are the `image_embeds` of stock's `CLIPVisionModelWithProjection`, whose length is not 1.
-        """
-        listed = [Image.fromarray(pixels) for pixels in pictures.permute(0, 2, 3, 1).cpu().numpy()]
-        pixels = self.processor(listed, return_tensors="pt").pixel_values.to(self.model.device)
-        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+        """Embeddings of pictures, as `look`."""
+        return look(self.model, self.processor, pictures)
 
     @torch.no_grad()
     def read(self, captions: Sequence[str]) -> torch.Tensor:
@@ -202,6 +196,19 @@ class Clip:
         """A hash of all on which embeddings depend."""
         parts = (network_fingerprint(self.model), fingerprint(self.tokenizer), self.processor.to_json_string())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+@torch.no_grad()
+def look(
+    encoder: CLIPModel | CLIPVisionModelWithProjection, processor: CLIPImageProcessorPil, pictures: torch.Tensor
+) -> torch.Tensor:
+    """Pictures, uint8 (B, 3, H, W) -> their embeddings, float32 (B, E), on the encoder's device.
+
+    They are the `image_embeds` of stock's `CLIPVisionModelWithProjection`, whose length is not 1.
+    """
+    listed = [Image.fromarray(pixels) for pixels in pictures.permute(0, 2, 3, 1).cpu().numpy()]
+    pixels = processor(listed, return_tensors="pt").pixel_values.to(encoder.device, encoder.dtype)
+    return encoder.visual_projection(encoder.vision_model(pixel_values=pixels).pooler_output).float()
 
 
 def load_clip(name: str | os.PathLike, flag: str) -> Clip:

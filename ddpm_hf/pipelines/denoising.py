@@ -17,7 +17,7 @@ from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import check_guidance, guided, guides_at
 from .inpainting import Given, Pictures, check_counts, given_pixels
-from .steps import check_starts_midway, takes_variance, with_thresholding, without_learned_variance
+from .steps import check_starts_midway, set_steps, takes_variance, with_thresholding, without_learned_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -129,7 +129,7 @@ class Denoising:
         # 2. Timesteps
         scheduler = without_learned_variance(self.scheduler)
         total = scheduler.config.num_train_timesteps
-        scheduler.set_timesteps(total if num_inference_steps is None else num_inference_steps)
+        set_steps(scheduler, total if num_inference_steps is None else num_inference_steps)
         if image is not None and skip_steps is not None:
             raise ValueError(f"`skip_steps` must be left out with `image`, got {skip_steps}.")
         if strength is None:
@@ -182,8 +182,12 @@ class Denoising:
         given: Given | None,
     ) -> torch.Tensor:
         """The loop of Algorithm 2, for any sampler, without its first `skipped` steps."""
-        step_arguments = {"generator": generator} if _accepts_generator(type(scheduler)) else {}
-        for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
+        taken = inspect.signature(scheduler.step).parameters
+        step_arguments = {"generator": generator} if "generator" in taken else {}
+        chain = scheduler.timesteps
+        for i, t in enumerate(self.progress_bar(chain[skipped:]), start=skipped):
+            if "prev_timestep" in taken:  # `UnCLIPScheduler` does not look for it in its own chain
+                step_arguments["prev_timestep"] = chain[i + 1] if i + 1 < len(chain) else None
             network_input = scheduler.scale_model_input(x_t, t)
             model_output = predict(network_input, t)
             if not takes_variance(scheduler):
@@ -348,7 +352,3 @@ def _listed(words: Any) -> Any:
     if isinstance(words, torch.Tensor):
         return words.tolist() if words.ndim < 2 else list(words)
     return list(words) if isinstance(words, Sequence) and not isinstance(words, str) else words
-
-
-def _accepts_generator(scheduler_class: type) -> bool:
-    return "generator" in inspect.signature(scheduler_class.step).parameters

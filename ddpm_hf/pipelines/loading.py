@@ -24,6 +24,7 @@ PIPELINES = {
     "StableDiffusionInpaintPipeline": ("latent_inpainting", "LatentInpaintingPipeline"),
     "KandinskyV22CombinedPipeline": ("unclip", "UnclipPipeline"),
     "ReconstructionPipeline": ("reconstruction", "ReconstructionPipeline"),
+    "KandinskyV22PriorPipeline": ("prior", "PriorPipeline"),
     "ContrastivePipeline": ("contrastive", "ContrastivePipeline"),
 }
 # An index calls diffusers' own module of a safety checker by that name.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from diffusers import PriorTransformer, SchedulerMixin, UnCLIPScheduler
+from diffusers import PriorTransformer, SchedulerMixin
 from diffusers.pipelines.kandinsky import KandinskyPriorPipelineOutput
 from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -108,13 +108,10 @@ class PriorPipeline(TextDenoising, KandinskyV22PriorPipeline):
         ):
             if found != width:
                 raise ValueError(f"{name} of {width} channels, as the prior expects, got {found}")
-        if self.tokenizer.model_max_length != length:
-            found = self.tokenizer.model_max_length
-            raise ValueError(f"tokenizer must have a model_max_length of {length}, as the prior expects, got {found:g}")
+        if (found := self.tokenizer.model_max_length) != length:
+            raise ValueError(f"tokenizer must cut captions to {length} tokens, as the prior expects, got {found:g}")
         if text.max_position_embeddings < length:
-            raise ValueError(
-                f"text_encoder must have at least {length} positions, got {text.max_position_embeddings}"
-            )
+            raise ValueError(f"text_encoder must have at least {length} positions, got {text.max_position_embeddings}")
         self._check_measured()
 
     def _check_measured(self) -> None:
@@ -166,11 +163,13 @@ class PriorPipeline(TextDenoising, KandinskyV22PriorPipeline):
             ValueError: for an invalid argument, naming the choices, or a prior without measured `clip_std`.
         """
         # 1. Check the arguments; a word for each row that is drawn
-        self._check_call(num_inference_steps, output_type, num_images_per_prompt, num_candidates)
+        self._check_call(output_type, num_images_per_prompt, num_candidates)
         asked = {"prompt": prompt, "negative_prompt": negative_prompt if guidance_scale != 1 else None}
         *_, count = self.ask(asked, guidance_scale, batch_size)
         words = _each(prompt, count)
         negatives = [] if negative_prompt is None else _each(negative_prompt, count)
+        if len(negatives) not in (0, count):
+            raise ValueError(f"`negative_prompt` must be one per image, got {len(negatives)} for {count} images.")
         generators = generator
         if isinstance(generator, list):
             if len(generator) != count * num_images_per_prompt:
@@ -208,18 +207,12 @@ class PriorPipeline(TextDenoising, KandinskyV22PriorPipeline):
             return embeddings, away
         return KandinskyPriorPipelineOutput(image_embeds=embeddings, negative_image_embeds=away)
 
-    def _check_call(self, steps: int | None, output_type: str, images: int, candidates: int) -> None:
+    def _check_call(self, output_type: str, images: int, candidates: int) -> None:
         if output_type not in ("pt", "np"):
             raise ValueError(f"`output_type` must be 'pt' or 'np', got {output_type!r}.")
         for name, number in (("num_images_per_prompt", images), ("num_candidates", candidates)):
             if number < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {number}.")
-        total = self.scheduler.config.num_train_timesteps
-        if isinstance(self.scheduler, UnCLIPScheduler) and steps is not None and not 2 <= steps <= total:
-            raise ValueError(
-                f"`num_inference_steps` must be between 2 and {total}: UnCLIPScheduler divides by one step less, got "
-                f"{steps}."
-            )
         self._check_measured()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin, UnCLIPScheduler
 
 from ..diffusion.process import LEARNED_VARIANCES
 
@@ -15,6 +15,8 @@ def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **
     another beta schedule, which would give noise, so every value is passed explicitly.
     """
     config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    if isinstance(scheduler, UnCLIPScheduler) and scheduler_class is not UnCLIPScheduler:
+        config["timestep_spacing"] = "linspace"  # it has no other
     return scheduler_class.from_config({**config, **changes})
 
 
@@ -71,3 +73,11 @@ def check_starts_midway(scheduler: SchedulerMixin) -> None:
     """Raises ValueError for a sampler whose chain must start at its first step."""
     if isinstance(scheduler, PNDMScheduler):
         raise ValueError("`scheduler` must be one that can start midway, such as ddpm, ddim or dpm, got 'pndm'.")
+
+
+def set_steps(scheduler: SchedulerMixin, steps: int) -> None:
+    """`set_timesteps`; ValueError for a number with which `UnCLIPScheduler` divides by zero, or repeats a timestep."""
+    total = scheduler.config.num_train_timesteps
+    if isinstance(scheduler, UnCLIPScheduler) and not 2 <= steps <= total:
+        raise ValueError(f"`num_inference_steps` must be between 2 and {total} with UnCLIPScheduler, got {steps}.")
+    scheduler.set_timesteps(steps)

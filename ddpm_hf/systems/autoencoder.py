@@ -22,8 +22,8 @@ from .ddpm import check_size
 from .system import System
 
 ARCHITECTURE = ("base_channels", "channel_multipliers", "blocks_per_level", "latent_channels")
-# Training pictures by which latents are standardised, at most. Of two halves of 10,000 captioned digits, the variances
-# of a channel differed by up to 2.7 %; of so many they are known within 1 %.
+# Training pictures by which latents or embeddings are standardised, at most. Of the latents of two halves of 10,000
+# captioned digits, the variances of a channel differed by up to 2.7 %; of so many they are known within 1 %.
 _MEASURED = 50_000
 
 
@@ -86,7 +86,7 @@ def build_autoencoder(config: Config, images: TrainingImages, start: None = None
 
     def finish(network: Autoencoder) -> Autoencoder:
         network = copy.deepcopy(network)
-        pictures = (codec.encode(batch) for batch in _first_batches(images, options.train_batch_size))
+        pictures = (codec.encode(batch) for batch in first_batches(images, options.train_batch_size))
         standardize(network.vae, *latent_statistics(network.vae, pictures))
         return network
 
@@ -103,7 +103,7 @@ def build_autoencoder(config: Config, images: TrainingImages, start: None = None
     )
 
 
-def _first_batches(images: TrainingImages, batch_size: int) -> Iterator[dict]:
+def first_batches(images: TrainingImages, batch_size: int) -> Iterator[dict]:
     """An epoch of training pictures, or the first of it, cropped and flipped as in training."""
     count = min(_MEASURED, images.count or _MEASURED)
     return images.batches(range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))

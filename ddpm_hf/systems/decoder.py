@@ -7,7 +7,7 @@ embedding as 32 tokens instead of four.
 from dataclasses import replace
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
+from diffusers import UnCLIPScheduler, UNet2DConditionModel
 from torch import nn
 
 from ..codecs.pixels import ToldPixelCodec
@@ -18,6 +18,7 @@ from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.clip import Clip
 from ..models.movq import identity_movq
+from ..models.prior import new_prior
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pipelines.loading import load_pipeline
 from ..pipelines.prior import PriorPipeline
@@ -31,8 +32,7 @@ from .clip import find_clip
 from .ddpm import build_loss, build_scheduler, check_size
 from .glide import build_unet
 from .kept_pictures import keep
-from .prior import draft_prior
-from .system import System, init_from
+from .system import Stage, System, init_from
 from .text import on, with_dropout
 
 
@@ -50,6 +50,11 @@ def resolve_decoder(config: Config, start: UnclipPipeline | None) -> Config:
     check_start(start, UnclipPipeline, config.model.system)
     unet_config = given_unet_config(config, start)
     config = judged_by_samples(config, "what the decoder is told says most of the picture")
+    config = config.filled({"channels": 3})
+    if config.data.channels != 3:
+        raise ValueError(
+            f"--channels must be 3 for --stage decoder, to which grey pictures are converted, got {config.data.channels}"
+        )
     config = filled(config, choose_preset(config, unet_config), unet_config, start)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
@@ -63,8 +68,6 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
     Raises:
         ValueError: if images, CLIP, prior, network, process and settings do not fit together, naming the argument.
     """
-    if images.shape[0] != 3:
-        raise ValueError(f"--channels must be 3 for --system dalle2, whose CLIP looks at colours, got {images.shape[0]}")
     if start is None:
         clip = find_clip(config, images)
         prior, known_by = _prior(config, clip), clip.fingerprint
@@ -121,7 +124,11 @@ def _prior(config: Config, clip: Clip) -> PriorPipeline:
     """
     folder = finished_stage(config, "prior", PRIOR_FOLDER)
     if folder is None:
-        return draft_prior(config, clip)
+        shape, length = choose_preset(config).prior.model, clip.tokenizer.model_max_length
+        sizes = {"width": shape["prior_width"], "layers": shape["prior_layers"]}
+        network = new_prior(clip.dimension, length, **sizes)
+        parts = clip.vision(), clip.text(), clip.tokenizer, UnCLIPScheduler(), clip.processor
+        return PriorPipeline(network, *parts)
     prior = load_pipeline(str(folder))
     if weights_fingerprint(prior.image_encoder) != weights_fingerprint(clip.vision()):
         raise ValueError(
@@ -129,3 +136,12 @@ def _prior(config: Config, clip: Clip) -> PriorPipeline:
             "again with --stage prior --overwrite_output_dir, or name its own with --clip_model"
         )
     return prior
+
+
+DECODER_STAGE = Stage(
+    name="decoder",
+    captioned=lambda config: True,
+    start=start_of_decoder,
+    resolve=resolve_decoder,
+    build=build_decoder,
+)

@@ -32,6 +32,7 @@ class Facts:
         caption_column: for runs with captions.
         text_encoder: what turns them into states, with a hash of what the flags do not say.
         autoencoder: of latents, with a hash.
+        clip: of embeddings, with a hash.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class Facts:
     caption_column: str | None = None
     text_encoder: str | None = None
     autoencoder: str | None = None
+    clip: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

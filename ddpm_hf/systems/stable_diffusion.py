@@ -14,13 +14,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from ..codecs.latents import KeptPosteriors, LatentCodec
+from ..codecs.latents import LatentCodec
 from ..data.captioned_digits import level_for
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
-from ..kept import KeptArray
 from ..models.autoencoder import factor_of
 from ..models.latent_unet import new_latent_unet
 from ..models.text import is_learned
@@ -51,6 +50,7 @@ from .autoencoder import (
 )
 from .base import finished_stage, for_inpainting, judged_by_samples, start_from_base
 from .ddpm import build_loss, build_scheduler, check_size
+from .kept_pictures import keep
 from .latent_inpainting import told_holes
 from .system import Stage, System, init_from
 from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
@@ -242,21 +242,9 @@ def build_inpainting(config: Config, images: TrainingImages, base: LatentTextToI
 
 def _codec(config: Config, images: TrainingImages, vae: AutoencoderKL, shape: tuple[int, int, int]) -> LatentCodec:
     """One that keeps posteriors, which the batches of `images` have then, if each picture is always the same."""
-    seed, why = config.optimization.seed, None
-    if not config.model.cache_latents:
-        why = "as --no_cache_latents asks"
-    elif images.store is None:
-        why = "since the data set is streamed"
-    elif images.random_crop and not images.store.is_uniform:
-        why = "since crops are random, which --center_crop changes"
-    if why is not None:
-        return LatentCodec(shape, vae, seed, source=f"computed in each step, {why}")
     settings = {name: value for name, value in vae.config.items() if not name.startswith("_")}
-    folder, encoder = images.store.folder, [weights_fingerprint(vae), settings]
-    images.latents = KeptArray(folder.parent, "latents", (images.picture_count, 2, *shape), [folder.name, encoder])
-    mirrored = " and its mirror image," if images.random_flip else ""
-    source = f"computed once for each picture{mirrored} and {images.latents}"
-    return LatentCodec(shape, vae, seed, KeptPosteriors(images.latents, images.pictures), source)
+    kept, source = keep(config, images, "latents", (2, *shape), [weights_fingerprint(vae), settings])
+    return LatentCodec(shape, vae, config.optimization.seed, kept, source)
 
 
 def _scheduler(config: Config, start: LatentTextToImagePipeline | None) -> LinearDDPMScheduler:

@@ -125,10 +125,13 @@ def _learned_encoder(config: Config, tokens: int) -> T5EncoderModel:
         return small_text_encoder(tokens, config.model.text_width, config.model.text_layers)
 
 
-def build_prompt(config: Config, images: TrainingImages, text: Text, **about: Any) -> tuple[Prompt, str]:
+def build_prompt(
+    config: Config, images: TrainingImages, text: Text, kind: type[FrozenPrompt] = FrozenPrompt, **about: Any
+) -> tuple[Prompt, str]:
     """The condition, and what there is to record of the encoder.
 
     Args:
+        kind: of an encoder that is kept as it is.
         **about: attributes of `Prompt` that the pipeline's are made with too.
     """
     tokenizer, text_encoder = text
@@ -142,9 +145,9 @@ def build_prompt(config: Config, images: TrainingImages, text: Text, **about: An
     if config.model.text_encoder == "train":
         return Prompt(**about), f"learned from captions whose vocabulary has the hash {fingerprint(tokenizer)}"
     number = _hash_of(text_encoder, tokenizer)
-    shape = about["length"], text_encoder.config.hidden_size
-    states = _states(images, number, shape, about.get("read", Prompt.read))
-    prompt = FrozenPrompt(**about, encoder=text_encoder.eval().requires_grad_(False), states=states)
+    shape = about["length"] + kind.more_rows, text_encoder.config.hidden_size
+    states = _states(images, number, shape, about.get("read", kind.read))
+    prompt = kind(**about, encoder=text_encoder.eval().requires_grad_(False), states=states)
     return prompt, f"frozen, with the hash {number}"
 
 

@@ -126,7 +126,7 @@ def describe(plan: Plan, accelerator: Accelerator, cost: Forecast) -> str:
         f"{channels} channel{'s' * (channels > 1)}{classes}; {_held_out(images)}"
         + (f"; {len(images.unreadable)} unreadable and left out" if images.unreadable else ""),
         "model": f"{plan.facts.parameters:,} parameters" + (f", channels {tuple(levels)}" if levels else ""),
-        **({"latents": latents} if (latents := plan.system.codec.describe()) else {}),
+        **({plan.system.codec.called: text} if (text := plan.system.codec.describe()) else {}),
         **{condition.name: text for condition in plan.system.conditions if (text := condition.describe())},
         **({"loss": str(plan.system.loss)} if scheduler is None else {"process": _process(scheduler.config)}),
         "training": f"{plan.clock.steps} steps of {batch} images{epochs}, "

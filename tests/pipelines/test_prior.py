@@ -107,7 +107,10 @@ def test_the_codec_looks_as_stock_does_and_stocks_prior_gives_its_scale_back(sto
         ({"num_inference_steps": 1}, "`num_inference_steps` must be between 2 and 1000 with UnCLIPScheduler, got 1"),
         ({"num_inference_steps": 1001}, "`num_inference_steps` must be between 2 and 1000 .*, got 1001"),
         ({"prompt": None}, "`prompt` must be given for this model: a caption"),
-        ({"negative_prompt": ["a", "b"], "guidance_scale": 1.0}, "`negative_prompt` must be one per image, got 2 for 1"),
+        (
+            {"negative_prompt": ["a"] * 2, "guidance_scale": 1.0},
+            "`negative_prompt` must be one per image, got 2 for 1",
+        ),
         ({"generator": image_generators(0, [0, 1])}, "`generator` must be one per image, got 2 for 1 images"),
         ({"num_candidates": 0}, "`num_candidates` must be at least 1, got 0"),
         ({"output_type": "pil"}, "`output_type` must be 'pt' or 'np', got 'pil'"),
@@ -137,7 +140,7 @@ def _shorten(pipeline):
     [
         (_narrow_text, "text_encoder must have states of 32 channels, as the prior expects, got 24"),
         (_forget_scale, "prior must have the measured standard deviation .* clip_std, above 0, got 0 in 32 of 32"),
-        (_shorten, "tokenizer must have a model_max_length of 12, as the prior expects, got 10"),
+        (_shorten, "tokenizer must cut captions to 12 tokens, as the prior expects, got 10"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(spoil, problem):

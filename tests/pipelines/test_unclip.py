@@ -171,7 +171,7 @@ def test_parts_that_do_not_fit_are_named(tiny_unclip_pipeline, tmp_path):
         ("unet", {"out_channels": 3}, "unet must have 3 input and 6 output channels, got 3 and 3"),
         ("unet", {"encoder_hid_dim": 16}, "prior_image_encoder must have embeddings of 16 channels, as the unet expe"),
         ("unet", {"sample_size": None}, "unet has no sample_size"),
-        ("prior_prior", {"num_embeddings": 5}, "prior: tokenizer must have a model_max_length of 5"),
+        ("prior_prior", {"num_embeddings": 5}, "prior: tokenizer must cut captions to 5 tokens, as the prior expects, got 12"),
     ):
         pipeline = tiny_unclip_pipeline()
         getattr(pipeline, part).register_to_config(**change)

@@ -153,5 +153,5 @@ def test_the_plan_says_what_is_kept_and_each_autoencoder_has_a_folder_of_its_own
 
     vaes = [autoencoder(seed) for seed in (0, 1)]
     trainers = [start(*FLAGS, *KEPT, "--vae", vae, output_dir=tmp_path / str(seed)) for seed, vae in enumerate(vaes)]
-    folders = [trainer.plan.images.latents.folder for trainer in trainers]
+    folders = [trainer.plan.images.kept["latents"].folder for trainer in trainers]
     assert folders[0] != folders[1] and all(list(folder.glob("*.f16")) for folder in folders)
