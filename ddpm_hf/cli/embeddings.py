@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.transforms import resize_and_crop, to_channels
 from ..flags import flag
 from ..sampling.drawing import Drawing, read_picture
-from ..sampling.embeddings import draw_between, embed, noise_of, redraw, slerp, towards
+from ..sampling.embeddings import check_ddim, draw_between, embed, noise_of, redraw, slerp, towards
 from ..sampling.pictures import captioned_grid, image_grid
 from ..seeds import generator_for
 
@@ -70,6 +70,7 @@ def changing(drawing: Drawing, file: str, before: str, after: str, steps: int | 
     """What draws an image as one caption becomes another (text differences, §3.3)."""
     pipeline, picture = drawing.pipeline, read_picture(file)
     z = embed(pipeline, picture)
+    check_ddim(pipeline, steps or _DDIM_STEPS)
     goal = towards(pipeline, z, before, after)
 
     def draw() -> Image.Image:
@@ -86,6 +87,7 @@ def reconstructing(drawing: Drawing, file: str, steps: int | None) -> Callable[[
     """What draws an image again from its embedding and DDIM's noise, beside variations from other noise."""
     pipeline, picture = drawing.pipeline, read_picture(file)
     z = embed(pipeline, picture)
+    check_ddim(pipeline, steps or _DDIM_STEPS)
 
     def draw() -> Image.Image:
         x_T = noise_of(pipeline, picture, z, steps or _DDIM_STEPS)

@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     arguments, pictures, embeddings, machine, names = parser.parse(argv)
     with one_line_errors(parser):
         check(arguments, pictures, embeddings)
-        drawing = prepare(names.pipeline, arguments, embeddings)
+        drawing = prepare(names.pipeline, arguments, pictures, embeddings)
         use_cores(drawing.pipeline.device, machine.num_cpu_threads)
         only = only_picture(drawing, arguments, pictures, embeddings)
         if only is None:
@@ -156,7 +156,9 @@ def refuse(flag: str, why: str, others: Mapping[str, Any]) -> None:
         raise ValueError(f"--{flag} {why} {', '.join(given)}")
 
 
-def prepare(name: str, arguments: SampleArguments, embeddings: EmbeddingArguments) -> Drawing:
+def prepare(
+    name: str, arguments: SampleArguments, pictures: PictureArguments, embeddings: EmbeddingArguments
+) -> Drawing:
     """The pipeline on this process's device, ready to draw with the requested sampler.
 
     Raises:
@@ -201,6 +203,8 @@ def prepare(name: str, arguments: SampleArguments, embeddings: EmbeddingArgument
     if embeddings.variations is not None:
         asked = {"image_embeds": [embed(pipeline, read_picture(embeddings.variations))]}
         pipeline = pipeline.looking_at_pictures()
+    elif pipeline.has_prior and (pictures.interpolate or embeddings.asked):
+        asked = {}
     else:
         asked = asked_for(pipeline, arguments, scale)
     return Drawing(
@@ -291,8 +295,12 @@ def only_picture(
     if name == "reconstruct":
         return file, reconstructing(drawing, embeddings.reconstruct, steps)
     if drawing.pipeline.has_prior:
-        if pictures.interpolation_depths is not None:
-            raise ValueError("--interpolation_depths must be left out for a model that interpolates embeddings")
+        told = {name: getattr(arguments, name) for name in ("prompt", "prompts", "negative_prompt")}
+        refuse(
+            "interpolate",
+            "is by embeddings here; leave out",
+            told | {"interpolation_depths": pictures.interpolation_depths},
+        )
         return file, between(drawing, pictures.interpolate)
     return file, interpolation(drawing, arguments, pictures)
 

@@ -1,7 +1,8 @@
 """What DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §3) does with the embedding of a picture: pictures between two,
 a picture changed by words, and its reconstruction."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,10 @@ from ..data.transforms import resize_and_crop, to_channels, to_pixels
 from ..pipelines.steps import rebuild
 from ..pixels import channels_last, to_levels
 from ..seeds import generator_for
+from .samplers import make_sampler
 
 if TYPE_CHECKING:
     from ..pipelines.unclip import UnclipPipeline
-
-# There and back on the same timesteps, and without clipping, which cannot be undone.
-_DDIM: Mapping[str, Any] = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
@@ -55,7 +54,7 @@ def draw_between(
     shares: Sequence[float],
     rows: int,
     seed: int,
-    **call,
+    **call: Any,
 ) -> np.ndarray:
     """Pictures of embeddings between two, uint8 (rows, shares, H, W, C): all of a row are drawn with the same noise.
 
@@ -84,10 +83,13 @@ def noise_of(pipeline: "UnclipPipeline", picture: Image.Image, z: torch.Tensor, 
 
     Args:
         picture: of any size, resized and cropped as for training.
+        steps: a divisor of T, as for `check_ddim`.
     """
     channels, *size = pipeline.image_shape
     pixels = torch.from_numpy(to_pixels(to_channels(resize_and_crop(picture, tuple(size)), channels)))
-    scheduler, network = rebuild(DDIMInverseScheduler, pipeline.scheduler, **_DDIM), pipeline.network.eval()
+    known = inspect.signature(DDIMInverseScheduler.__init__).parameters
+    process = {name: value for name, value in _ddim(pipeline, steps).config.items() if name in known}
+    scheduler, network = DDIMInverseScheduler(**process), pipeline.network.eval()
     scheduler.set_timesteps(steps)
     x_t = pipeline.codec.encode({"images": pixels[None]}).to(pipeline.device)
     for t in scheduler.timesteps:
@@ -96,10 +98,12 @@ def noise_of(pipeline: "UnclipPipeline", picture: Image.Image, z: torch.Tensor, 
     return x_t
 
 
-def redraw(pipeline: "UnclipPipeline", x_T: torch.Tensor, embeddings: Sequence[torch.Tensor], steps: int) -> np.ndarray:
+def redraw(
+    pipeline: "UnclipPipeline", x_T: torch.Tensor, embeddings: Sequence[torch.Tensor], steps: int
+) -> np.ndarray:
     """What DDIM draws from one x_T for each of these embeddings, uint8 (n, H, W, C)."""
     decoder = pipeline.decoder
-    decoder.scheduler = rebuild(DDIMScheduler, pipeline.scheduler, **_DDIM)
+    decoder.scheduler = _ddim(pipeline, steps)
     images = decoder(
         image_embeds=embeddings,
         latents=x_T.expand(len(embeddings), -1, -1, -1),
@@ -109,3 +113,16 @@ def redraw(pipeline: "UnclipPipeline", x_T: torch.Tensor, embeddings: Sequence[t
     ).images
     return channels_last(to_levels(images))
 
+
+def check_ddim(pipeline: "UnclipPipeline", steps: int) -> None:
+    """Raises ValueError for steps of DDIM that do not divide T, which diffusers rounds otherwise there and back."""
+    total = pipeline.scheduler.config.num_train_timesteps
+    if total % steps:
+        raise ValueError(f"`num_inference_steps` must divide the {total} timesteps for DDIM, got {steps}.")
+
+
+def _ddim(pipeline: "UnclipPipeline", steps: int) -> DDIMScheduler:
+    """It takes the same timesteps there and back, and does not clip, which could not be undone."""
+    check_ddim(pipeline, steps)
+    ddim = make_sampler("ddim", pipeline.scheduler)
+    return rebuild(type(ddim), ddim, timestep_spacing="trailing", clip_sample=False, thresholding=False)

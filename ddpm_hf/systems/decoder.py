@@ -107,9 +107,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
     )
 
 
-def _unet(
-    config: Config, images: TrainingImages, width: int, start: UnclipPipeline | None
-) -> UNet2DConditionModel:
+def _unet(config: Config, images: TrainingImages, width: int, start: UnclipPipeline | None) -> UNet2DConditionModel:
     if start is not None:
         return with_dropout(start.unet, config.model.dropout)
     check_size(lambda: [build_unet(config, images.shape, width, told="image")])

@@ -32,9 +32,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 def settings(images, out, *flags: str):
     forget_accelerator()
-    return parse_training_arguments(
-        ["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *flags]
-    )
+    return parse_training_arguments(["--train_data_dir", str(images), "--output_dir", str(out), *TINY, *FLAGS, *flags])
 
 
 def save_clip(folder, seed: int = 0) -> str:
@@ -76,7 +74,9 @@ def test_it_leaves_one_whole_model(trained):
     model = ModelFolder.read(trained)
     assert model.summary["status"] == "finished" and model.summary["clip"].startswith("one with the hash")
     for part in ("prior", "image_encoder", "text_encoder"):
-        own, there = (next(folder.glob("*.safetensors")) for folder in (trained / f"prior_{part}", trained / "prior" / part))
+        own, there = (
+            next(folder.glob("*.safetensors")) for folder in (trained / f"prior_{part}", trained / "prior" / part)
+        )
         own, there = load_file(own), load_file(there)
         assert own.keys() == there.keys() and all(torch.equal(weight, there[key]) for key, weight in own.items())
     assert "ddpm_hf" not in (trained / "model_index.json").read_text()
@@ -143,7 +143,11 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
             [str(trained), *evaluate, "--stage", "decoder", "--prior_candidates", "2"],
             "--prior_candidates must be left out where no prior turns captions into embeddings, got 2",
         ),
-        ("evaluate.py", [str(trained / "prior"), *evaluate, "--stage", "decoder"], "--stage decoder is for a model with"),
+        (
+            "evaluate.py",
+            [str(trained / "prior"), *evaluate, "--stage", "decoder"],
+            "--stage decoder is for a model with",
+        ),
     ):
         forget_accelerator()
         with pytest.raises(SystemExit):
@@ -155,16 +159,20 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
     ("flags", "words"),
     [
         ("--output_dir {new}", "--stage decoder needs a finished prior in .*prior; train it with --stage prior"),
-        ("--clip_model {other}", "--stage decoder needs a prior of its own CLIP, but that in .*prior has learned from"),
+        (
+            "--clip_model {other}",
+            "--stage decoder needs a prior of its own CLIP, but that in .*prior has learned from",
+        ),
         ("--resolution 8x12", "--resolution must be square for --system dalle2, got 8x12"),
         ("--channels 1", "--channels must be 3 for --system dalle2, .*, got 1"),
-        ("--eval_metrics nll", "--eval_metrics must not be nll for --system dalle2: what the decoder is told says most"),
+        (
+            "--eval_metrics nll",
+            "--eval_metrics must not be nll for --system dalle2: what the decoder is told says most",
+        ),
         ("--init_from {trained}/prior", "--init_from must be a model of --system dalle2, got a PriorPipeline"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_is_written(
-    trained, image_folder, tmp_path, capsys, flags, words
-):
+def test_bad_input_is_one_line_before_anything_is_written(trained, image_folder, tmp_path, capsys, flags, words):
     out = tmp_path / "out"
     for name in ("clip", "prior"):
         shutil.copytree(trained / name, out / name)
