@@ -1,4 +1,4 @@
-"""The page docs/derivation.md is true: its blocks run in order, print what it shows, and its links lead somewhere."""
+"""The pages of mathematics are true: their blocks run in order, print what they show, and links lead somewhere."""
 
 import contextlib
 import io
@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "derivation.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {"derivation.md": 10, "systems.md": 5}  # -> sections
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -24,17 +25,16 @@ class Block(NamedTuple):
     output: str
 
 
-def read_blocks() -> list[Block]:
-    text = PAGE.read_text(encoding="utf-8")
+def read(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def read_blocks(page: str) -> list[Block]:
+    text = read(page)
     return [
         Block(text.count("\n", 0, match.start("code")), match["code"], match["output"] or "")
         for match in BLOCK.finditer(text)
     ]
-
-
-@pytest.fixture(scope="module")
-def text():
-    return PAGE.read_text(encoding="utf-8")
 
 
 def same_but_for_rounding(printed: str, shown: str) -> bool:
@@ -48,50 +48,56 @@ def same_but_for_rounding(printed: str, shown: str) -> bool:
     return True
 
 
-def test_the_page_runs_from_top_to_bottom_and_prints_what_it_shows():
-    namespace = {"__name__": "derivation"}
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_runs_from_top_to_bottom_and_prints_what_it_shows(page):
+    namespace = {"__name__": page}
     with torch.random.fork_rng(devices=[]):
-        for block in read_blocks():
+        for block in read_blocks(page):
             # Blank lines in front make a traceback name the line of the page.
-            code = compile("\n" * block.line + block.code, str(PAGE), "exec")
+            code = compile("\n" * block.line + block.code, page, "exec")
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 exec(code, namespace)
             assert same_but_for_rounding(printed.getvalue(), block.output), (
-                f"{PAGE.name}, line {block.line} shows\n{block.output}\nbut printed\n{printed.getvalue()}"
+                f"{page}, line {block.line} shows\n{block.output}\nbut printed\n{printed.getvalue()}"
             )
 
 
-def test_every_block_but_the_imports_asserts_something(text):
-    blocks = read_blocks()
-    assert len(blocks) == text.count("```python")  # none escapes the pattern
-    assert len(blocks) >= 25
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_but_the_imports_asserts_something(page):
+    blocks = read_blocks(page)
+    assert len(blocks) == read(page).count("```python")  # none escapes the pattern
+    assert len(blocks) > PAGES[page]
     for block in blocks[1:]:
         assert re.search(r"^\s*assert ", block.code, re.MULTILINE), f"the block at line {block.line} proves nothing"
 
 
-def test_every_section_of_formulas_has_a_block(text):
-    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
-    assert len(sections) == 10
+@pytest.mark.parametrize("page", PAGES)
+def test_every_section_of_formulas_has_a_block(page):
+    sections = re.split(r"^## ", read(page), flags=re.MULTILINE)[1:]
+    assert len(sections) == PAGES[page]
     for section in sections:
         assert "```python" in section, section.splitlines()[0]
 
 
-def test_every_equation_of_the_derivation_is_on_the_page(text):
+def test_every_equation_of_the_derivation_is_on_the_page():
+    text = read("derivation.md")
     formulas = "".join(re.findall(r"^```math\n.*?^```\n", text, re.DOTALL | re.MULTILINE))
     numbered = {int(n) for group in re.findall(r"\\qquad \(([\d, ]+)\)", formulas) for n in group.split(",")}
     assert numbered == {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15}
 
 
-def test_links_lead_to_sections_and_figures(text):
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_sections_files_and_figures(page):
+    text = read(page)
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#([^)]*)\)", text)) == anchors
 
-    figures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
-    assert len(figures) == 4
-    for figure in figures:
-        assert (PAGE.parent / figure).stat().st_size < 150_000, figure
+    for place in re.findall(r"[^!]\[[^]]*\]\((?!http)([^)#]+)\)", text):
+        assert (DOCS / place).is_file(), place
+    for figure in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
+        assert (DOCS / figure).stat().st_size < 150_000, figure
 
 
 @pytest.mark.parametrize(
