@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= demo
+DALLE2_DIR ?= demo-dalle2
 GLIDE_DIR ?= demo-glide
 IMAGEN_DIR ?= demo-imagen
 SD_DIR ?= demo-stable-diffusion
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo demo-glide demo-imagen demo-stable-diffusion test style quality bench bench-quick bench-full gpu
+.PHONY: install demo demo-glide demo-imagen demo-stable-diffusion demo-dalle2 test style quality bench bench-quick bench-full gpu
 
 install: $(INSTALLED)
 
@@ -33,8 +34,6 @@ demo-glide: install
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
 		scripts/train.py --system glide --output_dir $(GLIDE_DIR)
 	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
-		--num_inference_steps 20 --guidance_scale 3 --stage base
-	@$(BIN)/python scripts/evaluate.py $(GLIDE_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3
 	@$(BIN)/python scripts/sample.py $(GLIDE_DIR) --prompts docs/prompts.txt --fast --output_dir $(GLIDE_DIR)/pictures
 
@@ -43,8 +42,6 @@ demo-glide: install
 demo-imagen: install
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
 		scripts/train.py --system imagen --output_dir $(IMAGEN_DIR)
-	@$(BIN)/python scripts/evaluate.py $(IMAGEN_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
-		--num_inference_steps 20 --guidance_scale 3 --stage base
 	@$(BIN)/python scripts/evaluate.py $(IMAGEN_DIR)/upsampler --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20
 	@$(BIN)/python scripts/evaluate.py $(IMAGEN_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
@@ -60,6 +57,21 @@ demo-stable-diffusion: install
 	@$(BIN)/python scripts/evaluate.py $(SD_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3
 	@$(BIN)/python scripts/sample.py $(SD_DIR) --prompts docs/prompts_placed.txt --fast --output_dir $(SD_DIR)/pictures
+
+# The same by way of CLIP's embedding of a picture: a CLIP, a prior that draws its embeddings, a decoder that draws the
+# picture; how many of 1,000 pictures follow their captions, and how many drawn from the embeddings of real pictures do.
+demo-dalle2: install
+	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
+		scripts/train.py --system dalle2 --output_dir $(DALLE2_DIR)
+	@$(BIN)/python scripts/evaluate.py $(DALLE2_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
+		--num_inference_steps 20 --guidance_scale 3 --stage decoder
+	@$(BIN)/python scripts/evaluate.py $(DALLE2_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
+		--num_inference_steps 20 --guidance_scale 3
+	@$(BIN)/python scripts/sample.py $(DALLE2_DIR) --prompts docs/prompts.txt --fast --output_dir $(DALLE2_DIR)/pictures
+	@$(BIN)/python scripts/sample.py $(DALLE2_DIR) --variations $(DALLE2_DIR)/pictures/00000.png --fast \
+		--num_images 11 --output_dir $(DALLE2_DIR)/variations
+	@$(BIN)/python scripts/sample.py $(DALLE2_DIR) --fast --output_dir $(DALLE2_DIR)/between \
+		--interpolate $(DALLE2_DIR)/pictures/00000.png $(DALLE2_DIR)/pictures/00001.png
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \

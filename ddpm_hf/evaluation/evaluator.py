@@ -16,6 +16,7 @@ from .exams import exams_for, model_exams_for
 from .image_sets import SOURCE_SETTINGS, find_images
 from .measurements import measure_memorization, measure_nll, measure_quality
 from .plots import save_grid
+from .prompt_exam import PromptExam
 from .quality import QUALITY_METRICS, check_quality, extractor_for, few_images
 from .reconstruction import check_kind, measure_reconstruction, usual_metric
 from .record import EVALUATION_FILE, metrics_of, summary_table, update_report
@@ -149,6 +150,8 @@ class Evaluator:
             entries += measure_reconstruction(self.pipeline, samples, pictures, self.reference)
         for exam in self.exams:
             entries += exam.measure(samples)
+            if samples.small is not None and isinstance(exam, PromptExam):
+                entries += exam.measure(samples.small)
         if "memorization" in request.metrics:
             training = self.reference.training()
             entries += measure_memorization(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
@@ -35,10 +36,12 @@ class Samples:
     Attributes:
         images: uint8 (n, C, H, W).
         about: how they were drawn, for the report.
+        small: those that were enlarged to these.
     """
 
     images: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)
+    small: "Samples | None" = None
 
 
 def words_for(conditions: Sequence[Condition], images: ImageSet, count: int) -> dict[str, list[Any]]:
@@ -87,8 +90,14 @@ def draw_samples(
     calls = network_calls(pipeline)
     if asked is None:
         asked = {condition.name: condition.usual() for condition in pipeline.conditions}
-    state = PartialState()
+    state, small = PartialState(), []
     mine = list(range(state.process_index, count, state.num_processes))
+
+    def see(stage: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        show(stage, step, timestep, tensors)
+        if pipeline.stages[1:] and stage is pipeline and step + 1 == len(pipeline.scheduler.timesteps):
+            small.append(pipeline.codec.pictures(tensors["latents"]))
+
     with sampling_bar(count, count, len(mine), calls, leave=None, disable=not state.is_local_main_process) as show:
         batches = generate(
             pipeline,
@@ -98,17 +107,21 @@ def draw_samples(
             {name: cycled(words, mine) for name, words in asked.items()},
             num_inference_steps=steps,
             **guidance,
-            callback_on_step_end=show,
+            callback_on_step_end=see,
         )
         everything = gather_object(list(batches))
     order = np.argsort(np.concatenate([indices for indices, _ in everything]))
-    images = np.concatenate([images for _, images in everything])[order].transpose(0, 3, 1, 2)
+
+    def in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(np.concatenate(parts)[order].transpose(0, 3, 1, 2))
+
+    images = in_order([images for _, images in everything])
+    if pipeline.scheduler is None:
+        return Samples(images=images, about={"seed": seed, "sampler": None, "steps": None})
     guided = 0
     if guidance_scale not in (0.0, 1.0):
         total, interval = pipeline.scheduler.config.num_train_timesteps, guidance.get("guidance_interval")
         guided = sum(guides_at(t, total, interval) for t in pipeline.scheduler.timesteps)
-    if pipeline.scheduler is None:
-        return Samples(images=np.ascontiguousarray(images), about={"seed": seed, "sampler": None, "steps": None})
     about = {
         "seed": seed,
         "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
@@ -119,7 +132,12 @@ def draw_samples(
         **thresholding_of(pipeline.scheduler.config),
         **upsampler_fingerprint(pipeline),
     }
-    return Samples(images=np.ascontiguousarray(images), about=about)
+    if not pipeline.stages[1:]:
+        return Samples(images=images, about=about)
+    of_base = {name: value for name, value in about.items() if name not in upsampler_fingerprint(pipeline)}
+    of_base["network_calls"] = network_calls(pipeline.alone()) + guided
+    of_base.pop("noise_level", None)
+    return Samples(images=images, about=about, small=Samples(images=in_order(gather_object(small)), about=of_base))
 
 
 def network_calls(pipeline: DDPMPipeline) -> int:

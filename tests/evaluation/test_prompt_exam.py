@@ -108,14 +108,16 @@ def test_small_and_enlarged_pictures_are_judged_side_by_side(cascade, capsys):
     flags = [str(cascade), *"--metrics prompt --num_images 60 --num_inference_steps 2 --guidance_scale 3".split()]
     thresholding = ["--thresholding", "--sample_max_value", "2"]
     main([*flags, *thresholding, "--aug_level", "30"])
-    main([*flags, "--stage", "base"])
+    both = ModelFolder.read(cascade).metrics
+    main([*flags, *thresholding, "--stage", "base"])
+    assert ModelFolder.read(cascade).metrics == both, "the base draws the pictures that were enlarged"
     table = capsys.readouterr().out.splitlines()[-17:-1]
     assert [", upsampled" in row for row in table] == [True] * 8 + [False] * 8
     entries = ModelFolder.read(cascade).metrics
     assert [entry["name"] for entry in entries] == [*NAMES, *NAMES]
     assert [entry["network_calls"] for entry in entries[::8]] == [2 * 2 + 2, 2 * 2], "the upsampler is not guided"
     names = ("dynamic_thresholding_ratio", "sample_max_value", "noise_level")
-    assert [entries[0][name] for name in names] == [0.995, 2.0, 30] and not entries[8].keys() & {*names}
+    assert [entries[0][name] for name in names] == [0.995, 2.0, 30] and "noise_level" not in entries[8]
     main([str(cascade / "upsampler"), *flags[1:-2], "--aug_level", "0"])  # alone, on real pictures
     alone = ModelFolder.read(cascade / "upsampler").metrics
     assert [entry["name"] for entry in alone] == NAMES and alone[0]["noise_level"] == 0
@@ -157,7 +159,7 @@ def test_samples_of_a_text_model_are_compared_with_its_own_data(text_run, tmp_pa
         ("text", "photos", "--metrics prompt needs captions of captioned digits, .*has others: 'photo number .'$"),
         ("text", "digits", "`caption_column` is not given and no column holds text"),
         ("classes", None, "--metrics prompt needs a text-to-image model, got one that is told class_labels"),
-        ("photos", "digits", "--metrics nll, prompt, clip or reconstruction and --compare need a pipeline"),
+        ("photos", "digits", "--metrics nll, prompt, clip, reconstruction or retrieval and --compare need a pipeline"),
     ],
 )
 def test_what_cannot_be_examined(text_run, trained_run, photos, model, data, words):
