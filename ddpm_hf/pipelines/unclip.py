@@ -15,12 +15,8 @@ from diffusers import (
     VQModel,
 )
 from torch import nn
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..codecs.pixels import PixelCodec, ToldPixelCodec
 from ..conditions.condition import Condition, Told
@@ -213,7 +209,7 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
         prior_text_encoder: CLIPTextModelWithProjection,
         prior_tokenizer: CLIPTokenizer,
         prior_scheduler: SchedulerMixin,
-        prior_image_processor: CLIPImageProcessor,
+        prior_image_processor: BaseImageProcessor,
     ):
         of_clip = prior_image_encoder, prior_text_encoder, prior_tokenizer
         super().__init__(unet, scheduler, movq, prior_prior, *of_clip, prior_scheduler, prior_image_processor)
