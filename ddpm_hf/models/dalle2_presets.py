@@ -1,6 +1,6 @@
 """Presets of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125)."""
 
-from .preset import MINUTES_TRAINING, SMALL_TRAINING, Preset
+from .preset import MINUTES_TRAINING, SMALL_PROCESS, SMALL_TRAINING, Preset
 
 _CLIP_TRAINING = {"eval_metrics": ["retrieval"], "random_flip": False}
 
@@ -57,6 +57,42 @@ _CLIP_64 = Preset(
     },
 )
 
+# Captions are hidden as often as in the paper (table 3), whose prior has the cosine schedule and predicts x_0 too.
+_PRIOR_PROCESS = {**SMALL_PROCESS, "prediction_type": "sample"}
+_PRIOR_TRAINING = {"eval_metrics": ["prior"], "condition_dropout": 0.1, "preview_guidance_scale": 2.0}
+
+_PRIOR_DIGITS = Preset(
+    description="prior of captioned digits, 0.5 M parameters, minutes on two CPU cores",
+    system="dalle2",
+    model={"resolution": 16, "channels": 3, "prior_width": 96, "prior_layers": 4, "dropout": 0.0},
+    process=_PRIOR_PROCESS,
+    training={
+        **MINUTES_TRAINING,
+        **_PRIOR_TRAINING,
+        "learning_rate": 1e-3,
+        "train_batch_size": 256,
+        "max_train_steps": 900,
+    },
+)
+
+# Half the paper's width and layers (table 3), and a tenth of its parameters.
+_PRIOR_64 = Preset(
+    description="prior, 155 M parameters, on GPUs",
+    system="dalle2",
+    model={"resolution": 64, "channels": 3, "prior_width": 1024, "prior_layers": 12, "dropout": 0.0},
+    process=_PRIOR_PROCESS,
+    training={
+        **SMALL_TRAINING,
+        **_PRIOR_TRAINING,
+        "learning_rate": 1.1e-4,
+        "adam_beta2": 0.96,
+        "adam_epsilon": 1e-6,
+        "adam_weight_decay": 6e-2,
+        "train_batch_size": 512,
+        "max_train_steps": 100_000,
+    },
+)
+
 DALLE2_PRESETS = {
     "dalle2-digits": Preset(
         description="captioned digits, 16x16, minutes on two CPU cores",
@@ -64,6 +100,7 @@ DALLE2_PRESETS = {
         model={"resolution": 16, "channels": 3},
         training={},
         clip=_CLIP_DIGITS,
+        prior=_PRIOR_DIGITS,
     ),
     "dalle2-64-256": Preset(
         description="your own captioned images at 64x64, on a GPU",
@@ -71,5 +108,6 @@ DALLE2_PRESETS = {
         model={"resolution": 64, "channels": 3},
         training={},
         clip=_CLIP_64,
+        prior=_PRIOR_64,
     ),
 }

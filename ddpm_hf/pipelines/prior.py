@@ -54,7 +54,7 @@ class PriorPipeline(TextDenoising, KandinskyV22PriorPipeline):
         prior, image_encoder, text_encoder, tokenizer, scheduler, image_processor: as in `KandinskyV22PriorPipeline`.
     """
 
-    draws_pictures = False
+    draws_pictures, kind = False, "a prior"
 
     def __init__(
         self,

@@ -55,7 +55,7 @@ def test_kept_and_computed_embeddings_are_the_same_within_half_precision(begin):
 
 
 def test_another_clip_has_files_of_its_own(begin, tmp_path):
-    trainers = [begin(*KEPT), begin(*KEPT, clip_model=save_clip_in(tmp_path / "other", seed=1), out="other")]
+    trainers = [begin(*KEPT), begin(*KEPT, clip_model=save_clip_in(tmp_path / "another", seed=1), out="other")]
     first, second = ([array.folder for array in _kept_by(trainer)] for trainer in trainers)
     assert len(first) == len(second) == 2 and not {*first} & {*second}
     assert all(list(folder.glob("*.f16")) for folder in first + second)
