@@ -19,12 +19,12 @@ import measuring
 import numpy as np
 import torch
 
-from ddpm_hf.judges.features import Extractor, load_extractor
 from ddpm_hf.evaluation.image_sets import ImageSet, find_images
 from ddpm_hf.evaluation.measurements import measure_quality
 from ddpm_hf.evaluation.prompt_exam import PromptExam
 from ddpm_hf.evaluation.samples import Samples, words_for
 from ddpm_hf.hub.folder import ModelFolder
+from ddpm_hf.judges.features import Extractor, load_extractor
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.guidance import check_noise_level
 from ddpm_hf.pipelines.loading import load_pipeline

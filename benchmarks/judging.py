@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_hf.evaluation.extraction import features_of_images, features_of_samples, shared_statistics
-from ddpm_hf.judges.features import load_extractor
 from ddpm_hf.evaluation.image_sets import find_images
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.hub.stock import DDPM
+from ddpm_hf.judges.features import load_extractor
 from ddpm_hf.statistics.distances import frechet_distance, resampled_error
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ..judges.clip import caption_scores
+from ..judges.features import Extractor, to_rgb
 from ..statistics.intervals import median_interval, wilson_interval
 from .extraction import features_of_images, features_of_samples, on_all_processes
-from ..judges.features import Extractor, to_rgb
 from .image_sets import ImageSet
 from .quality import between, interval
 from .samples import Samples, captions_in

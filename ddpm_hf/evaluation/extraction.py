@@ -11,9 +11,9 @@ from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
 from ..files import replacing
+from ..judges.features import Extractor
 from ..progress import progress_bar
 from ..statistics.distances import GaussianStatistics
-from ..judges.features import Extractor
 from .image_sets import ImageSet
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from accelerate.state import PartialState
 
+from ..judges.features import Extractor
 from ..pipelines.ddpm import DDPMPipeline
 from .extraction import features_of_images, features_of_samples, on_all_processes
-from ..judges.features import Extractor
 from .image_sets import ImageSet
 from .likelihood import bound_of, measure_likelihood, write_images, write_terms
 from .memorization import Neighbours, nearest, share_nearer

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..judges.features import Extractor, load_extractor
 from ..statistics.distances import (
     GaussianStatistics,
     class_score,
@@ -15,7 +16,6 @@ from ..statistics.distances import (
     resampled_error,
 )
 from .extraction import on_all_processes, shared_statistics
-from ..judges.features import Extractor, load_extractor
 
 QUALITY_METRICS = ("frechet", "kid", "prdc", "is")
 HIGHER_IS_BETTER = frozenset(

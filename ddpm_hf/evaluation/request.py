@@ -77,8 +77,8 @@ class MeasureArguments:
         "is nll.",
     )
     clip_model: str | None = flag(
-        help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32, or "
-        "one that train.py trained."
+        help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32, "
+        "or one that train.py trained."
     )
     extractor: str | None = flag(
         help="Feature extractor: digits (the default for the bundled digits), inception (for FID), inception:FILE, "

@@ -28,7 +28,8 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Settings of no use on other machines.
 _PRIVATE_SETTINGS = frozenset("output_dir cache_dir logging_dir resume_from_checkpoint".split())
 _PATH_SETTINGS = tuple(
-    "dataset_name train_data_dir init_from model_config_name_or_path vae clip_model text_encoder eval_clip_model".split()
+    "dataset_name train_data_dir init_from model_config_name_or_path vae text_encoder clip_model "
+    "eval_clip_model".split()
 )
 CONFIG_HEADER = "# The settings of the run, for `train.py --config`; of local paths only the last part is kept.\n"
 

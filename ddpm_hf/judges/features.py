@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .digits_classifier import digits_classifier
 from ..pipelines.fingerprint import weights_fingerprint
 from ..pixels import normalize
+from .digits_classifier import digits_classifier
 
 EXTRACTORS = ("digits", "inception", "inception:FILE", "transformers:NAME", "efficientnet-lite0")
 

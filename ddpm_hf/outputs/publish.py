@@ -18,8 +18,8 @@ from ..hub.folder import CONFIG_FILE, CURVE_FILE, INDEX_FILE, LOSS_FILE, SAMPLES
 from ..hub.push import push
 from ..hub.retry import one_line
 from ..pipelines.ddpm import DDPMPipeline
-from ..settings.hub_arguments import PageArguments
 from ..settings.config import Config
+from ..settings.hub_arguments import PageArguments
 from .folder import OutputFolder
 
 

@@ -170,6 +170,15 @@ def test_captioned_digits_are_the_default(tmp_path, monkeypatch, resolution, att
         assert [any(word in caption for word in words) for words in ATTRIBUTES.values()].count(True) == attributes
 
 
+def test_rows_with_the_same_captions_mean_the_same(tmp_path):
+    cells = [["a", "b"], ["b", "a", "b"], ["a"], ["b", "c"], None, ["a"]]
+    table(tmp_path / "0.parquet", cells)
+    for streaming in (False, True):
+        batch = next(training_images(tmp_path, streaming=streaming).batches([range(6)]))
+        found = dict(zip(batch["rows"].tolist(), batch["meanings"].tolist(), strict=True))
+        assert found[0] == found[1] and found[2] == found[5] and len({*found.values()}) == 4
+
+
 class TestClassNames:
     TEMPLATE = "a photo of a {}, {}"
 

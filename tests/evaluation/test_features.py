@@ -10,8 +10,8 @@ from PIL import Image
 
 from ddpm_hf.data.sources import load_images
 from ddpm_hf.data.store import PixelStore
-from ddpm_hf.judges.features import load_extractor, to_rgb
 from ddpm_hf.judges.digits_classifier import DigitsClassifier, digits_classifier, train_classifier
+from ddpm_hf.judges.features import load_extractor, to_rgb
 from ddpm_hf.pixels import normalize
 from ddpm_hf.statistics.distances import GaussianStatistics, frechet_distance
 

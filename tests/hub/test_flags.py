@@ -9,8 +9,8 @@ import yaml
 
 from ddpm_hf.cli.parser import OneLineParser, parse_training_arguments
 from ddpm_hf.outputs.publish import push_command
-from ddpm_hf.settings.hub_arguments import PageArguments
 from ddpm_hf.settings.config import HUB_FLAGS
+from ddpm_hf.settings.hub_arguments import PageArguments
 
 SECRET = "hf_ThisMustNotBeRepeated"
 
