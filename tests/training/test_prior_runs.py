@@ -154,6 +154,9 @@ def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
     pipe = KandinskyV22PriorPipeline.from_pretrained(trained / "prior")
     assert (pipe.prior.clip_std > 0).all() and pipe.scheduler.config.prediction_type == "sample"
     assert pipe("a cat", num_inference_steps=3).image_embeds.shape == (1, 32)
+    card = (trained / "prior" / "README.md").read_text()
+    assert "an embedding of 32 numbers" in card and 'prior("a cat", ' in card and "| prior_cosine |" in card
+    assert "of real training images" not in card, "the floor is another"
     assert '"prior_cosine"' in (trained / "prior" / "evaluation.json").read_text()
 
 
