@@ -97,6 +97,15 @@ def test_a_step_is_the_square_error_of_x_0(begin):
     torch.testing.assert_close(losses.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_usual_plan_has_no_previews(start, capsys):
+    """Of the bundled digits, by the preset, with a CLIP that is yet to be trained."""
+    start("--system", "dalle2", "--stage", "prior", "--dry_run", tiny=False, data=False)
+    told = capsys.readouterr().out
+    assert "492,864 parameters" in told and "embeddings: of 64 channels" in told and "previews" not in told
+    with pytest.raises(ValueError, match="--stage prior needs a finished CLIP in .*/clip; train it with --stage clip"):
+        start("--system", "dalle2", "--stage", "prior", tiny=False, data=False)
+
+
 def test_captions_are_told_as_stock_tells_them_and_hidden_as_the_empty_one(begin):
     trainer = begin(*KEPT)
     system, batch = trainer.plan.system, batches_of(trainer)[0]
