@@ -123,7 +123,7 @@ DALLE2_PRESETS = {
     ),
     # Less than a third of the paper's width (table 3), 512 channels, with its levels, blocks and attention.
     "dalle2-64-256": Preset(
-        description="your own captioned images at 64x64: decoder of 229 M parameters, 50,000 steps of batch 64 on a GPU",
+        description="your own captioned images at 64x64: decoder of 229 M parameters, 50,000 steps on a GPU",
         system="dalle2",
         model={
             **SMALL_MODEL,

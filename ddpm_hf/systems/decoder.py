@@ -1,7 +1,7 @@
 """The decoder of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §2.1): a picture, drawn for CLIP's embedding of it.
 
-It differs from the paper in what it is told: not the caption, which stock `KandinskyV22Pipeline` does not tell, and the
-embedding as 32 tokens instead of four.
+It differs from the paper in what it is told: the embedding as 32 tokens instead of four, and not the caption, which
+stock `KandinskyV22Pipeline` does not tell.
 """
 
 from dataclasses import replace
@@ -53,7 +53,8 @@ def resolve_decoder(config: Config, start: UnclipPipeline | None) -> Config:
     config = config.filled({"channels": 3})
     if config.data.channels != 3:
         raise ValueError(
-            f"--channels must be 3 for --stage decoder, to which grey pictures are converted, got {config.data.channels}"
+            "--channels must be 3 for --stage decoder, to which grey pictures are converted, got "
+            f"{config.data.channels}"
         )
     config = filled(config, choose_preset(config, unet_config), unet_config, start)
     if config.data.is_bundled:
@@ -107,9 +108,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
     )
 
 
-def _unet(
-    config: Config, images: TrainingImages, width: int, start: UnclipPipeline | None
-) -> UNet2DConditionModel:
+def _unet(config: Config, images: TrainingImages, width: int, start: UnclipPipeline | None) -> UNet2DConditionModel:
     if start is not None:
         return with_dropout(start.unet, config.model.dropout)
     check_size(lambda: [build_unet(config, images.shape, width, told="image")])
