@@ -166,6 +166,21 @@ def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
     assert (unet.config.in_channels, unet.config.out_channels) == (6, 6)
 
 
+@pytest.mark.parametrize(("name", "millions"), [("dalle2-digits", 1.6), ("dalle2-64-256", 229)])
+def test_the_decoder_of_a_preset_has_the_size_that_it_says_and_is_told_what_its_clip_sees(name, millions):
+    preset = get_preset(name)
+    width = preset.clip.model["embedding_width"]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**text_unet_config(**preset.model, text_width=width, told="image"))
+        images, states = unet.add_embedding.image_proj, unet.encoder_hid_proj
+        assert states(torch.empty(5, width)).shape == (5, 32, unet.config.cross_attention_dim)
+    assert images.in_features == width and images.out_features == 4 * preset.model["base_channels"]
+    assert f"decoder of {millions} M parameters" in preset.description
+    assert unet.num_parameters() / 1e6 == pytest.approx(millions, rel=0.01)
+    assert preset.model["resolution"] == preset.clip.model["resolution"]
+    assert preset.training["condition_dropout"] == 0.1  # arXiv 2204.06125, section 2.1
+
+
 # Of glide-text2im (commit 69b5307): its `create_model` with its default options, built and counted.
 GLIDE = {"base": 385_030_726, "upsampler": 398_361_286}
 
