@@ -72,4 +72,6 @@ DALLE2_PRESETS = {
         training={},
         clip=_CLIP_64,
     ),
+    "clip-digits": _CLIP_DIGITS,
+    "clip-64": _CLIP_64,
 }

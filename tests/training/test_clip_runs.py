@@ -143,7 +143,7 @@ def test_a_run_a_stage_and_a_model_are_the_same_clip(killed, image_folder):
     [
         ("--patch_size 3", "--resolution must be one side of squares, a multiple of --patch_size 3, .* got 8"),
         ("--resolution 8x16", "--resolution must be one side of squares, .* got 8x16"),
-        ("--channels 1", "--channels must be 3 for --stage clip, to which grey pictures are converted, got 1"),
+        ("--channels 1", "--channels must be 3 for --stage clip, got 1, which .*; --channels 3 converts them"),
         ("--gradient_accumulation_steps 2", "--gradient_accumulation_steps must be 1 for --stage clip, .* got 2"),
         ("--clip_model somewhere", "--clip_model somewhere takes the place of --stage clip; leave one out"),
         (
