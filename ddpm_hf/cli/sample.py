@@ -159,7 +159,7 @@ def prepare(name: str, arguments: SampleArguments) -> Drawing:
     if arguments.stage is None and arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
     check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels, "--aug_level")
-    check_prior(arguments.of_prior, pipeline.has_prior)
+    check_prior(arguments.of_prior, pipeline)
     pipeline.threshold(arguments.asked_thresholding)
     scale = arguments.guidance_scale
     if scale is None:

@@ -219,10 +219,10 @@ class Evaluator:
         level, enlarges = self.request.aug_level, bool(pipeline.stages[1:])
         pipeline = pipeline.alone() if self.request.is_of_base else pipeline
         if self.request.stage == "decoder":
-            if not pipeline.has_prior:
+            if not hasattr(pipeline, "looking_at_pictures"):
                 raise ValueError(f"--stage decoder is for a model with a prior, got {name}")
             pipeline = pipeline.looking_at_pictures()
-        check_prior(self.request.of_prior, pipeline.has_prior)
+        check_prior(self.request.of_prior, pipeline)
         if level is not None and enlarges and not pipeline.stages[1:]:
             raise ValueError(
                 f"--aug_level must be left out with --stage base or --metrics nll, which measure the base alone, got "

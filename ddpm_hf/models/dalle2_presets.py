@@ -138,4 +138,6 @@ DALLE2_PRESETS = {
         clip=_CLIP_64,
         prior=_PRIOR_64,
     ),
+    "clip-digits": _CLIP_DIGITS,
+    "clip-64": _CLIP_64,
 }

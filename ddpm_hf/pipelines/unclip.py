@@ -196,6 +196,8 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
     """
 
     is_told_captions = True
+    has_prior = True
+    """Whether it is asked for captions; else for embeddings of pictures, as its `conditions` say."""
     # Stock's sets that of two pipelines which are not used here.
     set_progress_bar_config = DiffusionPipeline.set_progress_bar_config
 
@@ -213,11 +215,6 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
     ):
         of_clip = prior_image_encoder, prior_text_encoder, prior_tokenizer
         super().__init__(unet, scheduler, movq, prior_prior, *of_clip, prior_scheduler, prior_image_processor)
-
-    @property
-    def has_prior(self) -> bool:
-        """As in `Denoising`."""
-        return not self.looks_at_pictures
 
     @property
     def prior(self) -> PriorPipeline:
@@ -244,7 +241,7 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
     def looking_at_pictures(self) -> "UnclipPipeline":
         """This pipeline, asked for embeddings of pictures: what its decoder does without the prior."""
         pipeline = copy.copy(self)
-        pipeline.looks_at_pictures = True
+        pipeline.has_prior = False
         return pipeline
 
     @property
