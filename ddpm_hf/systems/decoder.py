@@ -79,6 +79,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
     kept, source = keep(config, images, "embeddings", (width,), known_by)
     sees = replace(prior.codec, kept=kept, source=source)
     codec, shown = ToldPixelCodec(images.shape), example_batch(config, images)
+    captions = config.run.validation_prompts or images.some_captions(config.run.preview_images)
 
     def pipeline(network: EmbeddingDenoiser) -> UnclipPipeline:
         device = network.unet.device
@@ -104,6 +105,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
+        shown=[replace(prior.conditions[0], examples=captions)],
         facts={"clip": f"one with the hash {known_by}"},
     )
 

@@ -84,15 +84,14 @@ def test_it_leaves_one_whole_model(trained):
     one, two = (torch.Generator().manual_seed(0) for _ in range(2))
     expected = stock(["a cat", "a dog"], height=8, width=8, generator=one, **call).images
     np.testing.assert_allclose(ours(["a cat", "a dog"], generator=two, **call).images, expected, atol=1e-4)
-    for name in ("samples.png", "previews/step-0000002.png"):
-        with Image.open(trained / name) as picture:
-            cells = np.asarray(picture)[2:, 2:, 0].reshape(2, 66, 2, 66)[:, :64, :, :64].astype(int)
-            left, right = cells.swapaxes(1, 2).swapaxes(0, 1)
-            assert all(np.unique(cell).tolist() in ([0], [255]) for cell in left), "cats and dogs, by their red"
-            assert np.abs(right - left).max() > 10, "and what is drawn from their embeddings"
+    cells = np.asarray(Image.open(trained / "previews" / "step-0000002.png"))[2:, 2:, 0]
+    left, right = cells.reshape(2, 66, 2, 66)[:, :64, :, :64].astype(int).transpose(2, 0, 1, 3)
+    assert all(np.unique(cell).tolist() in ([0], [255]) for cell in left), "a cat and a dog, by their red"
+    assert np.abs(right - left).max() > 10, "and what is drawn from their embeddings"
+    assert Image.open(trained / "samples.png").size == (134, 68), "drawn for captions, without pictures of the data"
     files = page_files(model).keys()
     assert WEIGHTS in files and "prior_prior/diffusion_pytorch_model.safetensors" in files
-    assert not any(name.startswith(("clip/", "prior/")) or name == "samples.png" for name in files)
+    assert "samples.png" in files and not any(name.startswith(("clip/", "prior/", "previews/")) for name in files)
     card = (trained / "README.md").read_text()
     assert 'pipe("a cat", guidance_scale=3.0, height=8, width=8, ' in card
 
