@@ -151,7 +151,7 @@ def tiny_pipeline():
 def tiny_text_unet(
     resolution: int, text_width: int, low_side: int | None = None, imagen: bool = False, told: str = "text"
 ):
-    """A random network told captions or embeddings, with attention at half the resolution; its output layer matters."""
+    """A random network told captions, or an embedding, with attention at half the resolution; its outputs matter."""
     import torch
 
     from ddpm_hf.models.text_unet import new_text_unet

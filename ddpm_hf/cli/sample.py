@@ -176,7 +176,7 @@ def prepare(
     if arguments.stage is None and arguments.mask_image is not None:
         pipeline = for_inpainting(pipeline, name)
     check_noise_level(arguments.aug_level, pipeline.stages[-1].noise_levels, "--aug_level")
-    check_prior(arguments.of_prior, pipeline.has_prior)
+    check_prior(arguments.of_prior, pipeline)
     if embeddings.asked is not None and not pipeline.has_prior:
         raise ValueError(f"--{embeddings.asked} needs a model that draws by way of an embedding, as dalle2 does")
     pipeline.threshold(arguments.asked_thresholding)

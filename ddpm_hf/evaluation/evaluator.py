@@ -25,6 +25,8 @@ from .samples import Samples, draw_samples, prepared, read_samples, words_for
 
 # Images in the picture of samples, and per contender in the comparison.
 _GRID, _ROW = 64, 10
+# Flags of what is drawn that are also for embeddings.
+_OF_PRIOR = {"--num_inference_steps", "--scheduler", "--guidance_scale"}
 
 
 class Evaluator:
@@ -61,7 +63,8 @@ class Evaluator:
             self.is_autoencoder = draws_pictures and self.pipeline.scheduler is None
             request.metrics = request.metrics or [usual_metric(kind)]
             draws = draws_pictures and not self.is_autoencoder and set(request.metrics) != {"nll"}
-            if not draws_pictures and (given := request.asked_of_samples):
+            takes_steps = set() if self.pipeline.scheduler is None else _OF_PRIOR
+            if not draws_pictures and (given := sorted({*request.asked_of_samples} - takes_steps)):
                 raise ValueError(f"{request.model} is {kind}, which draws no pictures; leave out {', '.join(given)}")
             if request.asked_thresholding and not draws:
                 given = ", ".join(f"--{name}" for name in request.asked_thresholding)
@@ -105,7 +108,10 @@ class Evaluator:
             judges = {name: getattr(request, name) for name in ("cache_dir", "clip_model")}
             asked, device = self._asked(self.pipeline), self.accelerator.device
             self.exams = exams_for(request.metrics, "--metrics", asked, self.reference, device=device, **judges)
-        self.model_exams = model_exams_for(request.metrics, "--metrics", self.reference)
+        draws = {name: getattr(request, name) for name in ("seed", "guidance_scale")}
+        draws |= {"count": request.num_images, "sampler": request.scheduler}
+        draws |= {"num_inference_steps": request.num_inference_steps or 25}
+        self.model_exams = model_exams_for(request.metrics, "--metrics", self.reference, **draws)
 
     @property
     def details(self) -> Path:
@@ -216,10 +222,10 @@ class Evaluator:
         level, enlarges = self.request.aug_level, bool(pipeline.stages[1:])
         pipeline = pipeline.alone() if self.request.is_of_base else pipeline
         if self.request.stage == "decoder":
-            if not pipeline.has_prior:
+            if not hasattr(pipeline, "looking_at_pictures"):
                 raise ValueError(f"--stage decoder is for a model with a prior, got {name}")
             pipeline = pipeline.looking_at_pictures()
-        check_prior(self.request.of_prior, pipeline.has_prior)
+        check_prior(self.request.of_prior, pipeline)
         if level is not None and enlarges and not pipeline.stages[1:]:
             raise ValueError(
                 f"--aug_level must be left out with --stage base or --metrics nll, which measure the base alone, got "

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from .clip_exam import ClipExam
 from .image_sets import ImageSet
 from .prompt_exam import PromptExam
 from .retrieval import RetrievalExam
+
+if TYPE_CHECKING:
+    from .prior_exam import PriorExam
 
 
 def exams_for(
@@ -40,6 +43,13 @@ def exams_for(
     return exams
 
 
-def model_exams_for(metrics: Sequence[str], flag: str, images: ImageSet) -> list[RetrievalExam]:
+def model_exams_for(
+    metrics: Sequence[str], flag: str, images: ImageSet, **draws: Any
+) -> "list[RetrievalExam | PriorExam]":
     """One for each metric of a model that draws no pictures; arguments and errors as for these exams."""
-    return [RetrievalExam(flag, images)] if "retrieval" in metrics else []
+    exams = [RetrievalExam(flag, images)] if "retrieval" in metrics else []
+    if "prior" in metrics:
+        from .prior_exam import PriorExam  # its imports take seconds
+
+        exams.append(PriorExam(flag, images, **draws))
+    return exams

@@ -1,7 +1,7 @@
 """Whether a prior draws, for a caption, the embedding of a picture that the caption describes."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,16 @@ import torch
 
 from ..data.captioned_digits import never_shown, understand
 from ..pipelines.prior import PriorPipeline
+from ..sampling.samplers import sampler_name
 from ..seeds import image_generators
 from ..statistics.centroids import centroids, nearness, unit
 from ..statistics.intervals import wilson_interval
 from .extraction import on_all_processes
 from .image_sets import ImageSet
 from .quality import between, interval
+from .samples import prepared
 
+_AT_ONCE = 256  # pictures or captions
 _FIGURES = ("prior_cosine", "prior_recall_at_1")
 
 
@@ -23,20 +26,37 @@ class PriorExam:
     """Pictures and their captions, for which a prior draws embeddings.
 
     Args:
-        images: the pictures.
-        batch_size: of them, and of embeddings that are drawn together.
+        flag: that asks for it, for messages.
+        images: the pictures, of which those with the same caption shall be many.
+        count: of captions, the first; by default all.
+        seed: of the draws: that of caption k is a function of (seed, k).
+        sampler, num_inference_steps, guidance_scale: as in `draw_samples`.
+        num_candidates: as in the call of `PriorPipeline`.
 
     Raises:
-        ValueError: they have no captions.
+        ValueError: there are no captions.
     """
 
-    def __init__(self, images: ImageSet, batch_size: int = 256):
-        self.images, self.batch_size = images, batch_size
-        self.captions = [str(word) for batch in images.batches(256) for word in batch.get("captions", ())]
-        if not any(self.captions):
-            raise ValueError(f"the metric prior needs captions, and {images.name} ({images.split}) has none")
-        places = {caption: number for number, caption in enumerate(dict.fromkeys(self.captions))}
-        self.kinds = np.array([places[caption] for caption in self.captions])
+    def __init__(
+        self,
+        flag: str,
+        images: ImageSet,
+        count: int | None = None,
+        *,
+        seed: int = 0,
+        sampler: str | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 1.0,
+        num_candidates: int = 1,
+    ):
+        self.images, self.seed, self.sampler, self.steps = images, seed, sampler, num_inference_steps
+        self.asked = {"guidance_scale": guidance_scale, "num_candidates": num_candidates}
+        captions = [str(word) for batch in images.batches(_AT_ONCE) for word in batch.get("captions", ())]
+        if not any(captions):
+            raise ValueError(f"{flag} prior needs captions, and {images.name} ({images.split}) has none")
+        places = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        self.kinds = np.array([places[caption] for caption in captions])
+        self.captions = captions[:count]
 
     @property
     def names(self) -> list[str]:
@@ -53,15 +73,7 @@ class PriorExam:
         unseen = never_shown(asked["digit"], asked["colour"])
         return {name: members for name, members in (("_seen", ~unseen), ("_unseen", unseen)) if members.any()}
 
-    def measure(
-        self,
-        pipeline: PriorPipeline,
-        count: int | None = None,
-        *,
-        seed: int = 0,
-        num_candidates: int = 1,
-        **call: Any,
-    ) -> list[dict[str, Any]]:
+    def measure(self, pipeline: PriorPipeline) -> list[dict[str, Any]]:
         """Draw an embedding for the caption of each picture, on all processes, and judge them: report entries.
 
         `prior_cosine`: to the mean embedding of the other pictures of that caption, or to the picture's own if there
@@ -70,35 +82,12 @@ class PriorExam:
         Each has a `ceiling`: what a picture's own embedding gets, if there are others of its caption; a `floor`: what
         the caption's own embedding gets, which a prior would get that copies it; and a `chance`: what is expected of
         embeddings of pictures chosen at random.
-
-        Args:
-            count: of captions, the first; by default all.
-            seed: of the draws: that of caption k is a function of (seed, k).
-            call: arguments of the pipeline.
         """
-        count = min(count or len(self.captions), len(self.captions))
-        asked = self.captions[:count]
-        pictures = np.concatenate(
-            on_all_processes(
-                lambda batch: pipeline.codec.embeddings(batch).cpu().numpy(), self.images.batches(self.batch_size)
-            )
-        )
-
-        def draw(places: range) -> np.ndarray:
-            return pipeline(
-                asked[places.start : places.stop],
-                generator=image_generators(seed, list(places)),
-                output_type="np",
-                num_candidates=num_candidates,
-                **call,
-            ).image_embeds
-
-        def read(places: range) -> np.ndarray:
-            words = asked[places.start : places.stop]
-            return pipeline.conditions[0].of_words(words, torch.device("cpu"))["proj_embedding"].numpy()
-
-        drawn, texts = self._in_batches(draw, count), self._in_batches(read, count)
+        pipeline, steps = prepared(pipeline, self.sampler, self.steps, self.asked["guidance_scale"])
+        pictures = self._pictures(pipeline)
+        drawn, texts = self._in_batches(partial(self._draw, pipeline)), self._in_batches(partial(self._read, pipeline))
         centres, targets = centroids(pictures, self.kinds)
+        count = len(self.captions)
         targets, kinds = targets[:count], self.kinds[:count]
         found, floors, ceilings = (
             nearness(vectors, targets, centres, kinds) for vectors in (drawn, texts, pictures[:count])
@@ -107,19 +96,34 @@ class PriorExam:
         has_others = np.bincount(self.kinds)[kinds] > 1
         entries = []
         for group, members in self._groups.items():
-            members = members[:count]
             for number, name in enumerate(_FIGURES if members.any() else ()):
                 entries.append(_entry(name + group, found[number][members]))
                 marks = {"floor": floors[number][members], "chance": random[number][members]}
                 if (members & has_others).any():
                     marks["ceiling"] = ceilings[number][members & has_others]
                 entries[-1] |= {mark: float(values.mean()) for mark, values in marks.items()}
-        about = {"captions": len(centres), "dataset": self.images.name, "split": self.images.split}
-        return [entry | about | {"seed": seed} for entry in entries]
+        sampler = sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config)
+        about = {"captions": len(centres), "dataset": self.images.name, "split": self.images.split, "seed": self.seed}
+        about |= {"sampler": sampler, "steps": steps, **self.asked}
+        return [entry | about for entry in entries]
 
-    def _in_batches(self, function: Callable[[range], np.ndarray], count: int) -> np.ndarray:
-        size = self.batch_size
-        parts = (range(start, min(start + size, count)) for start in range(0, count, size))
+    def _pictures(self, pipeline: PriorPipeline) -> np.ndarray:
+        look = pipeline.codec.embeddings
+        return np.concatenate(on_all_processes(lambda batch: look(batch).cpu().numpy(), self.images.batches(_AT_ONCE)))
+
+    def _draw(self, pipeline: PriorPipeline, places: range) -> np.ndarray:
+        words, generators = self.captions[places.start : places.stop], image_generators(self.seed, list(places))
+        return pipeline(
+            words, num_inference_steps=self.steps, generator=generators, output_type="np", **self.asked
+        ).image_embeds
+
+    def _read(self, pipeline: PriorPipeline, places: range) -> np.ndarray:
+        words = self.captions[places.start : places.stop]
+        return pipeline.conditions[0].of_words(words, torch.device("cpu"))["proj_embedding"].numpy()
+
+    def _in_batches(self, function: Callable[[range], np.ndarray]) -> np.ndarray:
+        count = len(self.captions)
+        parts = (range(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE))
         return np.concatenate(on_all_processes(function, parts))
 
 

@@ -17,7 +17,7 @@ from .samples import Samples
 RECONSTRUCTION_FIGURES = ("psnr", "ssim", "latent_std", "latent_mean")
 # Metric -> the kind of model that has it; others are of all that draw pictures.
 _NEEDED = {"nll": "a diffusion model", "memorization": "a diffusion model"}
-_NEEDED |= {"reconstruction": "an autoencoder", "retrieval": "a CLIP"}
+_NEEDED |= {"reconstruction": "an autoencoder", "retrieval": "a CLIP", "prior": "a prior"}
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, pixels
 
 

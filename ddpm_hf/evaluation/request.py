@@ -12,7 +12,7 @@ from ..sampling.samplers import SAMPLER_NAMES
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
 
-METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization", "reconstruction", "retrieval")
+METRICS = ("nll", *QUALITY_METRICS, "prompt", "clip", "memorization", "reconstruction", "retrieval", "prior")
 _LOWEST = {"max_images": 1, "num_images": 2, "num_inference_steps": 1, "batch_size": 1, "resamples": 0, "seed": 0}
 
 
@@ -45,7 +45,9 @@ class SampleArguments(GuidanceArguments):
     _argument_group_name = "samples"
 
     num_images: int | None = flag(help="Number of samples; by default the number of real images.")
-    num_inference_steps: int | None = flag(help="Steps per image; by default all trained timesteps.")
+    num_inference_steps: int | None = flag(
+        help="Steps per image; by default all trained timesteps, or 25 of dalle2's prior."
+    )
     scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
     guidance_scale: float = flag(
         1.0, help="Guidance by class or caption. All classes take turns; captions are those of the real images."
@@ -71,8 +73,9 @@ class MeasureArguments:
         "coverage. is: Inception or class score. prompt: how many samples follow their captions (captioned digits). "
         "clip: how well they follow any captions, by --clip_model. memorization: copies of training images, and "
         "duplicates. reconstruction: PSNR and SSIM, and the latents' spread, of an autoencoder. "
-        "retrieval: whether a CLIP finds captions and pictures by each other. These two are the default for such "
-        "models; else that is nll.",
+        "retrieval: whether a CLIP finds captions and pictures by each other. prior: how near embeddings drawn for "
+        "captions are to those of pictures, of dalle2's prior. These three are the default for such models; else that "
+        "is nll.",
     )
     clip_model: str | None = flag(
         help="CLIP for --metrics clip: a folder or Hub name with a CLIPModel, such as openai/clip-vit-base-patch32, "

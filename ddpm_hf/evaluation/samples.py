@@ -128,7 +128,7 @@ def draw_samples(
         "steps": steps,
         "network_calls": calls + guided,  # only the first stage is guided
         **(guidance if pipeline.conditions else {}),
-        **({"told": "embeddings of these pictures"} if pipeline.looks_at_pictures else {}),
+        **({"told": "embeddings of these pictures"} if "image_embeds" in asked else {}),
         **thresholding_of(pipeline.scheduler.config),
         **upsampler_fingerprint(pipeline),
     }

@@ -250,6 +250,12 @@ _MEANING = {
     "ceiling": "The ceiling is what the program that judges the samples says of real pictures, and chance is what "
     "samples get that are shuffled among the captions.",
 }
+_OF_PRIOR = (
+    "`prior_cosine` is that of an embedding drawn for a caption with the mean of the other pictures of that caption, "
+    "and `prior_recall_at_1` the share of those that are nearer to it than to the mean of any other caption. The "
+    "ceiling is what the embedding of a single picture gets, the floor what that of the caption itself gets, and "
+    "chance what those of random pictures get."
+)
 _INTERVAL = ("interval_low", "interval_high")
 
 
@@ -262,7 +268,9 @@ def _measured(metrics: list[dict[str, Any]]) -> str:
         words = ", ".join(f"{key} {_cell(value)}" for key, value in known.items())
         shared.setdefault(words, []).append(metric["name"])
     lines = [f"- {', '.join(dict.fromkeys(names))}: {words}." for words, names in shared.items() if words]
-    meanings = [words for mark, words in _MEANING.items() if any(metric.get(mark) is not None for metric in metrics)]
+    of_others = [metric for metric in metrics if not metric["name"].startswith("prior_")]
+    meanings = [words for mark, words in _MEANING.items() if any(each.get(mark) is not None for each in of_others)]
+    meanings += [_OF_PRIOR] * (len(of_others) < len(metrics))
     return "\n\n".join(part for part in (_table(list(map(_row, metrics))), *meanings, "\n".join(lines)) if part)
 
 

@@ -187,10 +187,9 @@ class ModelFolder:
 
     @property
     def draws_on_data(self) -> bool:
-        """Whether its samples show images of the data, in part, enlarged, reconstructed or beside them, which
-        are not published."""
+        """Whether its samples show images of the data, in part, enlarged or reconstructed, which are not published."""
         kinds = ("IFInpaintingPipeline", "StableDiffusionInpaintPipeline", "IFSuperResolutionPipeline")
-        return self.index["_class_name"] in (*kinds, "KandinskyV22CombinedPipeline", "ReconstructionPipeline")
+        return self.index["_class_name"] in (*kinds, "ReconstructionPipeline")
 
     def stage(self, name: str) -> "ModelFolder | None":
         """What was trained for it, or from it, in a folder of this name, if there is one."""

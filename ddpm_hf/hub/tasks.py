@@ -202,6 +202,15 @@ def _clip_values(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
+def _prior_values(folder: ModelFolder) -> dict[str, Any]:
+    return {
+        "tags": ["dall-e-2", "unclip", "diffusion-models", "ddpm_hf"],
+        "embedding_width": folder.configs["prior"]["embedding_dim"],
+        "tokens": folder.configs["tokenizer"]["model_max_length"],
+        "caption": json.dumps(_example(folder), ensure_ascii=False),
+    }
+
+
 # For each of `pipelines.loading.PIPELINES` its task on the Hub, and what gives a model's tags and the card's values.
 TASKS = {
     "DDPMPipeline": ("unconditional-image-generation", _ddpm_values),
@@ -212,5 +221,6 @@ TASKS = {
     "StableDiffusionInpaintPipeline": ("image-to-image", _latent_inpainting_values),
     "KandinskyV22CombinedPipeline": ("text-to-image", _unclip_values),
     "ReconstructionPipeline": ("image-to-image", _autoencoder_values),
+    "KandinskyV22PriorPipeline": ("feature-extraction", _prior_values),
     "ContrastivePipeline": ("zero-shot-image-classification", _clip_values),
 }

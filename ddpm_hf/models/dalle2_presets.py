@@ -57,6 +57,42 @@ _CLIP_64 = Preset(
     },
 )
 
+# Captions are hidden as often as in the paper (table 3), whose prior has the cosine schedule and predicts x_0 too.
+_PRIOR_PROCESS = {**SMALL_PROCESS, "prediction_type": "sample"}
+_PRIOR_TRAINING = {"eval_metrics": ["prior"], "condition_dropout": 0.1, "preview_guidance_scale": 2.0}
+
+_PRIOR_DIGITS = Preset(
+    description="prior of captioned digits, 0.5 M parameters, minutes on two CPU cores",
+    system="dalle2",
+    model={"resolution": 16, "channels": 3, "prior_width": 96, "prior_layers": 4, "dropout": 0.0},
+    process=_PRIOR_PROCESS,
+    training={
+        **MINUTES_TRAINING,
+        **_PRIOR_TRAINING,
+        "learning_rate": 1e-3,
+        "train_batch_size": 256,
+        "max_train_steps": 900,
+    },
+)
+
+# Half the paper's width and layers (table 3), and a tenth of its parameters.
+_PRIOR_64 = Preset(
+    description="prior, 155 M parameters, on GPUs",
+    system="dalle2",
+    model={"resolution": 64, "channels": 3, "prior_width": 1024, "prior_layers": 12, "dropout": 0.0},
+    process=_PRIOR_PROCESS,
+    training={
+        **SMALL_TRAINING,
+        **_PRIOR_TRAINING,
+        "learning_rate": 1.1e-4,
+        "adam_beta2": 0.96,
+        "adam_epsilon": 1e-6,
+        "adam_weight_decay": 6e-2,
+        "train_batch_size": 512,
+        "max_train_steps": 100_000,
+    },
+)
+
 # z is hidden as often as in the paper (§2.1).
 _DECODER_TRAINING = {"condition_dropout": 0.1, "preview_guidance_scale": 3.0}
 
@@ -83,10 +119,11 @@ DALLE2_PRESETS = {
             "max_train_steps": 1800,
         },
         clip=_CLIP_DIGITS,
+        prior=_PRIOR_DIGITS,
     ),
     # Less than a third of the paper's width (table 3), 512 channels, with its levels, blocks and attention.
     "dalle2-64-256": Preset(
-        description="your own captioned images at 64x64: decoder of 229 M parameters, 50,000 steps of batch 64 on a GPU",
+        description="your own captioned images at 64x64: decoder of 229 M parameters, 50,000 steps on a GPU",
         system="dalle2",
         model={
             **SMALL_MODEL,
@@ -99,5 +136,8 @@ DALLE2_PRESETS = {
         process=SMALL_PROCESS,
         training={**SMALL_TRAINING, **_DECODER_TRAINING, "max_train_steps": 50_000},
         clip=_CLIP_64,
+        prior=_PRIOR_64,
     ),
+    "clip-digits": _CLIP_DIGITS,
+    "clip-64": _CLIP_64,
 }

@@ -8,7 +8,7 @@ import torch
 from diffusers import VQModel
 from torch import nn
 
-# Of two channels that are held at ±this: x adds little to their variance, so that the group norm divides by a constant.
+# Two channels are held at ±this. x adds little to their variance, so that the group norm divides by a constant.
 _HELD = 1000.0
 
 

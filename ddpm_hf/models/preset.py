@@ -18,6 +18,7 @@ class Preset:
             where diffusers has the flag. Batch size and step counts are of optimizer steps over all processes.
         autoencoder: of the one that makes the latents on which it works.
         clip: of the one by whose embeddings it draws.
+        prior: of what draws those of captions.
         upsampler: of the network that enlarges its pictures; its resolution is that of the small ones.
         inpainting: values of `training` that are others when it is fine-tuned for inpainting.
     """
@@ -29,6 +30,7 @@ class Preset:
     training: dict[str, Any]
     autoencoder: "Preset | None" = None
     clip: "Preset | None" = None
+    prior: "Preset | None" = None
     upsampler: "Preset | None" = None
     inpainting: Mapping[str, Any] = field(default_factory=dict)
 

@@ -43,10 +43,6 @@ class Denoising:
     """Whether the network was trained for inpainting: to see given pixels without noise."""
     noise_levels = 0
     """How many levels of noise the pictures may get that it enlarges; 0 if it adds none."""
-    has_prior = False
-    """Whether captions are first turned into embeddings of pictures."""
-    looks_at_pictures = False
-    """Whether it is asked for embeddings of pictures in place of captions."""
 
     @classmethod
     def load_config(cls, *args, **kwargs):

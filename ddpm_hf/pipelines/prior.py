@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 from diffusers import PriorTransformer, SchedulerMixin
-from diffusers.pipelines.kandinsky import KandinskyPriorPipelineOutput
 from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.image_processing_utils import BaseImageProcessor
@@ -20,6 +19,7 @@ from .text_to_image import TextDenoising
 
 with quietly():
     from diffusers import KandinskyV22PriorPipeline
+    from diffusers.pipelines.kandinsky import KandinskyPriorPipelineOutput
 
 
 class PriorDenoiser(nn.Module):
@@ -54,7 +54,7 @@ class PriorPipeline(TextDenoising, KandinskyV22PriorPipeline):
         prior, image_encoder, text_encoder, tokenizer, scheduler, image_processor: as in `KandinskyV22PriorPipeline`.
     """
 
-    draws_pictures = False
+    draws_pictures, kind = False, "a prior"
 
     def __init__(
         self,

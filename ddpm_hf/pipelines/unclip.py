@@ -15,12 +15,8 @@ from diffusers import (
     VQModel,
 )
 from torch import nn
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..codecs.pixels import PixelCodec, ToldPixelCodec
 from ..conditions.condition import Condition, Told
@@ -200,6 +196,8 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
     """
 
     is_told_captions = True
+    has_prior = True
+    """Whether it is asked for captions; else for embeddings of pictures, as its `conditions` say."""
     # Stock's sets that of two pipelines which are not used here.
     set_progress_bar_config = DiffusionPipeline.set_progress_bar_config
 
@@ -213,15 +211,10 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
         prior_text_encoder: CLIPTextModelWithProjection,
         prior_tokenizer: CLIPTokenizer,
         prior_scheduler: SchedulerMixin,
-        prior_image_processor: CLIPImageProcessor,
+        prior_image_processor: BaseImageProcessor,
     ):
         of_clip = prior_image_encoder, prior_text_encoder, prior_tokenizer
         super().__init__(unet, scheduler, movq, prior_prior, *of_clip, prior_scheduler, prior_image_processor)
-
-    @property
-    def has_prior(self) -> bool:
-        """As in `Denoising`."""
-        return not self.looks_at_pictures
 
     @property
     def prior(self) -> PriorPipeline:
@@ -248,7 +241,7 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
     def looking_at_pictures(self) -> "UnclipPipeline":
         """This pipeline, asked for embeddings of pictures: what its decoder does without the prior."""
         pipeline = copy.copy(self)
-        pipeline.looks_at_pictures = True
+        pipeline.has_prior = False
         return pipeline
 
     @property

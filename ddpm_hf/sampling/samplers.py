@@ -92,7 +92,7 @@ def make_fast_sampler(scheduler: SchedulerMixin) -> tuple[SchedulerMixin, int]:
 
 def sampler_name(class_name: str, config: Mapping[str, Any]) -> str:
     """The short name of a scheduler from its class and config; the class name if it has none."""
-    if class_name in ("DDPMScheduler", LinearDDPMScheduler.__name__):
+    if class_name in ("DDPMScheduler", LinearDDPMScheduler.__name__, "UnCLIPScheduler"):
         return "ddpm"
     fitting = [
         name

@@ -92,7 +92,7 @@ class ModelArguments:
         "autoencoder, which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or "
         "--init_from unet; and inpainting, which gives that network, or the model of --init_from, five channels more, "
         "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256. Of dalle2, clip, "
-        "which is trained into --output_dir/clip, unless --clip_model names one."
+        "which is trained into --output_dir/clip, unless --clip_model names one, and prior, into --output_dir/prior."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
@@ -119,6 +119,8 @@ class ModelArguments:
     clip_width: int | None = flag(help="Channels of a CLIP that looks at pictures, a multiple of 32.")
     clip_layers: int | None = flag(help="Its layers.")
     patch_size: int | None = flag(help="Height and width of its patches, of which --resolution is a multiple.")
+    prior_width: int | None = flag(help="Channels of dalle2's prior, a multiple of 32.")
+    prior_layers: int | None = flag(help="Layers of dalle2's prior.")
     embedding_width: int | None = flag(help="Numbers of an embedding of a CLIP that is trained.")
     lora_rank: int | None = flag(
         help="Train only adapters of this rank (LoRA); saved alone and in the weights. Needs peft.",
@@ -126,7 +128,7 @@ class ModelArguments:
     )
     cache_latents: bool = flag(
         True,
-        help="Encode pictures once, and keep what the autoencoder makes of them beside their pixels. With "
+        help="Encode pictures once, and keep what the autoencoder or CLIP makes of them beside their pixels. With "
         "--no_cache_latents, and always for streams and random crops, it is done in each step.",
     )
     base_channels: int | None = flag(help="Channels of the first level.")
@@ -312,7 +314,7 @@ class RunArguments(MachineArguments):
         "or a CLIP, all of --eval_metrics."
     )
     eval_metrics: list[str] | None = flag(
-        help="One or more of nll, frechet, kid, prdc, is, prompt, clip, reconstruction, retrieval (see "
+        help="One or more of nll, frechet, kid, prdc, is, prompt, clip, reconstruction, retrieval, prior (see "
         "scripts/evaluate.py)."
     )
     eval_num_images: int = flag(500, help="Number of samples to score, and at most as many held-out images.")

@@ -21,10 +21,10 @@ _RANGES = (
     (0, True, 1, "dropout condition_dropout adam_beta1 adam_beta2 ema_decay"),
     (0, False, 1, "beta_start beta_end ema_power"),
     (0, False, None, "learning_rate text_rate adam_epsilon max_grad_norm ema_inv_gamma snr_gamma"),
-    (1, True, 100, "blocks_per_level text_layers clip_layers"),
+    (1, True, 100, "blocks_per_level text_layers clip_layers prior_layers"),
     (2, True, 512, "text_length"),
     (64, True, None, "text_width"),
-    (32, True, None, "clip_width"),
+    (32, True, None, "clip_width prior_width"),
     (0, False, 1, "dynamic_thresholding_ratio"),
     (1, True, None, "sample_max_value"),
     (1, True, 1_000_000, "num_train_timesteps train_batch_size"),
@@ -53,7 +53,9 @@ _OF_SYSTEMS = {
         *("noise_offset", "clip_skip", "lora_rank"),
     ),
     ("stable-diffusion", "dalle2"): ("text_length",),
-    ("dalle2",): ("clip_model", "clip_width", "clip_layers", "patch_size", "embedding_width"),
+    ("dalle2",): (
+        *("clip_model", "clip_width", "clip_layers", "patch_size", "embedding_width", "prior_width", "prior_layers"),
+    ),
     ("glide", "imagen", "stable-diffusion"): ("text_encoder", "text_warmup_steps", "text_rate"),
     ("glide", "imagen", "stable-diffusion", "dalle2"): (
         *("caption_column", "init_caption_from_labels", "stage", "validation_prompts", "text_width", "text_layers"),
@@ -77,9 +79,10 @@ def check(flags: dict[str, Any]) -> None:
                 raise ValueError(
                     f"--{name} is for --system {' or '.join(systems)}, got --system {flags['system']}; leave it out"
                 )
-    if not flags["cache_latents"] and flags["system"] != "stable-diffusion":
+    if not flags["cache_latents"] and flags["system"] not in ("stable-diffusion", "dalle2"):
         raise ValueError(
-            f"--no_cache_latents is for --system stable-diffusion, got --system {flags['system']}; leave it out"
+            "--no_cache_latents is for --system stable-diffusion or dalle2, got --system "
+            f"{flags['system']}; leave it out"
         )
     stages = _TUNED.get(flags["system"], ("unet", "inpainting"))
     if flags["init_from"] and flags["stage"] not in (None, *([name] for name in stages)):
@@ -97,7 +100,7 @@ def check(flags: dict[str, Any]) -> None:
     check_text_encoder(flags)
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")
-    for name in ("text_width", "clip_width"):
+    for name in ("text_width", "clip_width", "prior_width"):
         if (flags[name] or 0) % 32:
             raise ValueError(f"--{name} must be a multiple of 32, got {flags[name]}")
     if flags["max_train_time"] is not None:
@@ -107,7 +110,7 @@ def check(flags: dict[str, Any]) -> None:
             raise ValueError(f"--{name} needs --push_to_hub: add it, or leave out --{name}")
     if flags["save_best_by"] is not None and flags["eval_steps"] is None:
         raise ValueError(f"--save_best_by {flags['save_best_by']} needs --eval_steps")
-    choices = ("nll", *QUALITY_METRICS, "prompt", "clip", "reconstruction", "retrieval")
+    choices = ("nll", *QUALITY_METRICS, "prompt", "clip", "reconstruction", "retrieval", "prior")
     unknown = sorted(set(flags["eval_metrics"] or ()) - set(choices))
     if unknown or flags["eval_metrics"] == []:
         raise ValueError(f"--eval_metrics must be among {', '.join(choices)}, got {', '.join(unknown) or 'none'}")

@@ -152,7 +152,8 @@ def _with_network(
         model["channels"] = preset.model["channels"]
     model["resolution"] = resolution_text(model["resolution"])
     config = config.filled({"resolution": model["resolution"], "upsampling": model.get("upsampling")})
-    if config.model.preset is None and config.data.resolution != model["resolution"] and not preset.autoencoder:
+    is_other = config.model.preset is None and config.data.resolution != model["resolution"]
+    if is_other and "channel_multipliers" in model and not preset.autoencoder:
         # No preset was asked for, so the depth may follow from the images.
         factor = config.model.upsampling if "upsampling" in model else 1
         sides = (factor * side for side in parse_resolution(config.data.resolution))

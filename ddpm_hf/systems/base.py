@@ -74,8 +74,8 @@ def judged_by_samples(config: Config, why: str) -> Config:
         raise ValueError(f"--eval_metrics must not be nll for --system {config.model.system}: {why}")
     if config.run.eval_steps is not None and not config.run.eval_metrics:
         raise ValueError(
-            f"--eval_steps needs --eval_metrics, such as clip, or --eval_extractor for --system {config.model.system}: "
-            f"{why}"
+            "--eval_steps needs --eval_metrics, such as clip, or --eval_extractor for --system "
+            f"{config.model.system}: {why}"
         )
     return config
 

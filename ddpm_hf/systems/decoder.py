@@ -1,7 +1,7 @@
 """The decoder of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §2.1): a picture, drawn for CLIP's embedding of it.
 
-It differs from the paper in what it is told: not the caption, which stock `KandinskyV22Pipeline` does not tell, and the
-embedding as 32 tokens instead of four.
+It differs from the paper in what it is told: the embedding as 32 tokens instead of four, and not the caption, which
+stock `KandinskyV22Pipeline` does not tell.
 """
 
 from dataclasses import replace
@@ -53,7 +53,8 @@ def resolve_decoder(config: Config, start: UnclipPipeline | None) -> Config:
     config = config.filled({"channels": 3})
     if config.data.channels != 3:
         raise ValueError(
-            f"--channels must be 3 for --stage decoder, to which grey pictures are converted, got {config.data.channels}"
+            "--channels must be 3 for --stage decoder, to which grey pictures are converted, got "
+            f"{config.data.channels}"
         )
     config = filled(config, choose_preset(config, unet_config), unet_config, start)
     if config.data.is_bundled:
@@ -78,6 +79,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
     kept, source = keep(config, images, "embeddings", (width,), known_by)
     sees = replace(prior.codec, kept=kept, source=source)
     codec, shown = ToldPixelCodec(images.shape), example_batch(config, images)
+    captions = config.run.validation_prompts or images.some_captions(config.run.preview_images)
 
     def pipeline(network: EmbeddingDenoiser) -> UnclipPipeline:
         device = network.unet.device
@@ -103,6 +105,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
+        shown=[replace(prior.conditions[0], examples=captions)],
         facts={"clip": f"one with the hash {known_by}"},
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..conditions.condition import cycled
+from ..conditions.condition import Condition, cycled
 from ..data.captions import CAPTIONS, LabelCaptions
 from ..data.examples import TrainingImages
 from ..data.training import open_training_images
@@ -68,14 +68,21 @@ class Plan:
     facts: Facts
 
     @property
+    def shown(self) -> Sequence[Condition]:
+        """What the finished model is asked for in its pictures."""
+        return self.system.conditions if self.system.shown is None else self.system.shown
+
+    @property
     def preview_inference_steps(self) -> int:
         """Denoising steps of a preview."""
         return min(self.config.run.preview_inference_steps, self.system.num_timesteps)
 
-    def preview_layout(self) -> tuple[int, dict[str, list[Any]], list[str] | None, int | None]:
+    def preview_layout(
+        self, conditions: Sequence[Condition]
+    ) -> tuple[int, dict[str, list[Any]], list[str] | None, int | None]:
         """Number of images in a preview, what is asked for in each, row names, and images per row."""
         count, names = self.config.run.preview_images, None
-        rows = {condition.name: condition.rows(count) for condition in self.system.conditions}
+        rows = {condition.name: condition.rows(count) for condition in conditions}
         for words, named in rows.values():
             if names is None and named is not None:
                 count, names = len(words), named
@@ -122,6 +129,8 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
     if settings["captioned"] and CAPTIONS not in images.source.columns:
         config = config.with_values({"preview_guidance_scale": 1.0})  # away from the empty caption, to the same
     system = stage.build(config, images, start)
+    if not system.draws_pictures:
+        config = config.with_values({"preview_steps": 0, "save_images_epochs": None})
     options = config.optimization
     batch = accelerator.num_processes * options.gradient_accumulation_steps * options.train_batch_size
     if images.count is not None and batch > images.count:

@@ -19,6 +19,7 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.clip import Clip
 from ..models.prior import new_prior
 from ..pipelines.prior import PriorDenoiser, PriorPipeline
+from ..portable import PRIOR_FOLDER
 from ..seeds import seeded
 from ..settings.config import Config
 from ..settings.resolve import choose_preset, filled
@@ -26,7 +27,7 @@ from .autoencoder import first_batches
 from .clip import find_clip
 from .ddpm import build_loss, build_scheduler, check_size
 from .kept_pictures import keep
-from .system import System
+from .system import Stage, System
 from .text import build_prompt, on
 
 # What stock's scheduler and pipeline have no choice of.
@@ -62,7 +63,8 @@ def resolve_prior(config: Config, start: None = None) -> Config:
             f"{' '.join(config.run.eval_metrics)}; leave it out"
         )
     build_loss(config, build_scheduler(config, None))
-    return config
+    # There is nothing to draw.
+    return config.with_values({"preview_steps": 0, "save_images_epochs": None})
 
 
 def build_prior(config: Config, images: TrainingImages, start: None = None) -> System:
@@ -72,7 +74,7 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
         ValueError: CLIP, images, network and settings do not fit together, naming the argument.
     """
     clip = find_clip(config, images)
-    check_widths(clip)
+    _check_widths(clip)
     vision, text = clip.vision(), clip.text()
     tokenizer, length = clip.tokenizer, min(clip.tokenizer.model_max_length, clip.length)
     tokenizer.model_max_length = length  # by which stock's pipeline pads captions
@@ -95,7 +97,7 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
 
     def pipeline(network: PriorDenoiser) -> PriorPipeline:
         device = network.prior.device
-        sampler = stock_scheduler(scheduler)
+        sampler = _stock_scheduler(scheduler)
         return PriorPipeline(network.prior, on(device, vision), on(device, text), tokenizer, sampler, clip.processor)
 
     return System(
@@ -110,11 +112,12 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
 
 
 def _network(config: Config, clip: Clip, length: int) -> PriorTransformer:
-    shape = {name: choose_preset(config).prior.model[name] for name in ("width", "layers")}
-    return new_prior(clip.dimension, length, **shape, dropout=config.model.dropout)
+    model = config.model
+    shape = {"width": model.prior_width, "layers": model.prior_layers, "dropout": model.dropout}
+    return new_prior(clip.dimension, length, **shape)
 
 
-def stock_scheduler(process: LinearDDPMScheduler) -> UnCLIPScheduler:
+def _stock_scheduler(process: LinearDDPMScheduler) -> UnCLIPScheduler:
     """What stock's pipeline samples this process of a prior with."""
     return UnCLIPScheduler(
         num_train_timesteps=process.config.num_train_timesteps,
@@ -123,7 +126,7 @@ def stock_scheduler(process: LinearDDPMScheduler) -> UnCLIPScheduler:
     )
 
 
-def check_widths(clip: Clip) -> None:
+def _check_widths(clip: Clip) -> None:
     """Raises ValueError for a CLIP whose states and embeddings of captions are not equally wide."""
     states = clip.model.config.text_config.hidden_size
     if states != clip.dimension:
@@ -131,3 +134,14 @@ def check_widths(clip: Clip) -> None:
             "--clip_model must have states of captions as wide as its embeddings, for a PriorTransformer takes both "
             f"in one width, got {states} and {clip.dimension}"
         )
+
+
+PRIOR_STAGE = Stage(
+    name="prior",
+    folder=PRIOR_FOLDER,
+    by_default=lambda config: config.model.init_from is None,
+    captioned=lambda config: True,
+    start=lambda config: None,
+    resolve=resolve_prior,
+    build=build_prior,
+)

@@ -36,6 +36,7 @@ class System:
         rates: the learning rate of a part, as a multiple of that of the others.
         begin: changes the new network, in place, before its first step; not when a run goes on from a checkpoint.
         finish: makes of the network, which stays as it is, the one that is saved; by default that is the same.
+        shown: what the finished model is asked for in its pictures; by default the conditions.
         facts: entries of `plan.Facts` that only it knows.
     """
 
@@ -50,6 +51,7 @@ class System:
     rates: Mapping[str, float] = field(default_factory=dict)
     begin: Callable[[], None] | None = None
     finish: Callable[[nn.Module], nn.Module] | None = None
+    shown: Sequence[Condition] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -142,7 +142,7 @@ class Ending:
         if not self.draws_pictures:
             return 0
         wanted, batch = self.plan.preview_inference_steps, self.plan.config.optimization.train_batch_size
-        share = math.ceil(self.plan.preview_layout()[0] / self.accelerator.num_processes)
+        share = math.ceil(self.plan.preview_layout(self.plan.shown)[0] / self.accelerator.num_processes)
         with self.accelerator.autocast():  # as the pictures are drawn
             each = math.ceil(share / batch) * self._seconds_per_call(pipeline, min(share, batch))
         steps = self.budget.part(0.75).fitting(wanted, each)

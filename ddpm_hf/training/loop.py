@@ -312,8 +312,9 @@ class Trainer:
 
     def _preview(self, name: str, steps: int) -> None:
         """A labelled grid of images with fixed seeds, drawn by all processes together."""
+        conditions = self.plan.shown if name == SAMPLES_FILE else self.plan.system.conditions
         with self.bookkeeper.pause():
-            grid, facts = draw_preview(self.pipeline(name), self.plan, self.accelerator, steps)
+            grid, facts = draw_preview(self.pipeline(name), self.plan, self.accelerator, steps, conditions)
             if self.accelerator.is_main_process:
                 with self.output.sparing_the_run(name):
                     (self.output / name).parent.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """Sample pictures during training: the same seeds every time, drawn by all processes together."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..conditions.condition import Condition
 from ..hub.folder import ANIMATION_FILE, CHAIN_FILE
 from ..pipelines.ddpm import DDPMPipeline
 from ..sampling.generation import generate
@@ -20,13 +22,13 @@ CHAIN_IMAGES, _CHAIN_FRAMES = 4, 25
 
 
 def draw_preview(
-    pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator, steps: int
+    pipeline: DDPMPipeline, plan: Plan, accelerator: Accelerator, steps: int, conditions: Sequence[Condition]
 ) -> tuple[Image.Image, dict[str, Any]]:
     """A labelled grid of images with fixed seeds, drawn by all processes together, and its facts for the card.
 
-    What a condition shows `beside` images stands to their left.
+    They cycle through the usual words of the conditions. What a condition shows `beside` images stands to their left.
     """
-    count, asked, row_names, columns = plan.preview_layout()
+    count, asked, row_names, columns = plan.preview_layout(conditions)
     share = math.ceil(count / accelerator.num_processes)
     indices = [min(accelerator.process_index * share + k, count - 1) for k in range(share)]
     options = plan.config.optimization
@@ -42,7 +44,7 @@ def draw_preview(
         )
         images = torch.from_numpy(np.concatenate([images for _, images in batches])).to(accelerator.device)
     images = accelerator.gather(images).cpu().numpy()[:count]
-    for condition in plan.system.conditions:
+    for condition in conditions:
         if (left := condition.beside(asked[condition.name])) is not None:
             images = np.stack([plan.system.codec.pictures(left), images], axis=1).reshape(-1, *images.shape[1:])
             columns = 2 * max(1, round(math.sqrt(count / 2)))
@@ -60,7 +62,7 @@ def draw_chain(pipeline: DDPMPipeline, plan: Plan, steps: int, folder: Path | No
     Returns:
         How many images there are, and the steps shown in the strip; empty without a folder.
     """
-    count, asked, _, columns = plan.preview_layout()
+    count, asked, _, columns = plan.preview_layout(plan.shown)
     # Of named rows the first image of each.
     indices = list(range(0, count, columns or 1))[:CHAIN_IMAGES]
     asked = {name: [words[index] for index in indices] for name, words in asked.items()}

@@ -32,7 +32,7 @@ BEST_RECORD = "best.json"
 # Figures can be compared if they agree in these.
 _CONDITIONS = "name dataset split n reference_n seed sampler steps guidance_scale terms_per_image".split()
 _CONDITIONS += ["extractor", "judge"]
-_SHARES = ("prompt_", "retrieval_", "zero_shot_")
+_SHARES = ("prompt_", "retrieval_", "zero_shot_", "prior_")
 
 
 class Scorer:
@@ -72,7 +72,11 @@ class Scorer:
             arguments = (run.eval_metrics, "--eval_metrics", self.asked, self.images)
             self.exams = exams_for(*arguments, device=accelerator.device, **judges)
             names += [name for exam in self.exams for name in exam.names]
-        self.model_exams = model_exams_for(run.eval_metrics, "--eval_metrics", self.images)
+        draws = {"seed": plan.config.optimization.seed, "guidance_scale": run.preview_guidance_scale}
+        draws |= {"count": run.eval_num_images}
+        draws |= {"num_inference_steps": min(run.eval_inference_steps, plan.system.num_timesteps)}
+        every = replace(self.images, most=None) if "prior" in run.eval_metrics else self.images
+        self.model_exams = model_exams_for(run.eval_metrics, "--eval_metrics", every, **draws)
         names += [name for exam in self.model_exams for name in exam.names]
         self.count = len(self.asked["image"]) if is_autoencoder else run.eval_num_images
         if run.save_best_by not in (None, *names):
@@ -212,7 +216,9 @@ def _marks_of(name: str) -> dict[str, str]:
     """Which of `MARKS` stand beside a figure -> their columns in the table."""
     if name == "bits_per_dim" or name in RECONSTRUCTION_FIGURES:
         return {}
-    if name.startswith(("retrieval_", "zero_shot_")):
+    if name.startswith("prior_"):
+        marks = MARKS
+    elif name.startswith(("retrieval_", "zero_shot_")):
         marks = MARKS[2:]
     else:
         marks = MARKS[1:] if name.startswith(("prompt_", "clip_")) else MARKS[:1]

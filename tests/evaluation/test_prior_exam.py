@@ -33,7 +33,7 @@ class Held:
         self.images = ImageSet(
             data=data, holdout=Holdout(), others="all", size=(8, 8), channels=3, most=count, skip_unreadable=False
         )
-        self.exam, self.prior = PriorExam(self.images), Answering(**make_prior().components)
+        self.exam, self.prior = PriorExam("--metrics", self.images), Answering(**make_prior().components)
         batch = next(self.images.batches(count))
         self.captions = [str(caption) for caption in batch["captions"]]
         self.pictures = self.prior.codec.embeddings(batch).double().numpy()
@@ -61,8 +61,9 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_the_figures_are_those_of_their_definition(held):
     """By loops over pictures, for the first 40 captions; the prior's answer is the embedding of the first picture."""
-    found = {entry["name"]: entry for entry in held.exam.measure(_always(held, held.pictures[0]), 40)}
-    assert set(found) == set(held.exam.names) and len(found) == 4
+    exam = PriorExam("--metrics", held.images, 40)
+    found = {entry["name"]: entry for entry in exam.measure(_always(held, held.pictures[0]))}
+    assert set(found) == set(exam.names) and len(found) == 4
     everything = {caption: held.pictures[np.array(held.captions) == caption] for caption in held.captions}
     figures = {}
     for k, caption in enumerate(held.captions[:40]):
@@ -135,5 +136,5 @@ def test_pictures_without_captions_are_refused(tmp_path):
 
     data = load_images(train_data_dir=write_pictures(tmp_path, each=2))
     images = ImageSet(data=data, holdout=Holdout(), others="all", size=(8, 8), channels=3)
-    with pytest.raises(ValueError, match="the metric prior needs captions, and .* has none"):
-        PriorExam(images)
+    with pytest.raises(ValueError, match="--metrics prior needs captions, and .* has none"):
+        PriorExam("--metrics", images)

@@ -151,11 +151,7 @@ def test_what_cannot_be_asked_for(tiny_unclip_pipeline):
         (pipeline, {}, "`prompt` must be given for this model: a caption, or one per image"),
         (pipeline, {"prompt": "a", "image_embeds": embeddings}, "`image_embeds` must be left out with `prompt`"),
         (pipeline, {"image_embeds": embeddings[:, :8]}, r"must be a tensor of 32 numbers per image, got shape \(8,\)"),
-        (
-            pipeline,
-            {"image_embeds": embeddings[0]},
-            "`image_embeds` must be a tensor of 32 numbers per image, got 0.0",
-        ),
+        (pipeline, {"image_embeds": embeddings[0]}, "`image_embeds` must be a tensor of 32 numbers per image, got 0"),
         (pipeline, {"prompt": "a", "prior_candidates": 0}, "`num_candidates` must be at least 1, got 0"),
         (decoder, {}, "`image_embeds` must be given for this model: a tensor of 32 numbers per image"),
         (decoder, {"image_embeds": embeddings}, "`negative_image_embeds` must be given with `guidance_scale=4`"),
@@ -171,19 +167,11 @@ def test_what_cannot_be_asked_for(tiny_unclip_pipeline):
 
 def test_parts_that_do_not_fit_are_named(tiny_unclip_pipeline, tmp_path):
     for part, change, words in (
-        (
-            "unet",
-            {"addition_embed_type": "text"},
-            "unet must be told embeddings by image and image_proj, got text and",
-        ),
+        ("unet", {"addition_embed_type": "text"}, "unet must be told embeddings by image and image_proj, got te"),
         ("unet", {"out_channels": 3}, "unet must have 3 input and 6 output channels, got 3 and 3"),
         ("unet", {"encoder_hid_dim": 16}, "prior_image_encoder must have embeddings of 16 channels, as the unet expe"),
         ("unet", {"sample_size": None}, "unet has no sample_size"),
-        (
-            "prior_prior",
-            {"num_embeddings": 5},
-            "prior: tokenizer must cut captions to 5 tokens, as the prior expects, got 12",
-        ),
+        ("prior_prior", {"num_embeddings": 5}, "prior: tokenizer must cut captions to 5 tokens, as the prior ex"),
     ):
         pipeline = tiny_unclip_pipeline()
         getattr(pipeline, part).register_to_config(**change)

@@ -25,6 +25,6 @@ def test_every_image_of_a_preview_has_a_word_of_every_condition(tmp_path):
     classes = ClassLabels(count=3)  # whose rows have two images each, six in all
     for conditions in ([Brightness(), classes], [classes, Brightness()]):
         told = replace(plan, system=replace(plan.system, conditions=conditions))
-        count, asked, names, columns = told.preview_layout()
+        count, asked, names, columns = told.preview_layout(told.shown)
         assert (count, names, columns) == (6, ["0", "1", "2"], 2)
         assert asked == {"class_labels": [0, 0, 1, 1, 2, 2], "brightness": [0.1, 0.5] * 3}

@@ -249,7 +249,11 @@ def test_it_is_no_diffusion_model(killed, image_folder, tmp_path, capsys):
             "--init_from must be a diffusion model, got the autoencoder",
         ),
         ("train.py", [*data, "--kl_weight", "1"], "--kl_weight is for --system stable-diffusion, got --system ddpm"),
-        ("train.py", [*data, "--no_cache_latents"], "--no_cache_latents is for --system stable-diffusion, got"),
+        (
+            "train.py",
+            [*data, "--no_cache_latents"],
+            "--no_cache_latents is for --system stable-diffusion or dalle2, got",
+        ),
     ):
         forget_accelerator()
         with pytest.raises(SystemExit):

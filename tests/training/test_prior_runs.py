@@ -55,7 +55,7 @@ def test_kept_and_computed_embeddings_are_the_same_within_half_precision(begin):
 
 
 def test_another_clip_has_files_of_its_own(begin, tmp_path):
-    trainers = [begin(*KEPT), begin(*KEPT, clip_model=save_clip_in(tmp_path / "other", seed=1), out="other")]
+    trainers = [begin(*KEPT), begin(*KEPT, clip_model=save_clip_in(tmp_path / "another", seed=1), out="other")]
     first, second = ([array.folder for array in _kept_by(trainer)] for trainer in trainers)
     assert len(first) == len(second) == 2 and not {*first} & {*second}
     assert all(list(folder.glob("*.f16")) for folder in first + second)
@@ -95,6 +95,15 @@ def test_a_step_is_the_square_error_of_x_0(begin):
         losses = system.loss(system.network, x_0, noise, timesteps, **told)
     expected = ((predicted.double() - x_0.double()) ** 2).mean(1)
     torch.testing.assert_close(losses.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_usual_plan_has_no_previews(start, capsys):
+    """Of the bundled digits, by the preset, with a CLIP that is yet to be trained."""
+    start("--system", "dalle2", "--stage", "prior", "--dry_run", tiny=False, data=False)
+    told = capsys.readouterr().out
+    assert "492,864 parameters" in told and "embeddings: of 64 channels" in told and "previews" not in told
+    with pytest.raises(ValueError, match="--stage prior needs a finished CLIP in .*/clip; train it with --stage clip"):
+        start("--system", "dalle2", "--stage", "prior", tiny=False, data=False)
 
 
 def test_captions_are_told_as_stock_tells_them_and_hidden_as_the_empty_one(begin):
@@ -154,6 +163,9 @@ def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
     pipe = KandinskyV22PriorPipeline.from_pretrained(trained / "prior")
     assert (pipe.prior.clip_std > 0).all() and pipe.scheduler.config.prediction_type == "sample"
     assert pipe("a cat", num_inference_steps=3).image_embeds.shape == (1, 32)
+    card = (trained / "prior" / "README.md").read_text()
+    assert "an embedding of 32 numbers" in card and 'prior("a cat", ' in card and "| prior_cosine |" in card
+    assert "of real training images" not in card, "the floor is another"
     assert '"prior_cosine"' in (trained / "prior" / "evaluation.json").read_text()
 
 
