@@ -26,9 +26,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from .fingerprint import network_fingerprint
 from .text import fingerprint
+
+logging.disable_progress_bar()  # of a file or two
 
 _HEAD = 32  # channels
 _WORD_END = "</w>"

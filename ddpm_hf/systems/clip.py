@@ -1,6 +1,10 @@
 """The CLIP (Radford et al. 2021, arXiv 2103.00020) of DALL·E 2, trained by itself before the rest, or a given one."""
 
+from functools import partial
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from ..codecs.pixels import PixelCodec
 from ..data.examples import TrainingImages
@@ -8,14 +12,16 @@ from ..data.transforms import parse_resolution
 from ..diffusion.contrastive import ContrastiveLoss
 from ..hub.folder import ModelFolder
 from ..models.clip import Clip, load_clip, new_clip, new_image_processor, train_clip_tokenizer
-from ..models.text import fingerprint
+from ..models.preset import Preset
+from ..models.text import fingerprint, teach_wordings
 from ..pipelines.contrastive import Contrastive, ContrastivePipeline
 from ..portable import CLIP_FOLDER, INDEX_FILE, PRIOR_FOLDER
-from ..seeds import seeded
+from ..seeds import generator_for, seeded
 from ..settings.config import Config
 from ..settings.resolve import choose_preset, filled_from
 from .ddpm import check_size
 from .system import Stage, System
+from .text import wordings_of
 
 # Argument of `new_clip` -> its flag.
 _ARCHITECTURE = {
@@ -42,31 +48,32 @@ def resolve_clip(config: Config, start: None = None) -> Config:
             "--gradient_accumulation_steps must be 1 for --stage clip, whose captions are compared with all pictures "
             f"of a step at once, got {options.gradient_accumulation_steps}"
         )
-    config = filled_from(config.filled({"channels": 3}), choose_preset(config).clip)
-    _check_pictures(config)
-    # There is nothing to draw.
-    return config.with_values({"preview_steps": 0, "save_images_epochs": None, "preview_guidance_scale": 1.0})
-
-
-def _check_pictures(config: Config) -> None:
+    config = filled_from(config, _preset(config))
     (height, width), patch = parse_resolution(config.data.resolution), config.model.patch_size
     if height != width or height % patch:
         raise ValueError(
             f"--resolution must be one side of squares, a multiple of --patch_size {patch}, for --stage clip, got "
             f"{config.data.resolution}"
         )
-    if config.data.channels != 3:
-        raise ValueError(
-            f"--channels must be 3 for --stage clip, to which grey pictures are converted, got {config.data.channels}"
-        )
+    return config.with_values({"preview_guidance_scale": 1.0})
+
+
+def _preset(config: Config) -> Preset:
+    preset = choose_preset(config)
+    return preset.clip or preset
 
 
 def build_clip(config: Config, images: TrainingImages, start: None = None) -> System:
     """Tokenizer, network and objective.
 
     Raises:
-        ValueError: the weights would be larger than this machine's memory.
+        ValueError: the pictures are grey, or the weights would be larger than this machine's memory.
     """
+    if images.shape[0] != 3:
+        raise ValueError(
+            f"--channels must be 3 for --stage clip, got {images.shape[0]}, which is what the images have or was "
+            "given; --channels 3 converts them"
+        )
     clip = _new(config, images, images.shape[1])
 
     def pipeline(network: Contrastive) -> ContrastivePipeline:
@@ -80,8 +87,25 @@ def build_clip(config: Config, images: TrainingImages, start: None = None) -> Sy
         scheduler=None,
         loss=ContrastiveLoss(),
         pipeline=pipeline,
+        begin=partial(_teach, config, images, clip),
         facts={"text_encoder": f"learned from captions whose vocabulary has the hash {fingerprint(clip.tokenizer)}"},
     )
+
+
+def _teach(config: Config, images: TrainingImages, clip: Clip) -> None:
+    """Teach the part that reads, in place, the wordings of the training captions, as a sum of their words.
+
+    So it says combinations of words that no caption has as clearly as others; the contrastive loss alone would not
+    teach it that.
+    """
+    model, generator = clip.model, generator_for(config.optimization.seed, "wordings")
+
+    def embeddings(ids: torch.Tensor) -> torch.Tensor:
+        return model.text_projection(model.text_model(input_ids=ids).pooler_output)[:, None]
+
+    part = nn.ModuleList([model.text_model, model.text_projection])
+    length, steps = clip.tokenizer.model_max_length, config.model.text_warmup_steps
+    teach_wordings(part, clip.tokenizer, wordings_of(images), steps, generator, length, embeddings)
 
 
 def place_of_clip(config: Config) -> str | None:
@@ -116,7 +140,7 @@ def find_clip(config: Config, images: TrainingImages | None = None) -> Clip | No
             f"--stage {stage} needs a finished CLIP in {_own_folder(config)}; train it with --stage clip, or name one "
             "with --clip_model"
         )
-    return _new(config, images, choose_preset(config).clip.model["resolution"])
+    return _new(config, images, _preset(config).model["resolution"])
 
 
 def _own_folder(config: Config) -> Path:
@@ -127,7 +151,7 @@ def _own_folder(config: Config) -> Path:
 
 def _new(config: Config, images: TrainingImages, resolution: int) -> Clip:
     """One with random weights, which is a function of seed and captions; what is not given is the preset's."""
-    usual, flags = choose_preset(config).clip.model, config.flags()
+    usual, flags = _preset(config).model, config.flags()
     sizes = {name: flags[flag] or usual[flag] for name, flag in _ARCHITECTURE.items()}
     tokenizer = train_clip_tokenizer(images.captions(), flags["text_length"] or usual["text_length"])
     check_size(lambda: [new_clip(resolution, tokenizer, **sizes)])

@@ -122,6 +122,8 @@ def make_plan(config: Config, accelerator: Accelerator, stage: Stage | None = No
     if settings["captioned"] and CAPTIONS not in images.source.columns:
         config = config.with_values({"preview_guidance_scale": 1.0})  # away from the empty caption, to the same
     system = stage.build(config, images, start)
+    if not system.draws_pictures:
+        config = config.with_values({"preview_steps": 0, "save_images_epochs": None})
     options = config.optimization
     batch = accelerator.num_processes * options.gradient_accumulation_steps * options.train_batch_size
     if images.count is not None and batch > images.count:

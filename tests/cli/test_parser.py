@@ -170,13 +170,14 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
             assert re.search(rf"\b{preset.inpainting['max_train_steps']}( steps)? in {name}", " ".join(entries))
         config = parse_training_arguments(["--train_data_dir", "x", "--system", preset.system, "--preset", name])
         empty = [flag for flag, value in config.flags().items() if value is None]
-        config = stages_of(config)[-1 if preset.autoencoder else 0].resolve(config, None)
+        config = stages_of(config)[-1 if preset.autoencoder or preset.clip else 0].resolve(config, None)
         filled = {flag for flag in empty if config.flags()[flag] not in (None, [])}
         follow = {"loss"} if preset.process else set()  # from the variance
         assert len(filled) > 20 and filled - shown.keys() == follow
+        names = "|".join(other for other, each in PRESETS.items() if each in (preset, preset.clip))
         typed = ["--system", preset.system]
         for flag in filled & shown.keys():
-            in_preset = re.search(rf"(?:^|; )([^;]*) in [^;]*(?<![\w-]){name}(?![\w-])", shown[flag])
+            in_preset = re.search(rf"(?:^|; )([^;]*) in [^;]*(?<![\w-])(?:{names})(?![\w-])", shown[flag])
             typed += [f"--{flag}", *(in_preset[1] if in_preset else shown[flag]).split()]
         said = parse_training_arguments(typed).flags()
         for flag in filled & shown.keys():

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.optimization import SchedulerType
 
+from ddpm_hf.models.clip import new_clip, train_clip_tokenizer
 from ddpm_hf.models.presets import PRESETS, Preset, get_preset
 from ddpm_hf.models.text import small_text_encoder
 from ddpm_hf.models.text_unet import new_text_unet, text_unet_config
@@ -164,6 +165,28 @@ def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
         assert list(unet.config.layers_per_block) == [2, 4, 8, 8]
         assert unet.config.resnet_out_scale_factor == unet.config.mid_block_scale_factor == 2**0.5
     assert (unet.config.in_channels, unet.config.out_channels) == (6, 6)
+
+
+@pytest.mark.parametrize(("name", "merges", "millions"), [("dalle2-digits", 260, 0.4), ("dalle2-64-256", 8192, 128)])
+def test_the_clip_of_a_preset_has_the_size_that_it_says_and_fits_a_prior(name, merges, millions):
+    preset = get_preset(name).clip
+    model, tokenizer = preset.model, train_clip_tokenizer([], preset.model["text_length"])
+    tokens = {f"<{number}>" for number in range(merges)}
+    assert tokenizer.add_tokens(sorted(tokens)) == merges
+    with torch.device("meta"):
+        clip = new_clip(
+            model["resolution"],
+            tokenizer,
+            width=model["clip_width"],
+            layers=model["clip_layers"],
+            text_width=model["text_width"],
+            text_layers=model["text_layers"],
+            embedding_width=model["embedding_width"],
+            patch=model["patch_size"],
+        )
+    assert f"{millions} M parameters" in preset.description
+    assert sum(weight.numel() for weight in clip.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
+    assert model["text_width"] == model["embedding_width"], "PriorTransformer has one width for states and embeddings"
 
 
 # Of glide-text2im (commit 69b5307): its `create_model` with its default options, built and counted.
