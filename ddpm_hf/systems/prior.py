@@ -65,8 +65,7 @@ def resolve_prior(config: Config, start: None = None) -> Config:
             f"{' '.join(config.run.eval_metrics)}; leave it out"
         )
     build_loss(config, build_scheduler(config, None))
-    # There is nothing to draw.
-    return config.with_values({"preview_steps": 0, "save_images_epochs": None})
+    return config
 
 
 def build_prior(config: Config, images: TrainingImages, start: None = None) -> System:
