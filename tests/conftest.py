@@ -6,11 +6,14 @@ would wait for its seconds of imports.
 
 import gc
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+
+import forked
 
 # Before anything of Hugging Face is imported: no test may reach for a network, and none may touch the user's caches.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,15 +23,20 @@ import pytest
 
 
 def pytest_configure(config):
-    """One server of processes for all workers: `running.Command` finds it."""
+    """One server of processes: workers come from it, and the commands that they run."""
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.TemporaryDirectory(prefix="forks")
     os.environ["FORK_SERVER"] = folder.name
+    forked.write_program(forked.program())
     server = Path(__file__).with_name("fork_server.py")
-    process = subprocess.Popen([sys.executable, server, folder.name], stdin=subprocess.PIPE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, server, folder.name], **pipes)
+    with process.stdout as said:
+        said.readline()  # it listens
     config.add_cleanup(folder.cleanup)
-    config.add_cleanup(process.communicate)
+    config.add_cleanup(process.wait)
+    config.add_cleanup(process.stdin.close)
 
 
 def pytest_collection_modifyitems(items):
@@ -41,6 +49,13 @@ def pytest_collection_modifyitems(items):
 def pytest_xdist_auto_num_workers():
     """One more than there are CPUs: a test that waits for a launcher, a kill or a server leaves its own idle."""
     return os.cpu_count() + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs):
+    """Importing everything takes a worker as long as 20 tests: they are forked."""
+    for spec in specs:
+        spec.python = shlex.quote(str(forked.program()))
 
 
 @pytest.hookimpl(trylast=True)

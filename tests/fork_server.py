@@ -2,9 +2,9 @@
 
 The server listens on two sockets in FOLDER and is forked for every command of a test session. "bare" gives a process
 that has imported PyTorch and the like, and nothing of Hugging Face, which reads the environment on import, or of ours;
-"full" one that has imported all. A command is a line of JSON, the arguments of `become`; the answers are the process's
-id and, once it has ended, its exit status, four bytes each. Nothing is imported before the first command. The server
-ends when its stdin does.
+"full" one that has imported all. A command is three standard streams and a line of JSON, the arguments of `become`;
+the answers are the process's id and, once it has ended, its exit status, four bytes each. forked.py gives commands.
+Nothing is imported before the first one. The server ends when its stdin does.
 """
 
 import atexit
@@ -23,7 +23,9 @@ from pathlib import Path
 
 def main(folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path[0] = str(Path(__file__).parents[1])  # the package beside these tests, if another one is installed
     bare, full = (listen(Path(folder, name)) for name in ("bare", "full"))
+    print(flush=True)
     wait_for(bare, full)
     import_others()
     mine = bare
@@ -55,6 +57,8 @@ def import_all() -> None:
     import datasets  # noqa: F401
 
     import ddpm_hf.evaluation.evaluator
+    import ddpm_hf.systems.imagen
+    import ddpm_hf.systems.stable_diffusion
     import ddpm_hf.training.start  # noqa: F401
 
 
@@ -80,13 +84,19 @@ def reap(*_: object) -> None:
 def serve(connection: socket.socket) -> None:
     """Start the process that is asked for, and wait for its end. Does not return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     command = json.loads(connection.makefile().readline())
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
         connection.sendall(os.getpid().to_bytes(4, "little"))
         connection.close()
         os._exit(status_of(command))
+    for stream in streams:
+        os.close(stream)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):  # there may be nobody any more
         connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "little", signed=True))
@@ -109,24 +119,31 @@ def status_of(command: dict) -> int:
     return status
 
 
-def become(words: list[str], variables: dict[str, str], folder: str, files: list[str], processes: int) -> None:
-    """As if Python had been started in this folder with these words, variables and files for its output.
+def become(words: list[str], variables: dict[str, str], folder: str, processes: int = 1) -> None:
+    """As if Python had been started in this folder with these words and variables.
 
     Args:
+        words: a script, `-m` and a module or `-c` and a program, and its arguments.
         processes: that the launcher starts which this one is to become; 1 if it is none.
     """
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    if "datasets" in sys.modules:  # which has read this already
+    if "datasets" in sys.modules and "HF_DATASETS_CACHE" in variables:  # which has read this already
         sys.modules["datasets"].config.HF_DATASETS_CACHE = Path(variables["HF_DATASETS_CACHE"])
-    for stream, file in enumerate([os.devnull, *files]):
-        os.dup2(os.open(file, os.O_RDWR | os.O_APPEND), stream)
     if processes > 1:
         fork_ranks(processes)
-    sys.argv = words
-    sys.path[:1] = [str(Path(words[0]).parent), *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
-    runpy.run_path(words[0], run_name="__main__")
+    words = words[1:] if words[0] == "-u" else words
+    is_script = words[0] not in ("-m", "-c")
+    first = str(Path(words[0]).parent) if is_script else ""
+    sys.path[:1] = [first, *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = words if is_script else words[1:]
+    if is_script:
+        runpy.run_path(words[0], run_name="__main__")
+    elif words[0] == "-m":
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        exec(words[1], {"__name__": "__main__"})
 
 
 def fork_ranks(count: int) -> None:

@@ -2,14 +2,13 @@
 
 import contextlib
 import importlib.util
-import json
 import os
 import select
 import signal
-import socket
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import numpy as np
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
@@ -73,19 +72,15 @@ class Command:
         bare: bool = False,
     ):
         self._files = [folder / "stdout", folder / "stderr"]
-        for file in self._files:
-            file.touch()
-        command = {
-            "words": [str(SCRIPTS / script), *map(str, arguments)],
-            "variables": variables or {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            "folder": str(folder if bare else Path.cwd()),
-            "files": list(map(str, self._files)),
-            "processes": processes,
-        }
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.connect(os.path.join(os.environ["FORK_SERVER"], "bare" if bare else "full"))
-        self._server.sendall(json.dumps(command).encode() + b"\n")
-        self.pid = int.from_bytes(self._server.recv(4), "little")
+        with open(os.devnull) as nothing, self._files[0].open("a") as out, self._files[1].open("a") as err:
+            self._server, self.pid = forked.start(
+                "bare" if bare else "full",
+                [nothing.fileno(), out.fileno(), err.fileno()],
+                words=[str(SCRIPTS / script), *map(str, arguments)],
+                variables=variables or {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+                folder=str(folder if bare else Path.cwd()),
+                processes=processes,
+            )
         self._status = None
 
     @property
@@ -98,7 +93,7 @@ class Command:
 
     def poll(self, timeout: float = 0.0) -> int | None:
         if self._status is None and select.select([self._server], [], [], timeout)[0]:
-            self._status = int.from_bytes(self._server.recv(4), "little", signed=True)
+            self._status = forked.end_of(self._server)
         return self._status
 
     def wait(self, timeout: float = 300.0) -> int:

@@ -55,6 +55,20 @@ ddpm_hf.DDPMPipeline(unet, ddpm_hf.LinearDDPMScheduler()).save_pretrained("saved
 print(type(ddpm_hf.DDPMPipeline.from_pretrained("saved").unet).__name__, ddpm_hf.__file__)
 """
 
+# What every process must make alike, though each has hashes of strings of its own, which order what is in a set.
+MADE = """
+from hashlib import sha256
+from ddpm_hf.data.captioned_digits import CAPTIONS, compose, plans
+from ddpm_hf.models.text import train_tokenizer
+
+words = (f"{'abcdefgh'[n % 8] * 2}{'xyz'[n % 3]}{n % 97}" for n in range(3000))
+made = [sorted(train_tokenizer(words, 200).get_vocab().items())]
+for level in CAPTIONS:
+    plan = plans(level)["test"]
+    pictures = compose({name: ids[:200] for name, ids in plan.items()})
+    made += [sha256(content.tobytes()).hexdigest() for content in (*plan.values(), pictures)]
+"""
+
 # Imported name -> distribution, for those that the environment cannot be asked about: extras, not installed for tests.
 OF_EXTRAS = {
     "torch_fidelity": "torch-fidelity",
@@ -117,11 +131,14 @@ def test_the_wheel_works_outside_the_checkout_and_loads_little_before_it_must(tm
     (borrowed,) = Path(sys.prefix).glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(f"{borrowed}\n")
     result = subprocess.run(
-        [environment / "bin" / "python", "-I", "-c", USE, SCRIPTS], cwd=tmp_path, capture_output=True, text=True
+        [environment / "bin" / "python", "-I", "-c", f"{USE}{MADE}print(made)", SCRIPTS],
+        **{"cwd": tmp_path, "capture_output": True, "text": True},
     )
     assert result.returncode == 0, result.stderr
-    modules, last = result.stdout.splitlines()
+    modules, last, made = result.stdout.splitlines()
     assert last == f"DDPMUNet2D {site / 'ddpm_hf' / '__init__.py'}"
+    exec(MADE, here := {})
+    assert made == str(here["made"])
 
     # Counted in modules and not in seconds: import, help and errors load little beyond the stock pipeline. No
     # third-party module that diffusers does not load itself, and for the scripts no package.

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -125,6 +126,7 @@ def test_the_benchmark_of_a_gpu_measures_both_sides(tmp_path, monkeypatch):
             super().__exit__(*problem)
 
     monkeypatch.setattr(gpu, "Worker", Asking)
+    monkeypatch.setattr(sys, "executable", str(forked.program()))  # its processes
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as it does itself, but undone after the test
     gpu.main(["--size", "quick", "--device", "cpu", "--output", str(tmp_path / "gpu.json")])
     training, *sampling = json.loads((tmp_path / "gpu.json").read_text())["rows"]

@@ -1,6 +1,5 @@
 """Captioned digits: true captions, real handwriting, and nothing of the test side in training."""
 
-import hashlib
 from collections import Counter
 
 import numpy as np
@@ -153,20 +152,6 @@ def test_every_wording_is_understood(plan):
 def test_other_captions_are_not_understood(asked, found):
     with pytest.raises(ValueError, match=f"captions of captioned digits, all of one level, got {found}"):
         understand(asked)
-
-
-@pytest.mark.processes
-def test_every_process_makes_the_same_pictures(command, tmp_path):
-    """Of another seed for the hashes of strings, which order what is in a set."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from hashlib import sha256; from ddpm_hf.data.captioned_digits import *\n"
-        "for level in CAPTIONS: print(sha256(compose(plans(level)['test']).tobytes()).hexdigest())"
-    )
-    other = command(script)
-    assert other.wait() == 0, other.err
-    expected = [hashlib.sha256(compose(plans(level)["test"]).tobytes()).hexdigest() for level in CAPTIONS]
-    assert other.out.split() == expected
 
 
 def test_the_folder_is_a_data_set_to_train_on_and_is_built_once(tmp_path, monkeypatch):

@@ -6,9 +6,8 @@ import random
 import shlex
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -130,7 +129,8 @@ def job_id() -> str:
 @pytest.mark.processes
 def test_slurm_script_starts_a_launcher_for_each_machine(tmp_path):
     """And with it multi_node.yaml: two launchers that find each other by address, port and rank."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    accelerate = f'#!/bin/sh\nexec {forked.program()} -m accelerate.commands.accelerate_cli "$@"\n'
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("accelerate", accelerate)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (tmp_path / "scripts").mkdir()
@@ -138,7 +138,7 @@ def test_slurm_script_starts_a_launcher_for_each_machine(tmp_path):
     (tmp_path / "scripts" / "train.py").write_text(MEET)
     variables = {"SLURM_JOB_NODELIST": "here[0-1]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     variables |= {"SLURM_JOB_ID": job_id(), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    variables["PATH"] = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHON_EXEC": str(forked.program())}
     given = ["--output_dir", "with space/out"]
     words = ["bash", CONFIGS / "slurm.sh", *given]
     done = subprocess.run(words, env=os.environ | variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
