@@ -2,10 +2,8 @@
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -13,22 +11,20 @@ from typing import Any, Literal
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import parse_flag_from_env
-from PIL import Image
 
 from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.guidance import GuidanceArguments, check_noise_level, check_prior
 from ..pipelines.loading import check_whole, for_inpainting, load_pipeline
-from ..sampling.drawing import Drawing, read_image, read_picture
+from ..sampling.drawing import Drawing, read_picture
 from ..sampling.embeddings import embed
-from ..sampling.interpolation import check_interpolation
-from ..sampling.sample_folder import OVERVIEW, SampleFolder
+from ..sampling.sample_folder import SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ..settings.arguments import MachineArguments
 from ..training.interruption import Interruption, exit_status
-from .embeddings import EmbeddingArguments, as_drawn, between, changing, reconstructing
 from .parser import OneLineParser, one_line_errors
+from .pictures import EmbeddingArguments, PictureArguments, as_drawn, only_picture, refuse
 
 TEXT_GUIDANCE = 3.0
 
@@ -74,25 +70,6 @@ class SampleArguments(GuidanceArguments):
     )
     mask_image: str | None = flag(help="White where to draw, black where to keep --image.", aliases=("--mask",))
     device: str | None = flag(help="cpu, cuda, cuda:1 or mps; by default the best available, one per process.")
-
-
-@dataclass(kw_only=True)
-class PictureArguments:
-    """Pictures of the sampling process."""
-
-    _argument_group_name = "pictures"
-
-    denoising_strip: bool = flag(False, help="Show the denoising of the first images as a strip and an animation.")
-    progressive: bool = flag(
-        False, help="Show the network's prediction of x_0 at each of these steps (Ho et al., Fig. 6)."
-    )
-    interpolate: list[str] | None = flag(
-        help="Only interpolate two image files: of the model's size, by their x_t (Ho et al., Fig. 8), or with dalle2 "
-        "of any size, by their embeddings."
-    )
-    interpolation_depths: list[int] | None = flag(
-        help="Diffusion steps before the two images are mixed; 0, T/4, T/2, 3T/4 and T by default."
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -147,13 +124,6 @@ def check(arguments: SampleArguments, pictures: PictureArguments, embeddings: Em
         others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "image", "aug_level")}
         strips = {name: getattr(pictures, name) for name in ("denoising_strip", "progressive")}
         refuse(only, "draws only one picture; leave out", others | strips)
-
-
-def refuse(flag: str, why: str, others: Mapping[str, Any]) -> None:
-    """Raises ValueError if one of these is given beside that flag."""
-    given = [f"--{name}" for name, value in others.items() if value is not None and value is not False]
-    if given:
-        raise ValueError(f"--{flag} {why} {', '.join(given)}")
 
 
 def prepare(
@@ -273,56 +243,6 @@ def read_prompts(file: str) -> list[str]:
     if not prompts:
         raise ValueError(f"--prompts {file} must have a prompt on each line, but is empty")
     return prompts
-
-
-def only_picture(
-    drawing: Drawing, arguments: SampleArguments, pictures: PictureArguments, embeddings: EmbeddingArguments
-) -> tuple[Path, Callable[[], Image.Image]] | None:
-    """The only picture that is asked for, its file and what draws it; None if it is images that are asked for.
-
-    Raises:
-        ValueError: the model cannot draw it, an image cannot be read, or the picture is there.
-    """
-    name = "interpolation" if pictures.interpolate else embeddings.asked
-    if name in (None, "variations"):
-        return None
-    file = Path(arguments.output_dir) / OVERVIEW / f"{name}.png"
-    if file.exists():
-        raise ValueError(f"--output_dir {arguments.output_dir} already has {file.name}; choose another folder")
-    steps = arguments.num_inference_steps
-    if name == "text_difference":
-        return file, changing(drawing, *embeddings.text_difference, steps)
-    if name == "reconstruct":
-        return file, reconstructing(drawing, embeddings.reconstruct, steps)
-    if drawing.pipeline.has_prior:
-        told = {name: getattr(arguments, name) for name in ("prompt", "prompts", "negative_prompt")}
-        refuse(
-            "interpolate",
-            "is by embeddings here; leave out",
-            told | {"interpolation_depths": pictures.interpolation_depths},
-        )
-        return file, between(drawing, pictures.interpolate)
-    return file, interpolation(drawing, arguments, pictures)
-
-
-def interpolation(
-    drawing: Drawing, arguments: SampleArguments, pictures: PictureArguments
-) -> Callable[[], Image.Image]:
-    """What draws pictures between two images; ValueError if the model cannot interpolate them."""
-    pipeline = drawing.pipeline
-    if arguments.fast:
-        raise ValueError("--interpolate draws only one picture; leave out --fast")
-    if any(len(words) != 1 for words in drawing.asked.values()):
-        raise ValueError("--interpolate needs exactly one class in --class_labels, or one --prompt")
-    total = pipeline.scheduler.config.num_train_timesteps
-    depths = pictures.interpolation_depths or [total * quarter // 4 for quarter in range(5)]
-    try:
-        codec, channels = pipeline.codec, pipeline.image_shape[0]
-        pair = tuple(read_image(file, codec, channels) for file in pictures.interpolate)
-        check_interpolation(pipeline, *pair, depths)
-    except ValueError as problem:
-        raise ValueError(f"--interpolate: {problem}") from None
-    return partial(drawing.draw_interpolation, pair, depths)
 
 
 def draw(

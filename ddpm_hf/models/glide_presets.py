@@ -44,8 +44,8 @@ GLIDE_PRESETS = {
     # a wrong digit in the caption raised the loss after 300 steps (per mille, t from 600 to 899, one seed): told clear
     # vectors of digit, ink and ground at all 77 tokens, 32; at three of them, with zeros at the others, 1; at all, but
     # with the same vectors for colours of ink and ground, 5. This encoder as it is taught, 62; random and frozen, 8.
-    # At a rate of 0.1 a random encoder lost the digits. After 1,750 steps 97 and 98 % of captions of unseen combinations
-    # were followed in two runs, and 85 % where the encoder was taught no new combinations of words.
+    # At a rate of 0.1 a random encoder lost the digits. After 1,750 steps 97 and 98 % of captions of unseen
+    # combinations were followed in two runs, and 85 % where the encoder was taught no new combinations of words.
     "glide-digits": Preset(
         description="captioned digits, 16x16, 2.1 M parameters, minutes on two CPU cores",
         system="glide",

@@ -1,6 +1,5 @@
 """From noise to samples: Algorithm 2 of Ho et al. 2020 (arXiv 2006.11239), for any network, condition and sampler."""
 
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,14 @@ from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import check_guidance, guided, guides_at
 from .inpainting import Given, Pictures, check_counts, given_pixels
-from .steps import check_starts_midway, set_steps, takes_variance, with_thresholding, without_learned_variance
+from .steps import (
+    check_starts_midway,
+    set_steps,
+    step_arguments,
+    takes_variance,
+    with_thresholding,
+    without_learned_variance,
+)
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -41,6 +47,8 @@ class Denoising:
     """Whether it draws pictures, not only numbers by which others draw or judge them."""
     keeps_given_clean = False
     """Whether the network was trained for inpainting: to see given pixels without noise."""
+    has_prior = False
+    """Whether captions are first turned into embeddings of pictures."""
     noise_levels = 0
     """How many levels of noise the pictures may get that it enlarges; 0 if it adds none."""
 
@@ -178,17 +186,12 @@ class Denoising:
         given: Given | None,
     ) -> torch.Tensor:
         """The loop of Algorithm 2, for any sampler, without its first `skipped` steps."""
-        taken = inspect.signature(scheduler.step).parameters
-        step_arguments = {"generator": generator} if "generator" in taken else {}
-        chain = scheduler.timesteps
-        for i, t in enumerate(self.progress_bar(chain[skipped:]), start=skipped):
-            if "prev_timestep" in taken:  # `UnCLIPScheduler` does not look for it in its own chain
-                step_arguments["prev_timestep"] = chain[i + 1] if i + 1 < len(chain) else None
+        for i, t in enumerate(self.progress_bar(scheduler.timesteps[skipped:]), start=skipped):
             network_input = scheduler.scale_model_input(x_t, t)
             model_output = predict(network_input, t)
             if not takes_variance(scheduler):
                 model_output = model_output[:, : x_t.shape[1]]
-            step = scheduler.step(model_output, t, x_t, **step_arguments)
+            step = scheduler.step(model_output, t, x_t, **step_arguments(scheduler, i, generator))
             x_t = step.prev_sample if given is None else given.keep(step.prev_sample, scheduler, i + 1)
             if callback is not None:
                 tensors = {"latents": x_t, "network_input": network_input, "model_output": model_output}

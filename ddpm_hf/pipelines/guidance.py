@@ -127,7 +127,7 @@ def check_guidance(
 def check_prior(asked: Mapping[str, Any], pipeline: Any) -> None:
     """Raises ValueError, naming the flag, for what is asked of a prior that is not there, or cannot be asked of it."""
     for name, value in asked.items():
-        if not getattr(pipeline, "has_prior", False):
+        if not pipeline.has_prior:
             raise ValueError(f"--{name} must be left out where no prior turns captions into embeddings, got {value:g}")
     if asked.get("prior_candidates", 1) < 1:
         raise ValueError(f"--prior_candidates must be at least 1, got {asked['prior_candidates']}")

@@ -1,8 +1,10 @@
 """What the pipeline has to know of a sampler to take its steps."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin, UnCLIPScheduler
 
 from ..diffusion.process import LEARNED_VARIANCES
@@ -51,6 +53,17 @@ def thresholding_of(config: Mapping[str, Any]) -> dict[str, float]:
     """A scheduler's settings of dynamic thresholding; empty for one without it."""
     names = ("dynamic_thresholding_ratio", "sample_max_value") if config.get("thresholding") else ()
     return {name: config[name] for name in names}
+
+
+def step_arguments(
+    scheduler: SchedulerMixin, number: int, generator: torch.Generator | list[torch.Generator] | None
+) -> dict[str, Any]:
+    """What `step` takes beside output, timestep and x_t in the step of this number."""
+    taken, chain = signature(scheduler.step).parameters, scheduler.timesteps
+    arguments = {"generator": generator} if "generator" in taken else {}
+    if "prev_timestep" in taken:  # `UnCLIPScheduler` does not look for it in its own chain
+        arguments["prev_timestep"] = chain[number + 1] if number + 1 < len(chain) else None
+    return arguments
 
 
 def takes_variance(scheduler: SchedulerMixin) -> bool:

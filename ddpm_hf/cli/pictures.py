@@ -1,8 +1,10 @@
-"""Pictures that a DALL·E 2 makes of the embedding of a picture: the flags of sample.py, and what they draw."""
+"""The pictures that sample.py draws in place of images, or beside them: their flags, and what draws them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +12,11 @@ from PIL import Image
 
 from ..data.transforms import resize_and_crop, to_channels
 from ..flags import flag
-from ..sampling.drawing import Drawing, read_picture
+from ..sampling.drawing import Drawing, read_image, read_picture
 from ..sampling.embeddings import check_ddim, draw_between, embed, noise_of, redraw, slerp, towards
+from ..sampling.interpolation import check_interpolation
 from ..sampling.pictures import captioned_grid, image_grid
+from ..sampling.sample_folder import OVERVIEW
 from ..seeds import generator_for
 
 _ROWS = 3  # of an interpolation
@@ -20,6 +24,25 @@ _SHARES = np.linspace(0, 1, 9).tolist()
 _CHANGES = np.linspace(0, 0.5, 6).tolist()  # the paper's (§3.3) end there or at half of it
 _OTHERS = 4  # variations beside a reconstruction
 _DDIM_STEPS = 100  # there and back, unless --num_inference_steps says otherwise
+
+
+@dataclass(kw_only=True)
+class PictureArguments:
+    """Pictures of the sampling process."""
+
+    _argument_group_name = "pictures"
+
+    denoising_strip: bool = flag(False, help="Show the denoising of the first images as a strip and an animation.")
+    progressive: bool = flag(
+        False, help="Show the network's prediction of x_0 at each of these steps (Ho et al., Fig. 6)."
+    )
+    interpolate: list[str] | None = flag(
+        help="Only interpolate two image files: of the model's size, by their x_t (Ho et al., Fig. 8), or with dalle2 "
+        "of any size, by their embeddings."
+    )
+    interpolation_depths: list[int] | None = flag(
+        help="Diffusion steps before the two images are mixed; 0, T/4, T/2, 3T/4 and T by default."
+    )
 
 
 @dataclass(kw_only=True)
@@ -48,6 +71,64 @@ class EmbeddingArguments:
                 f"--text_difference must be an image and two captions, got {len(self.text_difference)} words"
             )
         return given[0] if given else None
+
+
+def refuse(flag: str, why: str, others: Mapping[str, Any]) -> None:
+    """Raises ValueError if one of these is given beside that flag."""
+    given = [f"--{name}" for name, value in others.items() if value is not None and value is not False]
+    if given:
+        raise ValueError(f"--{flag} {why} {', '.join(given)}")
+
+
+def only_picture(
+    drawing: Drawing, arguments: Any, pictures: PictureArguments, embeddings: EmbeddingArguments
+) -> tuple[Path, Callable[[], Image.Image]] | None:
+    """The only picture that is asked for, its file and what draws it; None if it is images that are asked for.
+
+    Args:
+        arguments: the `SampleArguments` of sample.py.
+
+    Raises:
+        ValueError: the model cannot draw it, an image cannot be read, or the picture is there.
+    """
+    name = "interpolation" if pictures.interpolate else embeddings.asked
+    if name in (None, "variations"):
+        return None
+    file = Path(arguments.output_dir) / OVERVIEW / f"{name}.png"
+    if file.exists():
+        raise ValueError(f"--output_dir {arguments.output_dir} already has {file.name}; choose another folder")
+    steps = arguments.num_inference_steps
+    if name == "text_difference":
+        return file, changing(drawing, *embeddings.text_difference, steps)
+    if name == "reconstruct":
+        return file, reconstructing(drawing, embeddings.reconstruct, steps)
+    if drawing.pipeline.has_prior:
+        told = {name: getattr(arguments, name) for name in ("prompt", "prompts", "negative_prompt")}
+        refuse(
+            "interpolate",
+            "is by embeddings here; leave out",
+            told | {"interpolation_depths": pictures.interpolation_depths},
+        )
+        return file, between(drawing, pictures.interpolate)
+    return file, interpolation(drawing, arguments, pictures)
+
+
+def interpolation(drawing: Drawing, arguments: Any, pictures: PictureArguments) -> Callable[[], Image.Image]:
+    """What draws pictures between two images; ValueError if the model cannot interpolate them."""
+    pipeline = drawing.pipeline
+    if arguments.fast:
+        raise ValueError("--interpolate draws only one picture; leave out --fast")
+    if any(len(words) != 1 for words in drawing.asked.values()):
+        raise ValueError("--interpolate needs exactly one class in --class_labels, or one --prompt")
+    total = pipeline.scheduler.config.num_train_timesteps
+    depths = pictures.interpolation_depths or [total * quarter // 4 for quarter in range(5)]
+    try:
+        codec, channels = pipeline.codec, pipeline.image_shape[0]
+        pair = tuple(read_image(file, codec, channels) for file in pictures.interpolate)
+        check_interpolation(pipeline, *pair, depths)
+    except ValueError as problem:
+        raise ValueError(f"--interpolate: {problem}") from None
+    return partial(drawing.draw_interpolation, pair, depths)
 
 
 def between(drawing: Drawing, files: list[str]) -> Callable[[], Image.Image]:
