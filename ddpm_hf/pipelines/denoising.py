@@ -16,6 +16,7 @@ from ..progress import progress_bar
 from .denoiser import Denoiser
 from .guidance import check_guidance, guided, guides_at
 from .inpainting import Given, Pictures, check_counts, given_pixels
+from .output_types import check_output_type
 from .steps import (
     check_starts_midway,
     set_steps,
@@ -24,8 +25,6 @@ from .steps import (
     with_thresholding,
     without_learned_variance,
 )
-
-OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 class Denoising:
@@ -338,12 +337,6 @@ class Denoising:
         if array.shape[-1] > 4:
             raise ValueError(f"`output_type` must be 'np' or 'pt' for {array.shape[-1]} channels, got 'pil'.")
         return self.numpy_to_pil(array)
-
-
-def check_output_type(output_type: str) -> None:
-    """Raises ValueError for anything that a pipeline cannot return."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
 
 
 def _listed(words: Any) -> Any:

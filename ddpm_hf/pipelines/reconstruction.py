@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 
 from ..conditions.picture import Picture
-from .denoising import Denoising, check_output_type
+from .denoising import Denoising
+from .output_types import check_output_type
 
 
 class Autoencoder(nn.Module):

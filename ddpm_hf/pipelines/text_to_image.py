@@ -19,9 +19,10 @@ from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH, caption_states, knows_words
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from .denoiser import Denoiser
-from .denoising import Denoising, check_output_type
+from .denoising import Denoising
 from .guidance import check_noise_level
 from .inpainting import Pictures, shrunk
+from .output_types import check_output_type
 from .quiet import quietly
 
 if TYPE_CHECKING:
