@@ -50,6 +50,8 @@ def resolve_prior(config: Config, start: None = None) -> Config:
         ValueError: if they contradict each other or the prior, naming the argument.
     """
     preset = choose_preset(config)
+    if preset.prior is None:
+        raise ValueError(f"--preset {config.model.preset} is for --stage clip alone")
     config = filled(config.filled({"eval_metrics": ["prior"]}), preset.prior)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
@@ -63,8 +65,7 @@ def resolve_prior(config: Config, start: None = None) -> Config:
             f"{' '.join(config.run.eval_metrics)}; leave it out"
         )
     build_loss(config, build_scheduler(config, None))
-    # There is nothing to draw.
-    return config.with_values({"preview_steps": 0, "save_images_epochs": None})
+    return config
 
 
 def build_prior(config: Config, images: TrainingImages, start: None = None) -> System:
@@ -73,6 +74,11 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
     Raises:
         ValueError: CLIP, images, network and settings do not fit together, naming the argument.
     """
+    if images.shape[0] != 3:
+        raise ValueError(
+            f"--channels must be 3 for --stage prior, got {images.shape[0]}, which is what the images have or was "
+            "given; --channels 3 converts them"
+        )
     clip = find_clip(config, images)
     _check_widths(clip)
     vision, text = clip.vision(), clip.text()

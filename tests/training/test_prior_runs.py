@@ -177,6 +177,8 @@ def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
         (("--variance_type", "fixed_large"), "--variance_type must be fixed_small for --stage prior, got fixed_large"),
         (("--loss", "vlb"), "--loss must be simple for --stage prior, got vlb"),
         (("--eval_metrics", "prompt"), "--eval_metrics must be prior for --stage prior"),
+        (("--preset", "clip-digits"), "--preset clip-digits is for --stage clip alone"),
+        (("--channels", "1"), "--channels must be 3 for --stage prior, got 1"),
     ],
 )
 def test_what_stocks_pipeline_could_not_draw_is_not_trained(begin, flags, problem):
