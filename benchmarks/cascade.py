@@ -26,13 +26,13 @@ from ddpm_hf.evaluation.samples import Samples, words_for
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.judges.features import Extractor, load_extractor
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.pipelines.guidance import check_noise_level
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pixels import normalize
 from ddpm_hf.portable import UPSAMPLER_FOLDER
 from ddpm_hf.sampling.generation import generate
 from ddpm_hf.sampling.pictures import image_grid
 from ddpm_hf.sampling.samplers import make_fast_sampler
+from ddpm_hf.steps.guidance import check_noise_level
 
 SHOWN = 8
 DYNAMIC = {"thresholding": True, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 100.0}

@@ -10,7 +10,7 @@ import diffusers.pipelines
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
 
 GROUND = {"portable", "seeds", "files", "flags", "progress", "cores", "pixels"}
-BELOW_PIPELINES = {"kept", "data", "diffusion", "codecs", "conditions", "models"}
+BELOW_PIPELINES = {"kept", "data", "diffusion", "codecs", "conditions", "models", "steps"}
 BELOW_JUDGEMENT = BELOW_PIPELINES | {"pipelines", "sampling", "statistics"}
 # Room -> rooms of ours that it may import beside the ground, which imports none.
 ALLOWED = {
@@ -21,6 +21,7 @@ ALLOWED = {
     "conditions": {"kept"},
     "models": set(),
     "statistics": set(),
+    "steps": {"data", "diffusion", "codecs", "conditions"},
     "pipelines": BELOW_PIPELINES,
     "sampling": BELOW_PIPELINES | {"pipelines"},
     "judges": BELOW_JUDGEMENT,

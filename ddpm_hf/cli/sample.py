@@ -15,13 +15,13 @@ from accelerate.utils import parse_flag_from_env
 from ..cores import describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.guidance import GuidanceArguments, check_noise_level, check_prior
 from ..pipelines.loading import check_whole, for_inpainting, load_pipeline
 from ..sampling.drawing import Drawing, read_picture
 from ..sampling.embeddings import embed
 from ..sampling.sample_folder import SampleFolder
 from ..sampling.samplers import FAST_CALLS, SAMPLER_NAMES, make_fast_sampler, make_sampler
 from ..settings.arguments import MachineArguments
+from ..steps.guidance import GuidanceArguments, check_noise_level, check_prior
 from ..training.interruption import Interruption, exit_status
 from .parser import OneLineParser, one_line_errors
 from .pictures import EmbeddingArguments, PictureArguments, as_drawn, only_picture, refuse

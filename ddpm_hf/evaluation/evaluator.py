@@ -8,9 +8,9 @@ from accelerate import Accelerator
 
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import weights_fingerprint
-from ..pipelines.guidance import check_noise_level, check_prior
 from ..pipelines.loading import check_whole, load_pipeline
 from ..sampling.samplers import SAMPLER_NAMES
+from ..steps.guidance import check_noise_level, check_prior
 from .comparison import write_comparison
 from .exams import exams_for, model_exams_for
 from .image_sets import SOURCE_SETTINGS, find_images

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.guidance import GuidanceArguments, check_guidance
 from ..sampling.samplers import SAMPLER_NAMES
+from ..steps.guidance import GuidanceArguments, check_guidance
 from .quality import QUALITY_METRICS
 from .samples import ARRAY_SUFFIX
 

@@ -19,11 +19,11 @@ from ..data.sources import load_images
 from ..data.transforms import UnreadableImage, native_channels, open_image, read_payload, to_channels
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint
-from ..pipelines.guidance import guides_at
-from ..pipelines.steps import rebuild, set_steps, thresholding_of
 from ..sampling.generation import generate, sampling_bar
 from ..sampling.sample_folder import RECORD_FILE
 from ..sampling.samplers import make_sampler, sampler_name
+from ..steps.guidance import guides_at
+from ..steps.sampler import rebuild, set_steps, thresholding_of
 from .image_sets import ImageSet
 
 ARRAY_SUFFIX = ".npz"

@@ -10,8 +10,8 @@ from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from ..conditions.class_labels import ClassLabels
 from ..conditions.condition import Condition
 from ..diffusion.process import LEARNED_VARIANCES
+from ..steps.inpainting import Pictures
 from .denoising import Denoising
-from .inpainting import Pictures
 
 
 class DDPMPipeline(Denoising, diffusers.DDPMPipeline):

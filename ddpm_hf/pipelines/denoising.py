@@ -13,11 +13,10 @@ from ..conditions.condition import Condition, Told, cycled
 from ..pixels import channels_last
 from ..portable import STOCK_PIPELINES, own_component, stock_component
 from ..progress import progress_bar
-from .denoiser import Denoiser
-from .guidance import check_guidance, guided, guides_at
-from .inpainting import Given, Pictures, check_counts, given_pixels
-from .output_types import check_output_type
-from .steps import (
+from ..steps.denoiser import Denoiser
+from ..steps.guidance import check_guidance, guided, guides_at
+from ..steps.inpainting import Given, Pictures, check_counts, given_pixels
+from ..steps.sampler import (
     check_starts_midway,
     set_steps,
     step_arguments,
@@ -25,6 +24,7 @@ from .steps import (
     with_thresholding,
     without_learned_variance,
 )
+from .output_types import check_output_type
 
 
 class Denoising:

@@ -8,7 +8,7 @@ from diffusers import SchedulerMixin
 
 from ..codecs.pixels import PixelCodec
 from ..conditions.condition import Told
-from .inpainting import Pictures, check_counts, given_pixels
+from ..steps.inpainting import Pictures, check_counts, given_pixels
 from .latent_text_to_image import LatentTextToImagePipeline
 from .text_to_image import TextDenoiser
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..codecs.latents import LatentCodec
 from ..conditions.prompt import as_it_is
 from ..models.autoencoder import factor_of
-from .inpainting import Given, Pictures
+from ..steps.inpainting import Given, Pictures
 from .quiet import quietly
 from .text_to_image import TextDenoiser, TextDenoising
 

@@ -18,10 +18,10 @@ from ..conditions.prompt import Prompt
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH, caption_states, knows_words
 from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
-from .denoiser import Denoiser
+from ..steps.denoiser import Denoiser
+from ..steps.guidance import check_noise_level
+from ..steps.inpainting import Pictures, shrunk
 from .denoising import Denoising
-from .guidance import check_noise_level
-from .inpainting import Pictures, shrunk
 from .output_types import check_output_type
 from .quiet import quietly
 

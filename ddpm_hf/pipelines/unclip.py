@@ -23,10 +23,10 @@ from ..conditions.condition import Condition, Told
 from ..conditions.embedding import ImageEmbedding
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.movq import identity_movq
-from .denoiser import Denoiser
+from ..steps.denoiser import Denoiser
+from ..steps.inpainting import Pictures
 from .denoising import Denoising
 from .fingerprint import weights_fingerprint
-from .inpainting import Pictures
 from .prior import PriorPipeline
 from .quiet import quietly
 

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..conditions.condition import Condition, Told
 from ..conditions.low_resolution import LowResolution
 from ..models.text_unet import LOW_SIDE
-from .guidance import check_noise_level
-from .inpainting import Pictures
+from ..steps.guidance import check_noise_level
+from ..steps.inpainting import Pictures
 from .text_to_image import TextDenoiser, TextDenoising
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ..files import replacing
-from ..pipelines.inpainting import shrunk
 from ..pixels import channels_last, to_levels
 from ..seeds import image_generators
+from ..steps.inpainting import shrunk
 from .pictures import to_pil
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from ..conditions.condition import cycled
 from ..data.transforms import UnreadableImage, content_hash, native_channels, open_image, to_channels, to_pixels
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.fingerprint import upsampler_fingerprint, weights_fingerprint
-from ..pipelines.guidance import check_guidance
-from ..pipelines.inpainting import shrunk
+from ..steps.guidance import check_guidance
+from ..steps.inpainting import shrunk
 from .cascade import forget_small, generate_by_stage
 from .generation import generate, sampling_bar
 from .interpolation import interpolate

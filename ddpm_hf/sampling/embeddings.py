@@ -11,9 +11,9 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
 
 from ..data.transforms import resize_and_crop, to_channels, to_pixels
-from ..pipelines.steps import rebuild
 from ..pixels import channels_last, to_levels
 from ..seeds import generator_for
+from ..steps.sampler import rebuild
 from .samplers import make_sampler
 
 if TYPE_CHECKING:

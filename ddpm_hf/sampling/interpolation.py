@@ -8,9 +8,9 @@ import torch
 from diffusers import SchedulerMixin
 
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.steps import check_starts_midway
 from ..pixels import channels_last, to_levels
 from ..seeds import generator_for
+from ..steps.sampler import check_starts_midway
 
 
 def interpolate(

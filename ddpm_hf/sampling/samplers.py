@@ -10,7 +10,7 @@ from diffusers import SchedulerMixin
 
 from ..diffusion.noise_schedules import betas_from_config
 from ..diffusion.scheduler import LinearDDPMScheduler
-from ..pipelines.steps import rebuild, without_learned_variance
+from ..steps.sampler import rebuild, without_learned_variance
 
 # Short name -> diffusers class, and settings for pixels in [-1, 1] that differ from its defaults.
 _DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict]] = {

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.steps import rebuild
 from ..seeds import image_generators
+from ..steps.sampler import rebuild
 from .pictures import image_grid
 
 _STRIP_WIDTH, _ANIMATION_WIDTH = 1600, 640

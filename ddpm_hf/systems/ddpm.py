@@ -16,12 +16,12 @@ from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.unet import DDPMUNet2D, paper_config
 from ..pipelines.ddpm import DDPMPipeline
-from ..pipelines.denoiser import Denoiser
-from ..pipelines.steps import with_thresholding
 from ..seeds import generator_for
 from ..settings.checks import OF_THRESHOLDING
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
+from ..steps.denoiser import Denoiser
+from ..steps.sampler import with_thresholding
 from .system import Stage, System
 
 

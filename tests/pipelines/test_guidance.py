@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from ddpm_hf.pipelines.guidance import guided
+from ddpm_hf.steps.guidance import guided
 
 T = 10
 WORDS = {"prompt": ["a red apple", "🍎"]}

@@ -6,8 +6,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 
-from ddpm_hf.pipelines.inpainting import shrunk
-from ddpm_hf.pipelines.steps import rebuild
+from ddpm_hf.steps.inpainting import shrunk
+from ddpm_hf.steps.sampler import rebuild
 
 
 @pytest.fixture(scope="module")

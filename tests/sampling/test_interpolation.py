@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ddpm_hf import DDPMPipeline
-from ddpm_hf.pipelines.steps import rebuild
 from ddpm_hf.sampling.interpolation import interpolate
 from ddpm_hf.sampling.samplers import SAMPLER_NAMES, make_sampler
 from ddpm_hf.seeds import generator_for
+from ddpm_hf.steps.sampler import rebuild
 
 STOCHASTIC = ("ddpm", "dpm-sde")
 MIXTURES = [0.0, 0.25, 0.5, 1.0]

@@ -6,8 +6,8 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from ddpm_hf import LinearDDPMScheduler
-from ddpm_hf.pipelines.steps import thresholding_of, with_thresholding
 from ddpm_hf.sampling.samplers import SAMPLER_NAMES, make_sampler
+from ddpm_hf.steps.sampler import thresholding_of, with_thresholding
 
 ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
 PROCESSES = {

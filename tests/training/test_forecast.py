@@ -8,7 +8,7 @@ from torch import nn
 
 from ddpm_hf import DDPMUNet2D
 from ddpm_hf.models.unet import paper_config
-from ddpm_hf.pipelines.denoiser import Denoiser
+from ddpm_hf.steps.denoiser import Denoiser
 from ddpm_hf.systems.forecast import count_pass, forecast
 
 SHAPE = (3, 8, 8)

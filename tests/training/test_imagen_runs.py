@@ -17,10 +17,10 @@ from texts import write_encoder
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.pipelines.loading import load_pipeline
-from ddpm_hf.pipelines.steps import thresholding_of
 from ddpm_hf.pipelines.text_to_image import TextToImagePipeline
 from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
 from ddpm_hf.sampling.sample_folder import SampleFolder
+from ddpm_hf.steps.sampler import thresholding_of
 from ddpm_hf.systems import text
 from ddpm_hf.systems.ddpm import build_scheduler
 from ddpm_hf.systems.plan import make_plan, stages_of
