@@ -11,10 +11,10 @@ from accelerate.state import PartialState
 
 from ..judges.features import Extractor
 from ..pipelines.ddpm import DDPMPipeline
+from ..statistics.memorization import Neighbours, nearest, share_nearer
 from .extraction import features_of_images, features_of_samples, on_all_processes
 from .image_sets import ImageSet
 from .likelihood import bound_of, measure_likelihood, write_images, write_terms
-from .memorization import Neighbours, nearest, share_nearer
 from .plots import plot_distances, plot_rate_distortion, plot_terms, save_grid
 from .quality import FeatureSets, interval, score
 from .samples import Samples

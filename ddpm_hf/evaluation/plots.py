@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..sampling.pictures import image_grid
+from ..statistics.memorization import Neighbours
 from .likelihood import Likelihood
-from .memorization import Neighbours
 
 
 @contextmanager

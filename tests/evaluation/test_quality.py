@@ -9,12 +9,12 @@ from PIL import Image
 from ddpm_hf.evaluation.extraction import features_of_images, features_of_samples
 from ddpm_hf.evaluation.image_sets import find_images
 from ddpm_hf.evaluation.measurements import measure_memorization, measure_quality
-from ddpm_hf.evaluation.memorization import nearest, share_nearer
 from ddpm_hf.evaluation.quality import FeatureSets, few_images, score
 from ddpm_hf.evaluation.samples import Samples
 from ddpm_hf.judges.features import Extractor
 from ddpm_hf.statistics.distances import GaussianStatistics, frechet_distance, manifold_scores
 from ddpm_hf.statistics.intervals import wilson_interval
+from ddpm_hf.statistics.memorization import nearest, share_nearer
 
 TINY_FEATURES = 4
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..statistics.distances import squared_distances
-from ..statistics.intervals import wilson_interval
+from .distances import squared_distances
+from .intervals import wilson_interval
 
 # A sample counts as a copy if it is closer to a training image than all but this share of the held-out images.
 QUANTILE = 0.01
