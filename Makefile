@@ -68,10 +68,10 @@ demo-dalle2: install
 	@$(BIN)/python scripts/evaluate.py $(DALLE2_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3
 	@$(BIN)/python scripts/sample.py $(DALLE2_DIR) --prompts docs/prompts.txt --fast --output_dir $(DALLE2_DIR)/pictures
-	@$(BIN)/python scripts/sample.py $(DALLE2_DIR) --variations $(DALLE2_DIR)/pictures/00000.png --fast \
+	@$(BIN)/python scripts/sample.py $(DALLE2_DIR) --variations docs/photo_1.png --fast \
 		--num_images 11 --output_dir $(DALLE2_DIR)/variations
 	@$(BIN)/python scripts/sample.py $(DALLE2_DIR) --fast --output_dir $(DALLE2_DIR)/between \
-		--interpolate $(DALLE2_DIR)/pictures/00000.png $(DALLE2_DIR)/pictures/00001.png
+		--interpolate docs/photo_1.png docs/photo_2.png
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
