@@ -31,6 +31,7 @@ import overheads  # noqa: E402
 import prompt_following  # noqa: E402
 import sampling  # noqa: E402
 import scaling  # noqa: E402
+import systems  # noqa: E402
 import time_to_quality  # noqa: E402
 
 
@@ -254,6 +255,51 @@ def test_prompt_following_trains_each_time_anew_and_judges_what_is_not_judged(tm
     commands.clear()
     prompt_following.main(asked)
     assert {line[0] for line in commands} == {"train.py"}, "which finds its runs finished"
+
+
+def test_the_stages_of_a_system_share_its_minutes(tmp_path, monkeypatch, capsys):
+    """Without a training: the commands, and the table of what was measured."""
+    speeds, commands = {"clip": 10.0, "prior": 4.0, ".": 2.0, "autoencoder": 8.0}, []  # steps a second
+
+    def command(*arguments):
+        words = [str(word) for word in arguments]
+        commands.append(words)
+        for place in {"clip", "prior", "autoencoder"} & {*words} or {"."}:
+            folder = Path(words[words.index("--output_dir") + 1]) / place
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "training_summary.json").write_text(
+                json.dumps({"training_seconds": int(words[words.index("--max_train_steps") + 1]) / speeds[place]})
+            )
+        if "pilot" in str(folder):
+            (folder.parent / "training_summary.json").write_text(json.dumps({"training_seconds": 50 / speeds["."]}))
+
+    def measure(system, folder, count):
+        share = {"value": 0.9, "interval_low": 0.8, "interval_high": 0.95, "ceiling": 0.98, "n": count}
+        row = {
+            "seen": share,
+            "unseen": share,
+            "frechet": {"value": 20.0, "floor": 9.0},
+            "side": 16,
+            "parameters": 10**6,
+        }
+        row |= {"gflop_a_picture": 3.0, "seconds_a_picture": 0.05, "training_seconds": [60.0]}
+        return row, np.zeros((8, 16 * (1 + (system == "dalle2")), 16 * (1 + (system == "dalle2")), 3), np.uint8)
+
+    monkeypatch.setattr(systems, "command", command)
+    monkeypatch.setattr(systems, "measure", measure)
+    asked = ["--size", "quick", "--minutes", "3", "--systems", "glide", "dalle2", "--output", str(tmp_path / "s.json")]
+    systems.main(asked)
+    pilot, clip, prior, decoder = commands[-4:]
+    assert pilot[pilot.index("--stage") + 1 :][:3] == ["clip", "prior", "decoder"] and "50" in pilot
+    steps = [int(words[words.index("--max_train_steps") + 1]) for words in (clip, prior, decoder)]
+    assert abs(steps[0] / 10 + steps[1] / 4 + steps[2] / 2 - 180) < 1, "three minutes"
+    usual = [preset.training["max_train_steps"] for _, _, preset in systems.SYSTEMS["dalle2"][1]]
+    assert max(np.divide(steps, usual)) < 1.01 * min(np.divide(steps, usual))
+    assert commands[1][commands[1].index("--max_train_steps") + 1] == "360"  # of GLIDE's only stage
+    printed = capsys.readouterr().out
+    assert "| glide " in printed and "| 90.0 [80.0..95.0], n = 200 |" in printed and "| 20.0 (9.0) " in printed
+    assert [row["system"] for row in json.loads((tmp_path / "s.json").read_text())["rows"]] == ["glide", "dalle2"]
+    assert (tmp_path / "s.png").stat().st_size > 5000 and (tmp_path / "s_pictures.png").exists()
 
 
 def test_stock_recipe_sees_the_pixels_that_training_sees():
