@@ -17,7 +17,6 @@ _CLIP_DIGITS = Preset(
         "text_width": 64,
         "text_layers": 2,
         "text_length": 12,
-        "text_warmup_steps": 300,
         "embedding_width": 64,
     },
     training={
@@ -42,7 +41,6 @@ _CLIP_64 = Preset(
         "text_width": 512,
         "text_layers": 12,
         "text_length": 77,
-        "text_warmup_steps": 0,
         "embedding_width": 512,
     },
     training={

@@ -28,7 +28,7 @@ from transformers import (
 CAPTION_LENGTH = 77
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-_PADDING, _NEVER_SEEN = 0, slice(2, len(_SPECIAL) + len(_BYTES))
+_PADDING, _END, _NEVER_SEEN = 0, 1, slice(2, len(_SPECIAL) + len(_BYTES))
 # Where T5 keeps its bias for the token before and the one after, of 32 buckets of offsets.
 _BEFORE, _AFTER = 1, 17
 # Tokens from which on all words are equally far away.
@@ -164,13 +164,12 @@ def caption_states(
 
 
 def teach_wordings(
-    encoder: nn.Module,
+    encoder: T5EncoderModel,
     tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[Sequence[str]],
     steps: int,
     generator: torch.Generator,
     most: int = CAPTION_LENGTH,
-    states_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Teach an encoder, in place, to say the whole caption in each of its states, alike in every wording.
 
@@ -182,22 +181,15 @@ def teach_wordings(
     captions by heart: it says combinations that no row has as clearly as those that there are.
 
     Args:
-        encoder: a `T5EncoderModel`, or whatever `states_of` uses.
-        tokenizer: with tokens for whole words, as that of `train_tokenizer`.
+        tokenizer: of `train_tokenizer`.
         rows: all different: the wordings of each picture's caption as the network is told them, in one order
             throughout. A single row teaches nothing.
         steps: of 64 rows, a wording of each.
         generator: on the CPU, of the vectors and of all choices.
         most: tokens of a caption that the network is told.
-        states_of: tokens (B, length) -> states (B, n, width); by default all of the encoder's.
     """
     if len(rows) < 2:
         return
-    if states_of is None:
-
-        def states_of(ids: torch.Tensor) -> torch.Tensor:
-            return encoder(input_ids=ids, attention_mask=(ids != _PADDING).long())[0]
-
     rows = [rows[k] for k in torch.randperm(len(rows), generator=generator)[:_ROWS].tolist()]
     longest = max(len(ids) for row in rows for ids in tokenizer(list(row)).input_ids)
     length = min(longest + _FAR, most)
@@ -207,21 +199,18 @@ def teach_wordings(
         return told["input_ids"]
 
     wordings = [tokens(row) for row in rows]
-    names = ("pad_token_id", "eos_token_id", "bos_token_id")
-    special = torch.tensor([number for name in names if (number := getattr(tokenizer, name)) is not None])
-    width = states_of(wordings[0][:1]).shape[-1]
-    say = _sums_of_words(torch.stack([each[0] for each in wordings]), len(tokenizer), width, special[0], generator)
+    say = _sums_of_words(torch.stack([each[0] for each in wordings]), encoder.config, generator)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
         drawn, others = torch.randint(len(rows), (2, _ROWS_A_STEP), generator=generator).tolist()
         first, asked = [], []
         for k, other, u in zip(drawn, others, torch.rand(_ROWS_A_STEP, generator=generator).tolist(), strict=True):
-            exchanged = _exchanged(wordings[k][0], wordings[other][0], special, generator)
+            exchanged = _exchanged(wordings[k][0], wordings[other][0], generator)
             first.append(exchanged(wordings[k][0]))
             asked.append(exchanged(wordings[k][int(u * len(wordings[k]))]))
         ids, wanted = torch.stack(asked), say(torch.stack(first))
-        states = states_of(ids)
+        states = encoder(input_ids=ids, attention_mask=(ids != _PADDING).long())[0]
         F.mse_loss(states, wanted[:, None].expand_as(states)).backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
@@ -229,13 +218,13 @@ def teach_wordings(
 
 
 def _exchanged(
-    first: torch.Tensor, other: torch.Tensor, special: torch.Tensor, generator: torch.Generator
+    first: torch.Tensor, other: torch.Tensor, generator: torch.Generator
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Tokens of any wording of a row -> the same with some of its words exchanged for those of another row.
 
     Which are whose is told by their places in the first wordings of the two rows.
     """
-    words = ~torch.isin(torch.stack([first, other]), special).any(0) & (first != other)
+    words = (first > _END) & (other > _END) & (first != other)
     words &= (first[:, None] == first).sum(1) == 1  # of two that are equal it would not be clear which one is meant
     words &= torch.rand(len(first), generator=generator) < 0.5
     table = torch.arange(int(max(first.max(), other.max())) + 1)
@@ -244,14 +233,14 @@ def _exchanged(
 
 
 def _sums_of_words(
-    every: torch.Tensor, tokens: int, width: int, padding: int, generator: torch.Generator
+    every: torch.Tensor, config: T5Config, generator: torch.Generator
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Tokens (n, length) -> (n, width), of mean square 1 and mean 0 over `every`: a random vector for each word and
+    """Tokens (n, length) -> (n, d_model), of mean square 1 and mean 0 over `every`: a random vector for each word and
     place, added."""
-    words = torch.randn(tokens, width, generator=generator)
-    words[padding] = 0
+    words = torch.randn(config.vocab_size, config.d_model, generator=generator)
+    words[_PADDING] = 0
     # A place changes the signs of a word's channels, so that a word in two places has orthogonal vectors.
-    signs = torch.randint(2, (every.shape[1], width), generator=generator) * 2 - 1
+    signs = torch.randint(2, (every.shape[1], config.d_model), generator=generator) * 2 - 1
 
     def add(ids: torch.Tensor) -> torch.Tensor:
         return torch.stack([(words[row] * signs).sum(0) for row in ids])

@@ -56,9 +56,9 @@ _OF_SYSTEMS = {
     ("dalle2",): (
         *("clip_model", "clip_width", "clip_layers", "patch_size", "embedding_width", "prior_width", "prior_layers"),
     ),
-    ("glide", "imagen", "stable-diffusion"): ("text_encoder", "text_rate"),
+    ("glide", "imagen", "stable-diffusion"): ("text_encoder", "text_warmup_steps", "text_rate"),
     ("glide", "imagen", "stable-diffusion", "dalle2"): (
-        *("caption_column", "init_caption_from_labels", "stage", "validation_prompts", *OF_TAUGHT_ENCODER),
+        *("caption_column", "init_caption_from_labels", "stage", "validation_prompts", "text_width", "text_layers"),
     ),
 }
 # The stages that `--init_from` is for.

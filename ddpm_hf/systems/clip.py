@@ -1,10 +1,6 @@
 """The CLIP (Radford et al. 2021, arXiv 2103.00020) of DALL·E 2, trained by itself before the rest, or a given one."""
 
-from functools import partial
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from ..codecs.pixels import PixelCodec
 from ..data.examples import TrainingImages
@@ -13,15 +9,14 @@ from ..diffusion.contrastive import ContrastiveLoss
 from ..hub.folder import ModelFolder
 from ..models.clip import Clip, load_clip, new_clip, new_image_processor, train_clip_tokenizer
 from ..models.preset import Preset
-from ..models.text import fingerprint, teach_wordings
+from ..models.text import fingerprint
 from ..pipelines.contrastive import Contrastive, ContrastivePipeline
 from ..portable import CLIP_FOLDER, INDEX_FILE, PRIOR_FOLDER
-from ..seeds import generator_for, seeded
+from ..seeds import seeded
 from ..settings.config import Config
 from ..settings.resolve import choose_preset, filled_from
 from .ddpm import check_size
 from .system import Stage, System
-from .text import wordings_of
 
 # Argument of `new_clip` -> its flag.
 _ARCHITECTURE = {
@@ -87,25 +82,8 @@ def build_clip(config: Config, images: TrainingImages, start: None = None) -> Sy
         scheduler=None,
         loss=ContrastiveLoss(),
         pipeline=pipeline,
-        begin=partial(_teach, config, images, clip),
         facts={"text_encoder": f"learned from captions whose vocabulary has the hash {fingerprint(clip.tokenizer)}"},
     )
-
-
-def _teach(config: Config, images: TrainingImages, clip: Clip) -> None:
-    """Teach the part that reads, in place, the wordings of the training captions, as a sum of their words.
-
-    So it says combinations of words that no caption has as clearly as others; the contrastive loss alone would not
-    teach it that.
-    """
-    model, generator = clip.model, generator_for(config.optimization.seed, "wordings")
-
-    def embeddings(ids: torch.Tensor) -> torch.Tensor:
-        return model.text_projection(model.text_model(input_ids=ids).pooler_output)[:, None]
-
-    part = nn.ModuleList([model.text_model, model.text_projection])
-    length, steps = clip.tokenizer.model_max_length, config.model.text_warmup_steps
-    teach_wordings(part, clip.tokenizer, wordings_of(images), steps, generator, length, embeddings)
 
 
 def place_of_clip(config: Config) -> str | None:

@@ -83,7 +83,7 @@ def teach(config: Config, images: TrainingImages, text: Text) -> None:
     """
     tokenizer, text_encoder = text
     if config.model.text_encoder == "train" and config.model.text_warmup_steps:
-        _teach(config, tokenizer, text_encoder, wordings_of(images))
+        _teach(config, tokenizer, text_encoder, _wordings(images))
     if config.model.text_encoder == "taught" and PartialState().is_main_process:
         with replacing(_kept_encoder(config)) as beside:
             text_encoder.save_pretrained(beside)
@@ -99,7 +99,7 @@ def _taught_encoder(config: Config, images: TrainingImages, tokenizer: PreTraine
         if kept.is_dir() and not config.run.overwrite_output_dir:
             encoder = T5EncoderModel.from_pretrained(kept)
         else:
-            _teach(config, tokenizer, encoder, wordings_of(images))
+            _teach(config, tokenizer, encoder, _wordings(images))
     return broadcast_object_list([encoder])[0].eval()
 
 
@@ -107,7 +107,7 @@ def _kept_encoder(config: Config) -> Path:
     return Path(config.run.output_dir, TAUGHT_FOLDER)
 
 
-def wordings_of(images: TrainingImages) -> list[tuple[str, ...]]:
+def _wordings(images: TrainingImages) -> list[tuple[str, ...]]:
     """The captions of each row, without those that another row has too."""
     return sorted({tuple(map(lowered, captions_of(cell))) for _, cell in images.caption_cells() if cell})
 

@@ -25,7 +25,7 @@ from ddpm_hf.training.start import train
 FLAGS = (
     "--system dalle2 --stage clip --init_caption_from_labels {} --holdout 4 --center_crop --checkpointing_steps 2 "
     "--clip_width 32 --clip_layers 1 --text_width 64 --text_layers 1 --text_length 6 --embedding_width 16 "
-    "--patch_size 4 --eval_steps 3 --text_warmup_steps 2"
+    "--patch_size 4 --eval_steps 3"
 ).split()
 
 
