@@ -50,7 +50,7 @@ class PriorExam:
         num_candidates: int = 1,
     ):
         self.images, self.seed, self.sampler, self.steps = images, seed, sampler, num_inference_steps
-        self.asked = {"guidance_scale": guidance_scale, "num_candidates": num_candidates}
+        self.guidance_scale, self.candidates = guidance_scale, num_candidates
         captions = [str(word) for batch in images.batches(_AT_ONCE) for word in batch.get("captions", ())]
         if not any(captions):
             raise ValueError(f"{flag} prior needs captions, and {images.name} ({images.split}) has none")
@@ -83,7 +83,7 @@ class PriorExam:
         the caption's own embedding gets, which a prior would get that copies it; and a `chance`: what is expected of
         embeddings of pictures chosen at random.
         """
-        pipeline, steps = prepared(pipeline, self.sampler, self.steps, self.asked["guidance_scale"])
+        pipeline, steps = prepared(pipeline, self.sampler, self.steps, self.guidance_scale)
         pictures = self._pictures(pipeline)
         drawn, texts = self._in_batches(partial(self._draw, pipeline)), self._in_batches(partial(self._read, pipeline))
         centres, targets = centroids(pictures, self.kinds)
@@ -96,7 +96,7 @@ class PriorExam:
         has_others = np.bincount(self.kinds)[kinds] > 1
         entries = []
         for group, members in self._groups.items():
-            for number, name in enumerate(_FIGURES if members.any() else ()):
+            for number, name in enumerate(_FIGURES):
                 entries.append(_entry(name + group, found[number][members]))
                 marks = {"floor": floors[number][members], "chance": random[number][members]}
                 if (members & has_others).any():
@@ -104,7 +104,8 @@ class PriorExam:
                 entries[-1] |= {mark: float(values.mean()) for mark, values in marks.items()}
         sampler = sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config)
         about = {"captions": len(centres), "dataset": self.images.name, "split": self.images.split, "seed": self.seed}
-        about |= {"sampler": sampler, "steps": steps, **self.asked}
+        about |= {"sampler": sampler, "steps": steps, "guidance_scale": self.guidance_scale}
+        about |= {"prior_candidates": self.candidates}
         return [entry | about for entry in entries]
 
     def _pictures(self, pipeline: PriorPipeline) -> np.ndarray:
@@ -113,9 +114,15 @@ class PriorExam:
 
     def _draw(self, pipeline: PriorPipeline, places: range) -> np.ndarray:
         words, generators = self.captions[places.start : places.stop], image_generators(self.seed, list(places))
-        return pipeline(
-            words, num_inference_steps=self.steps, generator=generators, output_type="np", **self.asked
-        ).image_embeds
+        drawn = pipeline(
+            words,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            num_candidates=self.candidates,
+            generator=generators,
+            output_type="np",
+        )
+        return drawn.image_embeds
 
     def _read(self, pipeline: PriorPipeline, places: range) -> np.ndarray:
         words = self.captions[places.start : places.stop]

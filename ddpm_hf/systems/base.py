@@ -46,14 +46,8 @@ def start_from_base(config: Config, kind: type[DDPMPipeline], stage: str) -> DDP
     return base.alone()
 
 
-def finished_stage(config: Config, stage: str, name: str) -> Path | None:
-    """The folder of a stage from which a later one, in the folder above, goes on; None if it is not finished.
-
-    Args:
-        stage: trains what is in it; None too if it is to be trained anew.
-        name: of the folder in `--output_dir`.
-    """
-    folder = Path(config.run.output_dir, name)
+def finished_stage(config: Config, stage: str, folder: Path) -> Path | None:
+    """The folder of a stage that later ones need; None if it is not finished, or is to be trained anew."""
     if config.run.overwrite_output_dir and stage in (config.model.stage or [stage]):
         return None
     if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":

@@ -6,15 +6,15 @@ from ..codecs.pixels import PixelCodec
 from ..data.examples import TrainingImages
 from ..data.transforms import parse_resolution
 from ..diffusion.contrastive import ContrastiveLoss
-from ..hub.folder import ModelFolder
 from ..models.clip import Clip, load_clip, new_clip, new_image_processor, train_clip_tokenizer
 from ..models.preset import Preset
 from ..models.text import fingerprint
 from ..pipelines.contrastive import Contrastive, ContrastivePipeline
-from ..portable import CLIP_FOLDER, INDEX_FILE, PRIOR_FOLDER
+from ..portable import CLIP_FOLDER, PRIOR_FOLDER
 from ..seeds import seeded
 from ..settings.config import Config
 from ..settings.resolve import choose_preset, filled_from
+from .base import finished_stage
 from .ddpm import check_size
 from .system import Stage, System
 
@@ -90,12 +90,8 @@ def place_of_clip(config: Config) -> str | None:
     """Folder or Hub name of the CLIP that the other stages use; None if it has not been trained yet."""
     if config.model.clip_model is not None:
         return config.model.clip_model
-    if config.run.overwrite_output_dir and "clip" in (config.model.stage or ["clip"]):
-        return None  # it will be trained anew
-    folder = _own_folder(config)
-    if not (folder / INDEX_FILE).is_file() or ModelFolder.read(folder).summary.get("status") == "running":
-        return None
-    return str(folder)
+    folder = finished_stage(config, "clip", _own_folder(config))
+    return None if folder is None else str(folder)
 
 
 def find_clip(config: Config, images: TrainingImages | None = None) -> Clip | None:

@@ -39,8 +39,8 @@ from .text import on, with_dropout
 def start_of_decoder(config: Config) -> UnclipPipeline | None:
     """The model given to start from, if there is one; ValueError if there is no prior either."""
     start = init_from(config)
-    if start is None and not config.run.dry_run and finished_stage(config, "prior", PRIOR_FOLDER) is None:
-        folder = Path(config.run.output_dir, PRIOR_FOLDER)
+    folder = Path(config.run.output_dir, PRIOR_FOLDER)
+    if start is None and not config.run.dry_run and finished_stage(config, "prior", folder) is None:
         raise ValueError(f"--stage decoder needs a finished prior in {folder}; train it with --stage prior")
     return start
 
@@ -123,7 +123,7 @@ def _prior(config: Config, clip: Clip) -> PriorPipeline:
     Raises:
         ValueError: it was trained with another CLIP.
     """
-    folder = finished_stage(config, "prior", PRIOR_FOLDER)
+    folder = finished_stage(config, "prior", Path(config.run.output_dir, PRIOR_FOLDER))
     if folder is None:
         shape, length = choose_preset(config).prior.model, clip.tokenizer.model_max_length
         sizes = {"width": shape["prior_width"], "layers": shape["prior_layers"]}

@@ -62,7 +62,7 @@ def _place_of_autoencoder(config: Config) -> str | None:
     """Folder or Hub name of the autoencoder that makes the latents; None if it has not been trained yet."""
     if config.model.vae is not None:
         return config.model.vae
-    folder = finished_stage(config, "autoencoder", AUTOENCODER_FOLDER)
+    folder = finished_stage(config, "autoencoder", Path(config.run.output_dir, AUTOENCODER_FOLDER))
     return None if folder is None else str(folder)
 
 

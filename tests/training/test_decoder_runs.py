@@ -88,7 +88,7 @@ def test_it_leaves_one_whole_model(trained):
     left, right = cells.reshape(2, 66, 2, 66)[:, :64, :, :64].astype(int).transpose(2, 0, 1, 3)
     assert all(np.unique(cell).tolist() in ([0], [255]) for cell in left), "a cat and a dog, by their red"
     assert np.abs(right - left).max() > 10, "and what is drawn from their embeddings"
-    assert Image.open(trained / "samples.png").size == (134, 68), "drawn for captions, without pictures of the data"
+    assert Image.open(trained / "samples.png").size == (68, 134), "drawn for captions, without pictures of the data"
     files = page_files(model).keys()
     assert WEIGHTS in files and "prior_prior/diffusion_pytorch_model.safetensors" in files
     assert "samples.png" in files and not any(name.startswith(("clip/", "prior/", "previews/")) for name in files)
