@@ -1,13 +1,13 @@
 """Whether a prior draws, for a caption, the embedding of a picture that the caption describes."""
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.captioned_digits import never_shown, understand
+from ..judges.prompt_judge import groups_of
 from ..pipelines.prior import PriorPipeline
 from ..sampling.samplers import sampler_name
 from ..seeds import image_generators
@@ -56,22 +56,12 @@ class PriorExam:
             raise ValueError(f"{flag} prior needs captions, and {images.name} ({images.split}) has none")
         places = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         self.kinds = np.array([places[caption] for caption in captions])
-        self.captions = captions[:count]
+        self.captions, self.groups = captions[:count], groups_of(captions[:count])
 
     @property
     def names(self) -> list[str]:
         """Of the figures."""
-        return [name + group for group in self._groups for name in _FIGURES]
-
-    @cached_property
-    def _groups(self) -> dict[str, np.ndarray]:
-        """Of captioned digits, which are of combinations that training pictures show, and which are not."""
-        try:
-            _, asked = understand(self.captions)
-        except ValueError:  # other captions
-            return {"": np.ones(len(self.captions), dtype=bool)}
-        unseen = never_shown(asked["digit"], asked["colour"])
-        return {name: members for name, members in (("_seen", ~unseen), ("_unseen", unseen)) if members.any()}
+        return [name + group for group in self.groups for name in _FIGURES]
 
     def measure(self, pipeline: PriorPipeline) -> list[dict[str, Any]]:
         """Draw an embedding for the caption of each picture, on all processes, and judge them: report entries.
@@ -84,7 +74,8 @@ class PriorExam:
         embeddings of pictures chosen at random.
         """
         pipeline, steps = prepared(pipeline, self.sampler, self.steps, self.guidance_scale)
-        pictures = self._pictures(pipeline)
+        batches, look = self.images.batches(_AT_ONCE), pipeline.codec.embeddings
+        pictures = np.concatenate(on_all_processes(lambda batch: look(batch).cpu().numpy(), batches))
         drawn, texts = self._in_batches(partial(self._draw, pipeline)), self._in_batches(partial(self._read, pipeline))
         centres, targets = centroids(pictures, self.kinds)
         count = len(self.captions)
@@ -95,7 +86,7 @@ class PriorExam:
         random = unit(targets) @ unit(pictures).mean(0), np.full(count, 1 / len(centres))
         has_others = np.bincount(self.kinds)[kinds] > 1
         entries = []
-        for group, members in self._groups.items():
+        for group, members in self.groups.items():
             for number, name in enumerate(_FIGURES):
                 entries.append(_entry(name + group, found[number][members]))
                 marks = {"floor": floors[number][members], "chance": random[number][members]}
@@ -107,10 +98,6 @@ class PriorExam:
         about |= {"sampler": sampler, "steps": steps, "guidance_scale": self.guidance_scale}
         about |= {"prior_candidates": self.candidates}
         return [entry | about for entry in entries]
-
-    def _pictures(self, pipeline: PriorPipeline) -> np.ndarray:
-        look = pipeline.codec.embeddings
-        return np.concatenate(on_all_processes(lambda batch: look(batch).cpu().numpy(), self.images.batches(_AT_ONCE)))
 
     def _draw(self, pipeline: PriorPipeline, places: range) -> np.ndarray:
         words, generators = self.captions[places.start : places.stop], image_generators(self.seed, list(places))

@@ -55,7 +55,7 @@ class SampleArguments(GuidanceArguments):
     stage: Literal["base", "decoder"] | None = flag(
         help="base: measure the base of a model with an upsampler. By default its pictures are enlarged first, except "
         "for nll, which is of the base. decoder: of dalle2, draw from the embeddings of the real pictures that have "
-        "the captions, and not from those that the prior draws: no prior can do better."
+        "the captions, and not from those that the prior draws."
     )
     compare: list[str] | None = flag(
         help="Compare several in one table and plot: SAMPLER:STEPS, another pipeline, or PIPELINE@SAMPLER:STEPS."

@@ -1,7 +1,7 @@
 """Read digit, colour, ground, size and place back out of pictures: whether captioned digits follow their captions."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..data.captioned_digits import (
     digits,
     never_shown,
     plans,
+    understand,
 )
 from ..data.transforms import RESAMPLING
 from ..seeds import generator_for
@@ -248,6 +249,15 @@ def shares(read: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]) -> l
 def figure_names(asked: Mapping[str, np.ndarray]) -> list[str]:
     """The names of the entries that `PromptJudge.score` gives."""
     return [f"prompt_{name}_{group}" for group in _groups(asked) for name in ("accuracy", *asked)]
+
+
+def groups_of(captions: Sequence[str]) -> dict[str, np.ndarray]:
+    """Of captions of captioned digits the groups of `PromptJudge.score`, bool (n,) each; of others all, as ""."""
+    try:
+        _, asked = understand(captions)
+    except ValueError:
+        return {"": np.ones(len(captions), dtype=bool)}
+    return {f"_{group}": members for group, members in _groups(asked).items()}
 
 
 def _groups(asked: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -173,11 +173,11 @@ def test_help_shows_the_values_that_a_run_of_each_preset_has(capsys, monkeypatch
         config = stages_of(config)[-1 if preset.autoencoder or preset.clip else 0].resolve(config, None)
         filled = {flag for flag in empty if config.flags()[flag] not in (None, [])}
         follow = {"loss"} if preset.process else set()  # from the variance
+        follow |= {"channels"} if preset.clip else set()  # CLIP looks at colours
         assert len(filled) > 20 and filled - shown.keys() == follow
-        names = "|".join(other for other, each in PRESETS.items() if each in (preset, preset.clip))
         typed = ["--system", preset.system]
         for flag in filled & shown.keys():
-            in_preset = re.search(rf"(?:^|; )([^;]*) in [^;]*(?<![\w-])(?:{names})(?![\w-])", shown[flag])
+            in_preset = re.search(rf"(?:^|; )([^;]*) in [^;]*(?<![\w-]){name}(?![\w-])", shown[flag])
             typed += [f"--{flag}", *(in_preset[1] if in_preset else shown[flag]).split()]
         said = parse_training_arguments(typed).flags()
         for flag in filled & shown.keys():
