@@ -5,6 +5,7 @@ from typing import Any
 
 from ..data.transforms import parse_resolution
 from ..evaluation.quality import QUALITY_METRICS
+from ..pipelines.steps import OF_THRESHOLDING
 
 MAX_SIDE = 8192  # anything larger is a typing error
 
@@ -39,7 +40,6 @@ _EXCLUSIVE = (
 )
 OF_TAUGHT_ENCODER = ("text_width", "text_layers", "text_warmup_steps")
 OF_LEARNED_ENCODER = (*OF_TAUGHT_ENCODER, "text_rate")
-OF_THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
 OF_JUDGED_AUTOENCODER = ("perceptual", "adversarial_start", "adversarial_weight")
 # Flags that only some systems have.
 _OF_SYSTEMS = {

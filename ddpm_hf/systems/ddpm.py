@@ -17,9 +17,8 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.unet import DDPMUNet2D, paper_config
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.denoiser import Denoiser
-from ..pipelines.steps import with_thresholding
+from ..pipelines.steps import OF_THRESHOLDING, with_thresholding
 from ..seeds import generator_for
-from ..settings.checks import OF_THRESHOLDING
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
 from .system import Stage, System

@@ -23,11 +23,12 @@ from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH
 from ..models.text_unet import new_text_unet
+from ..pipelines.steps import OF_THRESHOLDING
 from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import seeded
-from ..settings.checks import OF_LEARNED_ENCODER, OF_THRESHOLDING
+from ..settings.checks import OF_LEARNED_ENCODER
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
 from .base import check_as_in_base, for_inpainting, start_from_base, with_holes
