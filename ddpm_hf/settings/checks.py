@@ -90,6 +90,10 @@ def check(flags: dict[str, Any]) -> None:
         )
     if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
         raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
+    if flags["stage"] in (["upsampler"], ["super-resolution"]) and not flags["thresholding"]:
+        for name in OF_THRESHOLDING:  # which have no preset's thresholding here, as a base has
+            if flags[name] is not None:
+                raise ValueError(f"--{name} needs --thresholding: add it, or leave out --{name}")
     check_text_encoder(flags)
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")
