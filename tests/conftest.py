@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import forked
@@ -125,6 +126,16 @@ def one_forecast_for_equal_networks():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forecast, "count_pass", remember)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_template_of_cards():
+    """Compiling it takes longer than filling it in, and every run that ends writes a card."""
+    import jinja2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Template", cache(jinja2.Template))
         yield
 
 

@@ -199,17 +199,16 @@ def teach_wordings(
         return told["input_ids"]
 
     wordings = [tokens(row) for row in rows]
-    say = _sums_of_words(torch.stack([each[0] for each in wordings]), encoder.config, generator)
+    first = torch.stack([each[0] for each in wordings])
+    say = _sums_of_words(first, encoder.config, generator)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
-        drawn, others = torch.randint(len(rows), (2, _ROWS_A_STEP), generator=generator).tolist()
-        first, asked = [], []
-        for k, other, u in zip(drawn, others, torch.rand(_ROWS_A_STEP, generator=generator).tolist(), strict=True):
-            exchanged = _exchanged(wordings[k][0], wordings[other][0], generator)
-            first.append(exchanged(wordings[k][0]))
-            asked.append(exchanged(wordings[k][int(u * len(wordings[k]))]))
-        ids, wanted = torch.stack(asked), say(torch.stack(first))
+        drawn, others = torch.randint(len(rows), (2, _ROWS_A_STEP), generator=generator)
+        shares = torch.rand(_ROWS_A_STEP, generator=generator).tolist()
+        exchanged = _exchanged(first[drawn], first[others], len(tokenizer), generator)
+        asked = [wordings[k][int(u * len(wordings[k]))] for k, u in zip(drawn.tolist(), shares, strict=True)]
+        ids, wanted = exchanged(torch.stack(asked)), say(exchanged(first[drawn]))
         states = encoder(input_ids=ids, attention_mask=(ids != _PADDING).long())[0]
         F.mse_loss(states, wanted[:, None].expand_as(states)).backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
@@ -218,18 +217,18 @@ def teach_wordings(
 
 
 def _exchanged(
-    first: torch.Tensor, other: torch.Tensor, generator: torch.Generator
+    first: torch.Tensor, other: torch.Tensor, tokens: int, generator: torch.Generator
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Tokens of any wording of a row -> the same with some of its words exchanged for those of another row.
+    """Tokens (n, length) of any wordings of n rows -> the same with some words exchanged for those of n other rows.
 
-    Which are whose is told by their places in the first wordings of the two rows.
+    Which are whose is told by their places in the first wordings, (n, length) each.
     """
     words = (first > _END) & (other > _END) & (first != other)
-    words &= (first[:, None] == first).sum(1) == 1  # of two that are equal it would not be clear which one is meant
-    words &= torch.rand(len(first), generator=generator) < 0.5
-    table = torch.arange(int(max(first.max(), other.max())) + 1)
-    table[first[words]] = other[words]
-    return lambda ids: torch.where(ids < len(table), table[ids.clamp(max=len(table) - 1)], ids)
+    words &= (first[:, :, None] == first[:, None]).sum(2) == 1  # of two that are equal it would not be clear which
+    words &= torch.rand(first.shape, generator=generator) < 0.5
+    table = torch.arange(tokens).repeat(len(first), 1)
+    table[words.nonzero()[:, 0], first[words]] = other[words]
+    return lambda ids: table.gather(1, ids)
 
 
 def _sums_of_words(

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..data.transforms import parse_resolution
 from ..evaluation.quality import QUALITY_METRICS
+from ..steps.sampler import OF_THRESHOLDING
 
 MAX_SIDE = 8192  # anything larger is a typing error
 
@@ -40,7 +41,6 @@ _EXCLUSIVE = (
 )
 OF_TAUGHT_ENCODER = ("text_width", "text_layers", "text_warmup_steps")
 OF_LEARNED_ENCODER = (*OF_TAUGHT_ENCODER, "text_rate")
-OF_THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
 OF_JUDGED_AUTOENCODER = ("perceptual", "adversarial_start", "adversarial_weight")
 # Flags that only some systems have.
 _OF_SYSTEMS = {
@@ -97,6 +97,10 @@ def check(flags: dict[str, Any]) -> None:
         )
     if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
         raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
+    if flags["stage"] in (["upsampler"], ["super-resolution"]) and not flags["thresholding"]:
+        for name in OF_THRESHOLDING:  # which have no preset's thresholding here, as a base has
+            if flags[name] is not None:
+                raise ValueError(f"--{name} needs --thresholding: add it, or leave out --{name}")
     check_text_encoder(flags)
     if flags["snr_gamma"] and flags["loss_weighting"] not in (None, "min_snr"):
         raise ValueError(f"--snr_gamma is for --loss_weighting min_snr, got {flags['loss_weighting']}; leave one out")

@@ -9,7 +9,8 @@ from ..models.preset import Preset
 from ..models.presets import get_preset
 from ..models.unet import DDPMUNet2D, default_depth
 from ..pipelines.ddpm import DDPMPipeline
-from .checks import OF_TAUGHT_ENCODER, OF_THRESHOLDING, not_of_encoder
+from ..steps.sampler import OF_THRESHOLDING
+from .checks import OF_TAUGHT_ENCODER, not_of_encoder
 from .config import Config
 
 ARCHITECTURE_FLAGS = ("base_channels", "channel_multipliers", "attention_resolutions", "blocks_per_level")

@@ -8,6 +8,7 @@ import torch
 
 from ..conditions.condition import Told
 from ..flags import flag, switch
+from .steps import OF_THRESHOLDING
 
 
 @dataclass(kw_only=True)
@@ -51,7 +52,7 @@ class GuidanceArguments:
     @property
     def asked_thresholding(self) -> dict[str, Any]:
         """The settings of a scheduler that are given."""
-        return self._given("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+        return self._given("thresholding", *OF_THRESHOLDING)
 
     def _given(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

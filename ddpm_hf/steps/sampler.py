@@ -9,6 +9,9 @@ from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin, UnCLIPSchedu
 
 from ..diffusion.process import LEARNED_VARIANCES
 
+# What there is to choose of dynamic thresholding beside whether.
+OF_THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
+
 
 def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:
     """A scheduler of another class for the same process.
@@ -51,8 +54,7 @@ def with_thresholding(scheduler: SchedulerMixin, asked: Mapping[str, Any]) -> Sc
 
 def thresholding_of(config: Mapping[str, Any]) -> dict[str, float]:
     """A scheduler's settings of dynamic thresholding; empty for one without it."""
-    names = ("dynamic_thresholding_ratio", "sample_max_value") if config.get("thresholding") else ()
-    return {name: config[name] for name in names}
+    return {name: config[name] for name in OF_THRESHOLDING} if config.get("thresholding") else {}
 
 
 def step_arguments(

@@ -17,11 +17,10 @@ from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.unet import DDPMUNet2D, paper_config
 from ..pipelines.ddpm import DDPMPipeline
 from ..seeds import generator_for
-from ..settings.checks import OF_THRESHOLDING
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, PROCESS_FLAGS, check_start, given_unet_config, resolve
 from ..steps.denoiser import Denoiser
-from ..steps.sampler import with_thresholding
+from ..steps.sampler import OF_THRESHOLDING, with_thresholding
 from .system import Stage, System
 
 

@@ -27,9 +27,10 @@ from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToIm
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INPAINTING_FOLDER, UPSAMPLER_FOLDER
 from ..seeds import seeded
-from ..settings.checks import OF_LEARNED_ENCODER, OF_THRESHOLDING
+from ..settings.checks import OF_LEARNED_ENCODER
 from ..settings.config import Config
 from ..settings.resolve import ARCHITECTURE_FLAGS, check_start, choose_preset, filled, resolve
+from ..steps.sampler import OF_THRESHOLDING
 from .base import check_as_in_base, for_inpainting, start_from_base, with_holes
 from .ddpm import build_loss, build_scheduler, check_size
 from .system import Stage, System

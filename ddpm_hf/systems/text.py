@@ -98,7 +98,7 @@ def _taught_encoder(config: Config, images: TrainingImages, tokenizer: PreTraine
     if PartialState().is_main_process:
         if kept.is_dir() and not config.run.overwrite_output_dir:
             encoder = T5EncoderModel.from_pretrained(kept)
-        else:
+        elif not config.run.dry_run:  # which tells nothing of what it would learn
             _teach(config, tokenizer, encoder, _wordings(images))
     return broadcast_object_list([encoder])[0].eval()
 

@@ -73,6 +73,10 @@ def one_line_of(capsys, *arguments: str) -> str:
             ["--upsampling 2 contradicts --resolution 64,256"],
         ),
         (["--thresholding", "--dynamic_thresholding_ratio", "2"], ["--dynamic_thresholding_ratio", "at most 1"]),
+        (
+            ["--system", "imagen", "--stage", "super-resolution", "--dynamic_thresholding_ratio", "0.9"],
+            ["--dynamic_thresholding_ratio needs --thresholding"],
+        ),
         (["--system", "stable-diffusion", "--thresholding"], ["--thresholding", "--system ddpm or glide or imagen"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
         (["--learning_rate", "fast"], ["--learning_rate", "fast"]),

@@ -87,7 +87,9 @@ def test_a_killed_base_goes_on_with_the_encoder_it_was_told_by(image_folder, tmp
         taught(encoder, *arguments)
         encoder.get_input_embeddings().weight.data.mul_(1 + 1e-6)
 
-    run(image_folder, out, *flags, "--dry_run")
+    with monkeypatch.context() as patch:
+        patch.setattr(text, "teach_wordings", None)  # which a dry run does not wait for
+        run(image_folder, out, *flags, "--dry_run")
     assert not out.exists()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_report", die)

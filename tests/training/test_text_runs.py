@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import TINY
+from running import TINY, forget_accelerator
 from safetensors.torch import load_file
 from texts import write_encoder
 
+from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.conditions import prompt
 from ddpm_hf.conditions.condition import tell
 from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.training.start import train as train_stages
 
 CAPTIONS = ("a red apple", "ein grüner Käse", "🍎 りんご", "")
 # All that is random in a step, and no network dropout, which differs by process.
@@ -122,6 +124,12 @@ def test_a_frozen_encoder_is_saved_and_neither_trained_nor_averaged_nor_kept_in_
     assert (
         "are computed in each step, since on disk they would take 2.96e-05 GB, above 1e-08" in capsys.readouterr().out
     )
+
+    stages = ["--stage", "upsampler", "inpainting", "--upsampling", "2", "--beta_schedule", "squaredcos_cap_v2"]
+    anew = [*TINY, *flags, *stages, "--output_dir", str(out), "--dry_run", "--overwrite_output_dir"]
+    forget_accelerator()
+    train_stages(parse_training_arguments(anew))
+    assert capsys.readouterr().out.count("prompt: BertModel, frozen, ") == 2
 
     assert start(*flags, output_dir=out, data=False) is None, "it is the same run"
     write_encoder(Path(encoder), "bert", seed=1)
