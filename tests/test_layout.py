@@ -27,7 +27,7 @@ ALLOWED = {
     "judges": BELOW_JUDGEMENT,
     "evaluation": BELOW_JUDGEMENT | {"judges"},
     "hub": BELOW_JUDGEMENT | {"evaluation"},
-    "settings": {"data", "diffusion", "models", "pipelines", "evaluation"},
+    "settings": {"data", "diffusion", "models", "steps", "pipelines", "evaluation"},
     "systems": BELOW_JUDGEMENT | {"evaluation", "hub", "settings"},
     "outputs": {"evaluation", "hub", "pipelines", "settings"},
     "training": BELOW_JUDGEMENT | {"evaluation", "hub", "settings", "systems", "outputs"},

@@ -8,7 +8,7 @@ import torch
 
 from ..conditions.condition import Told
 from ..flags import flag, switch
-from .steps import OF_THRESHOLDING
+from .sampler import OF_THRESHOLDING
 
 
 @dataclass(kw_only=True)
