@@ -10,7 +10,7 @@ from ddpm_hf.diffusion.losses import DiffusionLoss
 from ddpm_hf.models.text_unet import new_text_unet
 from ddpm_hf.pipelines.upsampling import UpsamplingDenoiser
 
-SIDE, STEPS, BATCH, LAST = 4, 200, 64, 999
+SIDE, STEPS, BATCH, LAST = 4, 120, 64, 999
 
 
 def test_what_is_as_its_small_picture_is_reproduced_and_worse_when_the_level_of_noise_is_told_wrong():
