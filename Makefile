@@ -59,11 +59,11 @@ demo-stable-diffusion: install
 	@$(BIN)/python scripts/sample.py $(SD_DIR) --prompts docs/prompts_placed.txt --fast --output_dir $(SD_DIR)/pictures
 
 # The same by way of CLIP's embedding of a picture: a CLIP, a prior that draws its embeddings, a decoder that draws the
-# picture; how many of 1,000 pictures follow their captions, and how many drawn from the embeddings of real pictures do.
+# picture; how many of 500 pictures drawn from real pictures' embeddings follow their captions, and of 1,000 from captions.
 demo-dalle2: install
 	@$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no \
 		scripts/train.py --system dalle2 --output_dir $(DALLE2_DIR)
-	@$(BIN)/python scripts/evaluate.py $(DALLE2_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
+	@$(BIN)/python scripts/evaluate.py $(DALLE2_DIR) --metrics prompt --num_images 500 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3 --stage decoder
 	@$(BIN)/python scripts/evaluate.py $(DALLE2_DIR) --metrics prompt --num_images 1000 --scheduler dpm-sde \
 		--num_inference_steps 20 --guidance_scale 3
