@@ -205,12 +205,13 @@ class Clip:
 def look(
     encoder: CLIPModel | CLIPVisionModelWithProjection, processor: CLIPImageProcessorPil, pictures: torch.Tensor
 ) -> torch.Tensor:
-    """Pictures, uint8 (B, 3, H, W) -> their embeddings, float32 (B, E), on the encoder's device.
+    """Pictures, uint8 (B, 3, H, W) -> their embeddings, float32 (B, E), where the part that looks is.
 
     They are the `image_embeds` of stock's `CLIPVisionModelWithProjection`, whose length is not 1.
     """
     listed = [Image.fromarray(pixels) for pixels in pictures.permute(0, 2, 3, 1).cpu().numpy()]
-    pixels = processor(listed, return_tensors="pt").pixel_values.to(encoder.device, encoder.dtype)
+    # Of a `CLIPModel` whose `vision()` was moved, device and dtype are still those of the rest.
+    pixels = processor(listed, return_tensors="pt").pixel_values.to(encoder.visual_projection.weight)
     return encoder.visual_projection(encoder.vision_model(pixel_values=pixels).pooler_output).float()
 
 
