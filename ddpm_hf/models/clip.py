@@ -158,7 +158,7 @@ class Clip:
     @property
     def length(self) -> int:
         """Tokens of a caption that are read."""
-        return self.model.config.text_config.max_position_embeddings
+        return min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
 
     def look(self, pictures: torch.Tensor) -> torch.Tensor:
         """Embeddings of pictures, as `look`."""
@@ -236,8 +236,10 @@ def load_clip(name: str | os.PathLike, flag: str) -> Clip:
         if found["missing_keys"]:
             raise ValueError(f"it has no weights {min(found['missing_keys'])}")
         tokenizer = AutoTokenizer.from_pretrained(name, subfolder=tokenizer_in)
+        if 2 * len(tokenizer) < model.config.text_config.vocab_size:  # transformers makes one where there are no files
+            raise ValueError(f"its tokenizer has {len(tokenizer)} of {model.config.text_config.vocab_size} tokens")
         processor = CLIPImageProcessorPil.from_pretrained(name, subfolder=processor_in)
-    except (OSError, ValueError, KeyError, SafetensorError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         reason = str(problem).partition("\n")[0]
         raise ValueError(
             f"{flag} must be the Hub name or folder of a CLIPModel of transformers with its tokenizer and image "
