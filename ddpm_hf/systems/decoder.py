@@ -28,7 +28,7 @@ from ..settings.config import Config
 from ..settings.resolve import check_start, choose_preset, filled, given_unet_config
 from .autoencoder import example_batch
 from .base import finished_stage, judged_by_samples
-from .clip import find_clip
+from .clip import find_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
 from .glide import build_unet
 from .kept_pictures import keep
@@ -56,7 +56,7 @@ def resolve_decoder(config: Config, start: UnclipPipeline | None) -> Config:
             "--channels must be 3 for --stage decoder, to which grey pictures are converted, got "
             f"{config.data.channels}"
         )
-    config = filled(config, choose_preset(config, unet_config), unet_config, start)
+    config = filled(config, preset_of_all(config, unet_config), unet_config, start)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
     build_loss(config, build_scheduler(config, start))  # what is wrong with them is said before the first stage trains
@@ -125,9 +125,8 @@ def _prior(config: Config, clip: Clip) -> PriorPipeline:
     """
     folder = finished_stage(config, "prior", Path(config.run.output_dir, PRIOR_FOLDER))
     if folder is None:
-        shape, length = choose_preset(config).prior.model, clip.tokenizer.model_max_length
-        sizes = {"width": shape["prior_width"], "layers": shape["prior_layers"]}
-        network = new_prior(clip.dimension, length, **sizes)
+        shape = choose_preset(config).prior.model
+        network = new_prior(clip.dimension, clip.length, width=shape["prior_width"], layers=shape["prior_layers"])
         parts = clip.vision(), clip.text(), clip.tokenizer, UnCLIPScheduler(), clip.processor
         return PriorPipeline(network, *parts)
     prior = load_pipeline(str(folder))

@@ -22,9 +22,9 @@ from ..pipelines.prior import PriorDenoiser, PriorPipeline
 from ..portable import PRIOR_FOLDER
 from ..seeds import seeded
 from ..settings.config import Config
-from ..settings.resolve import choose_preset, filled
+from ..settings.resolve import filled
 from .autoencoder import first_batches
-from .clip import find_clip
+from .clip import find_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
 from .kept_pictures import keep
 from .system import Stage, System
@@ -49,10 +49,7 @@ def resolve_prior(config: Config, start: None = None) -> Config:
     Raises:
         ValueError: if they contradict each other or the prior, naming the argument.
     """
-    preset = choose_preset(config)
-    if preset.prior is None:
-        raise ValueError(f"--preset {config.model.preset} is for --stage clip alone")
-    config = filled(config.filled({"eval_metrics": ["prior"]}), preset.prior)
+    config = filled(config.filled({"eval_metrics": ["prior"]}), preset_of_all(config).prior)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
     flags = config.flags()
@@ -82,7 +79,7 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
     clip = find_clip(config, images)
     _check_widths(clip)
     vision, text = clip.vision(), clip.text()
-    tokenizer, length = clip.tokenizer, min(clip.tokenizer.model_max_length, clip.length)
+    tokenizer, length = clip.tokenizer, clip.length
     tokenizer.model_max_length = length  # by which stock's pipeline pads captions
     check_size(lambda: [_network(config, clip, length)])
     with seeded(config.optimization.seed, "initial weights"):

@@ -96,6 +96,15 @@ def test_it_leaves_one_whole_model(trained):
     assert 'pipe("a cat", guidance_scale=3.0, height=8, width=8, ' in card
 
 
+def test_a_dry_run_needs_no_prior_and_takes_a_clip_whose_tokenizer_has_no_limit(image_folder, tmp_path, capsys):
+    clip = make_clip()
+    clip.tokenizer.model_max_length = None  # transformers then has 10^30
+    for part in (clip.model, clip.tokenizer, clip.processor):
+        part.save_pretrained(tmp_path / "clip")
+    train(settings(image_folder, tmp_path / "out", "--clip_model", str(tmp_path / "clip"), "--dry_run"))
+    assert "image_embeds: of 32 channels, CLIPVisionModelWithProjection, frozen" in capsys.readouterr().out
+
+
 def test_embeddings_are_computed_once_and_hidden_as_those_of_a_zero_picture(trained, image_folder, tmp_path):
     for name in ("clip", "prior"):
         shutil.copytree(trained / name, tmp_path / "out" / name)
@@ -163,6 +172,7 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
         ("--clip_model {other}", "--stage decoder needs a prior of its own CLIP, but that in .*prior has lear"),
         ("--resolution 8x12", "--resolution must be square for --system dalle2, got 8x12"),
         ("--channels 1", "--channels must be 3 for --stage decoder, to which grey pictures are converted, got 1"),
+        ("--preset clip-digits", "--preset clip-digits is for --stage clip alone"),
         ("--eval_metrics nll", "--eval_metrics must not be nll for --system dalle2: what the decoder is"),
         ("--init_from {trained}/prior", "--init_from must be a model of --system dalle2, got a PriorPipeline"),
     ],
