@@ -38,6 +38,7 @@ _EXCLUSIVE = (
     ("preset", "model_config_name_or_path"),
     ("init_from", "model_config_name_or_path"),
     ("init_from", "vae"),
+    ("init_from", "clip_model"),
 )
 OF_TAUGHT_ENCODER = ("text_width", "text_layers", "text_warmup_steps")
 OF_LEARNED_ENCODER = (*OF_TAUGHT_ENCODER, "text_rate")

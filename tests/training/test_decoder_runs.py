@@ -170,6 +170,7 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
     [
         ("--output_dir {new}", "--stage decoder needs a finished prior in .*prior; train it with --stage prior"),
         ("--clip_model {other}", "--stage decoder needs a prior of its own CLIP, but that in .*prior has lear"),
+        ("--init_from {trained} --clip_model {other}", "--init_from .* excludes --clip_model .*: give one of them"),
         ("--resolution 8x12", "--resolution must be square for --system dalle2, got 8x12"),
         ("--channels 1", "--channels must be 3 for --stage decoder, to which grey pictures are converted, got 1"),
         ("--preset clip-digits", "--preset clip-digits is for --stage clip alone"),
