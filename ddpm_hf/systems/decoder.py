@@ -31,7 +31,7 @@ from .base import finished_stage, judged_by_samples
 from .clip import find_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
 from .glide import build_unet
-from .kept_pictures import keep
+from .kept_pictures import keep_embeddings
 from .system import Stage, System, init_from
 from .text import on, with_dropout
 
@@ -76,7 +76,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
         prior, known_by = start.prior, weights_fingerprint(start.prior_image_encoder)
     width = prior.image_encoder.config.projection_dim
     scheduler, unet = build_scheduler(config, start), _unet(config, images, width, start)
-    kept, source = keep(config, images, "embeddings", (width,), known_by)
+    kept, source = keep_embeddings(config, images, prior.image_encoder, prior.image_processor)
     sees = replace(prior.codec, kept=kept, source=source)
     codec, shown = ToldPixelCodec(images.shape), example_batch(config, images)
     captions = config.run.validation_prompts or images.some_captions(config.run.preview_images)

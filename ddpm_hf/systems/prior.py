@@ -26,7 +26,7 @@ from ..settings.resolve import filled
 from .autoencoder import first_batches
 from .clip import find_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
-from .kept_pictures import keep
+from .kept_pictures import keep_embeddings
 from .system import Stage, System
 from .text import build_prompt, on
 
@@ -85,7 +85,7 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
     with seeded(config.optimization.seed, "initial weights"):
         prior = _network(config, clip, length)
     scheduler = build_scheduler(config, None)
-    kept, source = keep(config, images, "embeddings", (clip.dimension,), clip.fingerprint)
+    kept, source = keep_embeddings(config, images, vision, clip.processor)
     prompt, _ = build_prompt(config, images, (tokenizer, text), ClipPrompt, length=length)
     codec = EmbeddingCodec(
         shape=(clip.dimension,),

@@ -1,6 +1,7 @@
 """The decoder of DALL·E 2, beside a CLIP and a prior that are there: killed and gone on with, what it leaves, and what
 cannot be trained."""
 
+import json
 import re
 import shutil
 
@@ -122,6 +123,28 @@ def test_embeddings_are_computed_once_and_hidden_as_those_of_a_zero_picture(trai
     prior = load_pipeline(str(trained / "prior"))
     torch.testing.assert_close(told[hidden], prior.get_zero_embed(8))
     assert not torch.equal(told[~hidden], prior.get_zero_embed(8))
+
+
+def test_what_another_preparation_of_pictures_makes_is_kept_apart(trained, image_folder, tmp_path):
+    """Of a model to start from; with its own, it is what the stages before have kept."""
+    shutil.copytree(trained, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
+    other = tmp_path / "other" / "prior_image_processor" / "preprocessor_config.json"
+    shutil.copytree(tmp_path / "start", tmp_path / "other")
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"image_mean": [0.4] * 3}))
+    shutil.copytree(trained / "clip", tmp_path / "clip")
+    data = f"--system dalle2 --train_data_dir {image_folder} --center_crop --mixed_precision no --train_batch_size 4"
+    data = [*data.split(), "--output_dir", str(tmp_path / "prior"), "--init_caption_from_labels", "a {}"]
+    folders = []
+    for flags in (
+        "--stage prior --resolution 8 --prior_width 32 --prior_layers 1",
+        f"--init_from {tmp_path / 'start'}",
+        f"--init_from {tmp_path / 'other'}",
+    ):
+        forget_accelerator()
+        config = parse_training_arguments([*data, *flags.split()])
+        plan = make_plan(config, make_accelerator(config), *stages_of(config))
+        folders.append(plan.images.kept["embeddings"].folder)
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_path, capsys):
