@@ -1,9 +1,8 @@
 """The prior of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §2.2): CLIP's embedding of a picture, drawn for a
 caption.
 
-It differs from the paper in the embeddings, which are standardised channel by channel where the paper drops and sorts
-principal components, and in the caption, which is hidden as a whole, where the paper hides its embedding and its
-tokens apart: stock `KandinskyV22PriorPipeline` tells both of "" when it guides.
+The embeddings are standardised channel by channel, as stock `KandinskyV22PriorPipeline` expects, of which the paper
+says nothing. A caption that is hidden is told as "", as that pipeline does when it guides.
 """
 
 from functools import partial
@@ -56,6 +55,9 @@ def resolve_prior(config: Config, start: None = None) -> Config:
     for name, fixed in _FIXED.items():
         if flags[name] != fixed:
             raise ValueError(f"--{name} must be {fixed} for --stage prior, got {flags[name]}; leave it out")
+    for name in ("num_train_timesteps", "eval_inference_steps"):
+        if flags[name] < 2:  # with one step `UnCLIPScheduler` divides by zero
+            raise ValueError(f"--{name} must be at least 2 for --stage prior, got {flags[name]}")
     if config.run.eval_metrics != ["prior"]:
         raise ValueError(
             f"--eval_metrics must be prior for --stage prior, which draws no pictures, got "

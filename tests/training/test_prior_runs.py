@@ -176,6 +176,8 @@ def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
         (("--beta_schedule", "linear"), "--beta_schedule must be squaredcos_cap_v2 for --stage prior, got linear"),
         (("--variance_type", "fixed_large"), "--variance_type must be fixed_small for --stage prior, got fixed_large"),
         (("--loss", "vlb"), "--loss must be simple for --stage prior, got vlb"),
+        (("--eval_inference_steps", "1"), "--eval_inference_steps must be at least 2 for --stage prior, got 1"),
+        (("--num_train_timesteps", "1"), "--num_train_timesteps must be at least 2 for --stage prior, got 1"),
         (("--eval_metrics", "prompt"), "--eval_metrics must be prior for --stage prior"),
         (("--preset", "clip-digits"), "--preset clip-digits is for --stage clip alone"),
         (("--channels", "1"), "--channels must be 3 for --stage prior, got 1"),
