@@ -37,8 +37,8 @@ _FIXED = {
     "rescale_betas_zero_snr": False,
     "loss": "simple",
 }
-# Standard deviations at which a predicted x_0 is clipped. Of 18,000 embeddings of captioned digits by a CLIP of 64
-# channels none had one above 5.
+# Standard deviations at which a predicted x_0 is clipped. By the CLIP of dalle2-digits, the embeddings of its 20,000
+# training pictures went up to 3.9.
 _RANGE = 10.0
 
 
