@@ -5,13 +5,14 @@ import pytest
 import torch
 from diffusers import KandinskyV22PriorPipeline
 from priors import make_clip, save_clip_in
-from running import TINY, forget_accelerator
+from running import TINY, forget_accelerator, load_script
 from safetensors.torch import load_file
 from texts import save_clip
 from transformers import CLIPVisionModelWithProjection
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.conditions.condition import tell
+from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
@@ -167,6 +168,17 @@ def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
     assert "an embedding of 32 numbers" in card and 'prior("a cat", ' in card and "| prior_cosine |" in card
     assert "of real training images" not in card, "the floor is another"
     assert '"prior_cosine"' in (trained / "prior" / "evaluation.json").read_text()
+
+
+def test_evaluate_py_asks_for_candidates(trained, image_folder, capsys):
+    data = [str(trained / "prior"), "--train_data_dir", str(image_folder), "--init_caption_from_labels", "a {}"]
+    data += ["--num_inference_steps", "3"]
+    load_script("evaluate.py").main([*data, "--prior_candidates", "2"])
+    metrics = ModelFolder.read(trained / "prior").metrics
+    assert sorted(entry["prior_candidates"] for entry in metrics) == [1, 1, 2, 2], "those of training, and these"
+    with pytest.raises(SystemExit):
+        load_script("evaluate.py").main([*data, "--prior_guidance_scale", "2"])
+    assert "is a prior, which draws no pictures; leave out --prior_guidance_scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
