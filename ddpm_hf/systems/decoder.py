@@ -106,7 +106,10 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
         shown=[replace(prior.conditions[0], examples=captions)],
-        facts={"clip": f"one with the hash {known_by}"},
+        facts={
+            "clip": f"one with the hash {known_by}",
+            "prior": f"one with the hash {weights_fingerprint(prior.prior)}",
+        },
     )
 
 

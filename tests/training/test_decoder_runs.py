@@ -97,6 +97,17 @@ def test_it_leaves_one_whole_model(trained):
     assert 'pipe("a cat", guidance_scale=3.0, height=8, width=8, ' in card
 
 
+def test_another_prior_below_a_finished_decoder_is_noticed(trained, image_folder, tmp_path):
+    """Which has a copy of the one that there was."""
+    shutil.copytree(trained, tmp_path / "out")
+    train(settings(image_folder, tmp_path / "out", "--preview_steps", "2"))  # finished: there is nothing to do
+    prior = make_prior()
+    torch.nn.init.ones_(prior.prior.prd_embedding)
+    prior.save_pretrained(tmp_path / "out" / "prior")
+    with pytest.raises(ValueError, match=r"other settings \(prior: one with the hash \w+ there, one with "):
+        train(settings(image_folder, tmp_path / "out", "--preview_steps", "2"))
+
+
 def test_a_dry_run_needs_no_prior_and_takes_a_clip_whose_tokenizer_has_no_limit(image_folder, tmp_path, capsys):
     clip = make_clip()
     clip.tokenizer.model_max_length = None  # transformers then has 10^30
