@@ -51,7 +51,7 @@ def resolve_clip(config: Config, start: None = None) -> Config:
             f"--resolution must be one side of squares, a multiple of --patch_size {patch}, for --stage clip, got "
             f"{config.data.resolution}"
         )
-    return config.with_values({"preview_guidance_scale": 1.0})
+    return config
 
 
 def _preset(config: Config) -> Preset:

@@ -23,7 +23,7 @@ from ..seeds import seeded
 from ..settings.config import Config
 from ..settings.resolve import filled
 from .autoencoder import first_batches
-from .clip import find_clip, preset_of_all
+from .clip import find_clip, place_of_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
 from .kept_pictures import keep_embeddings
 from .system import Stage, System
@@ -48,7 +48,15 @@ def resolve_prior(config: Config, start: None = None) -> Config:
     Raises:
         ValueError: if they contradict each other or the prior, naming the argument.
     """
-    config = filled(config.filled({"eval_metrics": ["prior"]}), preset_of_all(config).prior)
+    preset, given = preset_of_all(config), config.flags()
+    if place_of_clip(config) is None:  # it will be trained first
+        states, width = (given[name] or preset.clip.model[name] for name in ("text_width", "embedding_width"))
+        if states != width:
+            raise ValueError(
+                "--text_width must be --embedding_width for --stage prior, since a PriorTransformer takes states and "
+                f"embeddings of captions in one width, got {states} and {width}"
+            )
+    config = filled(config.filled({"eval_metrics": ["prior"]}), preset.prior)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
     flags = config.flags()

@@ -200,7 +200,9 @@ def test_what_stocks_pipeline_could_not_draw_is_not_trained(begin, flags, proble
         begin(*flags, "--dry_run")
 
 
-def test_a_clip_whose_widths_do_not_fit_is_refused_and_one_that_sees_no_difference(begin, tmp_path):
+def test_a_clip_whose_widths_do_not_fit_is_refused_and_one_that_sees_no_difference(begin, start, tmp_path):
+    with pytest.raises(ValueError, match="--text_width must be --embedding_width for .* got 96 and 512"):
+        start(*FLAGS, "--text_width", "96", "--dry_run")  # before that CLIP has been trained
     with pytest.raises(ValueError, match="--clip_model must have states of captions as wide .* got 32 and 16"):
         begin("--dry_run", clip_model=str(save_clip(tmp_path / "narrow")))
     blind = make_clip()
