@@ -26,7 +26,7 @@ from .samples import Samples, draw_samples, prepared, read_samples, words_for
 # Images in the picture of samples, and per contender in the comparison.
 _GRID, _ROW = 64, 10
 # Flags of what is drawn that are also for embeddings.
-_OF_PRIOR = {"--num_inference_steps", "--scheduler", "--guidance_scale"}
+_OF_PRIOR = {"--num_inference_steps", "--scheduler", "--guidance_scale", "--prior_candidates"}
 
 
 class Evaluator:
@@ -111,6 +111,7 @@ class Evaluator:
         draws = {name: getattr(request, name) for name in ("seed", "guidance_scale")}
         draws |= {"count": request.num_images, "sampler": request.scheduler}
         draws |= {"num_inference_steps": request.num_inference_steps or 25}
+        draws |= {"num_candidates": request.prior_candidates or 1}
         self.model_exams = model_exams_for(request.metrics, "--metrics", self.reference, **draws)
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..judges.clip import nearest_captions
 from ..judges.prompt_judge import groups_of
 from ..pipelines.prior import PriorPipeline
 from ..sampling.samplers import sampler_name
@@ -83,7 +84,8 @@ class PriorExam:
         found, floors, ceilings = (
             nearness(vectors, targets, centres, kinds) for vectors in (drawn, texts, pictures[:count])
         )
-        random = unit(targets) @ unit(pictures).mean(0), np.full(count, 1 / len(centres))
+        nearest = np.bincount(nearest_captions(pictures, centres), minlength=len(centres)) / len(pictures)
+        random = unit(targets) @ unit(pictures).mean(0), nearest[kinds]
         has_others = np.bincount(self.kinds)[kinds] > 1
         entries = []
         for group, members in self.groups.items():

@@ -158,7 +158,7 @@ class Clip:
     @property
     def length(self) -> int:
         """Tokens of a caption that are read."""
-        return self.model.config.text_config.max_position_embeddings
+        return min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
 
     def look(self, pictures: torch.Tensor) -> torch.Tensor:
         """Embeddings of pictures, as `look`."""
@@ -205,12 +205,13 @@ class Clip:
 def look(
     encoder: CLIPModel | CLIPVisionModelWithProjection, processor: CLIPImageProcessorPil, pictures: torch.Tensor
 ) -> torch.Tensor:
-    """Pictures, uint8 (B, 3, H, W) -> their embeddings, float32 (B, E), on the encoder's device.
+    """Pictures, uint8 (B, 3, H, W) -> their embeddings, float32 (B, E), where the part that looks is.
 
     They are the `image_embeds` of stock's `CLIPVisionModelWithProjection`, whose length is not 1.
     """
     listed = [Image.fromarray(pixels) for pixels in pictures.permute(0, 2, 3, 1).cpu().numpy()]
-    pixels = processor(listed, return_tensors="pt").pixel_values.to(encoder.device, encoder.dtype)
+    # Of a `CLIPModel` whose `vision()` was moved, device and dtype are still those of the rest.
+    pixels = processor(listed, return_tensors="pt").pixel_values.to(encoder.visual_projection.weight)
     return encoder.visual_projection(encoder.vision_model(pixel_values=pixels).pooler_output).float()
 
 
@@ -235,8 +236,10 @@ def load_clip(name: str | os.PathLike, flag: str) -> Clip:
         if found["missing_keys"]:
             raise ValueError(f"it has no weights {min(found['missing_keys'])}")
         tokenizer = AutoTokenizer.from_pretrained(name, subfolder=tokenizer_in)
+        if 2 * len(tokenizer) < model.config.text_config.vocab_size:  # transformers makes one where there are no files
+            raise ValueError(f"its tokenizer has {len(tokenizer)} of {model.config.text_config.vocab_size} tokens")
         processor = CLIPImageProcessorPil.from_pretrained(name, subfolder=processor_in)
-    except (OSError, ValueError, KeyError, SafetensorError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         reason = str(problem).partition("\n")[0]
         raise ValueError(
             f"{flag} must be the Hub name or folder of a CLIPModel of transformers with its tokenizer and image "

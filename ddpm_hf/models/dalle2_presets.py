@@ -28,7 +28,8 @@ _CLIP_DIGITS = Preset(
     },
 )
 
-# ViT-B of Radford et al. 2021 with their settings of Adam (tables 18 and 19), for smaller pictures and batches.
+# ViT-B of Radford et al. 2021 with their settings of Adam (tables 18 and 19), for smaller pictures and batches. Here
+# gains and biases decay too.
 _CLIP_64 = Preset(
     description="CLIP, 64x64, 128 M parameters, on GPUs",
     system="dalle2",
@@ -57,7 +58,7 @@ _CLIP_64 = Preset(
     },
 )
 
-# Captions are hidden as often as in the paper (table 3), whose prior has the cosine schedule and predicts x_0 too.
+# Captions are hidden as often as in the paper (§2.2), whose prior has the cosine schedule and predicts x_0 too.
 _PRIOR_PROCESS = {**SMALL_PROCESS, "prediction_type": "sample"}
 _PRIOR_TRAINING = {"eval_metrics": ["prior"], "condition_dropout": 0.1, "preview_guidance_scale": 2.0}
 
@@ -75,7 +76,7 @@ _PRIOR_DIGITS = Preset(
     },
 )
 
-# Half the paper's width and layers (table 3), and a tenth of its parameters.
+# Half the paper's width and layers (table 3), so an eighth of its parameters.
 _PRIOR_64 = Preset(
     description="prior, 155 M parameters, on GPUs",
     system="dalle2",

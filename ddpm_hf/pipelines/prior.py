@@ -54,7 +54,7 @@ class PriorPipeline(TextDenoising, KandinskyV22PriorPipeline):
         prior, image_encoder, text_encoder, tokenizer, scheduler, image_processor: as in `KandinskyV22PriorPipeline`.
     """
 
-    draws_pictures, kind = False, "a prior"
+    draws_pictures, has_prior, kind = False, True, "a prior"
 
     def __init__(
         self,

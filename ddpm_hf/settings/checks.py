@@ -38,6 +38,7 @@ _EXCLUSIVE = (
     ("preset", "model_config_name_or_path"),
     ("init_from", "model_config_name_or_path"),
     ("init_from", "vae"),
+    ("init_from", "clip_model"),
 )
 OF_TAUGHT_ENCODER = ("text_width", "text_layers", "text_warmup_steps")
 OF_LEARNED_ENCODER = (*OF_TAUGHT_ENCODER, "text_rate")
@@ -95,6 +96,9 @@ def check(flags: dict[str, Any]) -> None:
             f"--condition_dropout must be above 0 for --system {flags['system']}, got 0: pipelines guide by the "
             "empty caption, and nothing would train it"
         )
+    if flags["gradient_checkpointing"] and flags["system"] == "dalle2" and not flags["init_from"]:
+        if flags["stage"] != ["decoder"]:
+            raise ValueError("--gradient_checkpointing is for --stage decoder of dalle2; train CLIP and prior without")
     if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
         raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
     if flags["stage"] in (["upsampler"], ["super-resolution"]) and not flags["thresholding"]:

@@ -1,6 +1,7 @@
 """The CLIP (Radford et al. 2021, arXiv 2103.00020) of DALL·E 2, trained by itself before the rest, or a given one."""
 
 from pathlib import Path
+from typing import Any
 
 from ..codecs.pixels import PixelCodec
 from ..data.examples import TrainingImages
@@ -50,12 +51,20 @@ def resolve_clip(config: Config, start: None = None) -> Config:
             f"--resolution must be one side of squares, a multiple of --patch_size {patch}, for --stage clip, got "
             f"{config.data.resolution}"
         )
-    return config.with_values({"preview_guidance_scale": 1.0})
+    return config
 
 
 def _preset(config: Config) -> Preset:
     preset = choose_preset(config)
     return preset.clip or preset
+
+
+def preset_of_all(config: Config, unet_config: dict[str, Any] | None = None) -> Preset:
+    """As `choose_preset`; ValueError for one of a CLIP alone, without the other stages."""
+    preset = choose_preset(config, unet_config)
+    if preset.prior is None:
+        raise ValueError(f"--preset {config.model.preset} is for --stage clip alone")
+    return preset
 
 
 def build_clip(config: Config, images: TrainingImages, start: None = None) -> System:

@@ -28,10 +28,10 @@ from ..settings.config import Config
 from ..settings.resolve import check_start, choose_preset, filled, given_unet_config
 from .autoencoder import example_batch
 from .base import finished_stage, judged_by_samples
-from .clip import find_clip
+from .clip import find_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
 from .glide import build_unet
-from .kept_pictures import keep
+from .kept_pictures import keep_embeddings
 from .system import Stage, System, init_from
 from .text import on, with_dropout
 
@@ -56,7 +56,7 @@ def resolve_decoder(config: Config, start: UnclipPipeline | None) -> Config:
             "--channels must be 3 for --stage decoder, to which grey pictures are converted, got "
             f"{config.data.channels}"
         )
-    config = filled(config, choose_preset(config, unet_config), unet_config, start)
+    config = filled(config, preset_of_all(config, unet_config), unet_config, start)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
     build_loss(config, build_scheduler(config, start))  # what is wrong with them is said before the first stage trains
@@ -76,7 +76,7 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
         prior, known_by = start.prior, weights_fingerprint(start.prior_image_encoder)
     width = prior.image_encoder.config.projection_dim
     scheduler, unet = build_scheduler(config, start), _unet(config, images, width, start)
-    kept, source = keep(config, images, "embeddings", (width,), known_by)
+    kept, source = keep_embeddings(config, images, prior.image_encoder, prior.image_processor)
     sees = replace(prior.codec, kept=kept, source=source)
     codec, shown = ToldPixelCodec(images.shape), example_batch(config, images)
     captions = config.run.validation_prompts or images.some_captions(config.run.preview_images)
@@ -106,7 +106,10 @@ def build_decoder(config: Config, images: TrainingImages, start: UnclipPipeline 
         loss=build_loss(config, scheduler),
         pipeline=pipeline,
         shown=[replace(prior.conditions[0], examples=captions)],
-        facts={"clip": f"one with the hash {known_by}"},
+        facts={
+            "clip": f"one with the hash {known_by}",
+            "prior": f"one with the hash {weights_fingerprint(prior.prior)}",
+        },
     )
 
 
@@ -125,9 +128,8 @@ def _prior(config: Config, clip: Clip) -> PriorPipeline:
     """
     folder = finished_stage(config, "prior", Path(config.run.output_dir, PRIOR_FOLDER))
     if folder is None:
-        shape, length = choose_preset(config).prior.model, clip.tokenizer.model_max_length
-        sizes = {"width": shape["prior_width"], "layers": shape["prior_layers"]}
-        network = new_prior(clip.dimension, length, **sizes)
+        shape = choose_preset(config).prior.model
+        network = new_prior(clip.dimension, clip.length, width=shape["prior_width"], layers=shape["prior_layers"])
         parts = clip.vision(), clip.text(), clip.tokenizer, UnCLIPScheduler(), clip.processor
         return PriorPipeline(network, *parts)
     prior = load_pipeline(str(folder))

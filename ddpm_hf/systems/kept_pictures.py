@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
 from ..data.examples import TrainingImages
 from ..kept import KeptArray, KeptOfPictures
+from ..pipelines.fingerprint import weights_fingerprint
 from ..settings.config import Config
 
 
@@ -30,3 +33,11 @@ def keep(
     images.kept[name] = array
     mirrored = " and its mirror image," if images.random_flip else ""
     return KeptOfPictures(array, images.pictures), f"computed once for each picture{mirrored} and {array}"
+
+
+def keep_embeddings(
+    config: Config, images: TrainingImages, encoder: CLIPVisionModelWithProjection, processor: CLIPImageProcessorPil
+) -> tuple[KeptOfPictures | None, str]:
+    """As `keep`, what this half of a CLIP sees: the same for its prior and its decoder."""
+    key = [weights_fingerprint(encoder), processor.to_json_string()]
+    return keep(config, images, "embeddings", (encoder.config.projection_dim,), key)

@@ -33,6 +33,7 @@ class Facts:
         text_encoder: what turns them into states, with a hash of what the flags do not say.
         autoencoder: of latents, with a hash.
         clip: of embeddings, with a hash.
+        prior: that the model has beside what is trained, with a hash.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class Facts:
     text_encoder: str | None = None
     autoencoder: str | None = None
     clip: str | None = None
+    prior: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

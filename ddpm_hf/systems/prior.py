@@ -1,9 +1,8 @@
 """The prior of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125, §2.2): CLIP's embedding of a picture, drawn for a
 caption.
 
-It differs from the paper in the embeddings, which are standardised channel by channel where the paper drops and sorts
-principal components, and in the caption, which is hidden as a whole, where the paper hides its embedding and its
-tokens apart: stock `KandinskyV22PriorPipeline` tells both of "" when it guides.
+The embeddings are standardised channel by channel, as stock `KandinskyV22PriorPipeline` expects, of which the paper
+says nothing. A caption that is hidden is told as "", as that pipeline does when it guides.
 """
 
 from functools import partial
@@ -22,11 +21,11 @@ from ..pipelines.prior import PriorDenoiser, PriorPipeline
 from ..portable import PRIOR_FOLDER
 from ..seeds import seeded
 from ..settings.config import Config
-from ..settings.resolve import choose_preset, filled
+from ..settings.resolve import filled
 from .autoencoder import first_batches
-from .clip import find_clip
+from .clip import find_clip, place_of_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
-from .kept_pictures import keep
+from .kept_pictures import keep_embeddings
 from .system import Stage, System
 from .text import build_prompt, on
 
@@ -38,8 +37,8 @@ _FIXED = {
     "rescale_betas_zero_snr": False,
     "loss": "simple",
 }
-# Standard deviations at which a predicted x_0 is clipped. Of 18,000 embeddings of captioned digits by a CLIP of 64
-# channels none had one above 5.
+# Standard deviations at which a predicted x_0 is clipped. By the CLIP of dalle2-digits, the embeddings of its 20,000
+# training pictures went up to 3.9.
 _RANGE = 10.0
 
 
@@ -49,9 +48,14 @@ def resolve_prior(config: Config, start: None = None) -> Config:
     Raises:
         ValueError: if they contradict each other or the prior, naming the argument.
     """
-    preset = choose_preset(config)
-    if preset.prior is None:
-        raise ValueError(f"--preset {config.model.preset} is for --stage clip alone")
+    preset, given = preset_of_all(config), config.flags()
+    if place_of_clip(config) is None:  # it will be trained first
+        states, width = (given[name] or preset.clip.model[name] for name in ("text_width", "embedding_width"))
+        if states != width:
+            raise ValueError(
+                "--text_width must be --embedding_width for --stage prior, since a PriorTransformer takes states and "
+                f"embeddings of captions in one width, got {states} and {width}"
+            )
     config = filled(config.filled({"eval_metrics": ["prior"]}), preset.prior)
     if config.data.is_bundled:
         config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
@@ -59,6 +63,9 @@ def resolve_prior(config: Config, start: None = None) -> Config:
     for name, fixed in _FIXED.items():
         if flags[name] != fixed:
             raise ValueError(f"--{name} must be {fixed} for --stage prior, got {flags[name]}; leave it out")
+    for name in ("num_train_timesteps", "eval_inference_steps"):
+        if flags[name] < 2:  # with one step `UnCLIPScheduler` divides by zero
+            raise ValueError(f"--{name} must be at least 2 for --stage prior, got {flags[name]}")
     if config.run.eval_metrics != ["prior"]:
         raise ValueError(
             f"--eval_metrics must be prior for --stage prior, which draws no pictures, got "
@@ -82,13 +89,13 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
     clip = find_clip(config, images)
     _check_widths(clip)
     vision, text = clip.vision(), clip.text()
-    tokenizer, length = clip.tokenizer, min(clip.tokenizer.model_max_length, clip.length)
+    tokenizer, length = clip.tokenizer, clip.length
     tokenizer.model_max_length = length  # by which stock's pipeline pads captions
     check_size(lambda: [_network(config, clip, length)])
     with seeded(config.optimization.seed, "initial weights"):
         prior = _network(config, clip, length)
     scheduler = build_scheduler(config, None)
-    kept, source = keep(config, images, "embeddings", (clip.dimension,), clip.fingerprint)
+    kept, source = keep_embeddings(config, images, vision, clip.processor)
     prompt, _ = build_prompt(config, images, (tokenizer, text), ClipPrompt, length=length)
     codec = EmbeddingCodec(
         shape=(clip.dimension,),

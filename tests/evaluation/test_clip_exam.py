@@ -131,6 +131,10 @@ def others(clip, tmp_path_factory):
     kept = {name: value for name, value in half.state_dict().items() if not name.startswith("text_model")}
     half.save_pretrained(folder / "half", state_dict=kept)
     (folder / "empty").mkdir()
+    for name in ("mute", "wide"):
+        half.save_pretrained(folder / name)
+    half.config.text_config.hidden_size = 64
+    half.config.save_pretrained(folder / "wide")
     return folder
 
 
@@ -141,6 +145,8 @@ def others(clip, tmp_path_factory):
         ("bert", "--clip_model must be the Hub name or folder of a CLIPModel .*bert: .*it is a model of type 'bert'"),
         ("half", "--clip_model must be .*half: .*it has no weights text_model"),
         ("empty", "--clip_model must be .*empty: "),
+        ("mute", "--clip_model must be .*mute: its tokenizer has 2 of 514 tokens"),
+        ("wide", "--clip_model must be .*wide: "),
         ("someone/clip", "--clip_model must be .*, got someone/clip: "),
     ],
 )

@@ -1,5 +1,6 @@
 """A CLIP made here: its tokenizer, its sizes, and what transformers makes of its files."""
 
+import copy
 import random
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_pictures_of_any_size_are_resized_and_cropped(clip, saved):
     with torch.no_grad():
         expected = clip.vision()(pixels).image_embeds
     torch.testing.assert_close(clip.look(torch.from_numpy(large)), expected)
+
+
+def test_it_looks_where_its_half_was_moved(clip):
+    """As a prior's training does on a GPU, for which "meta" stands here."""
+    moved = copy.deepcopy(clip)
+    moved.vision().to("meta")
+    assert moved.look(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).device.type == "meta"
+    torch.testing.assert_close(moved.read(CAPTIONS), clip.read(CAPTIONS))
 
 
 def test_a_fingerprint_is_of_all_that_embeddings_depend_on(clip, saved):

@@ -9,6 +9,7 @@ from diffusers.optimization import SchedulerType
 
 from ddpm_hf.models.clip import new_clip, train_clip_tokenizer
 from ddpm_hf.models.presets import PRESETS, Preset, get_preset
+from ddpm_hf.models.prior import new_prior
 from ddpm_hf.models.text import small_text_encoder
 from ddpm_hf.models.text_unet import new_text_unet, text_unet_config
 from ddpm_hf.models.unet import paper_config
@@ -189,11 +190,13 @@ def test_the_clip_of_a_preset_has_the_size_that_it_says_and_fits_a_prior(name, m
     assert model["text_width"] == model["embedding_width"], "PriorTransformer has one width for states and embeddings"
 
 
-@pytest.mark.parametrize(("name", "millions"), [("dalle2-digits", 1.6), ("dalle2-64-256", 229)])
-def test_the_decoder_of_a_preset_has_the_size_that_it_says_and_is_told_what_its_clip_sees(name, millions):
+@pytest.mark.parametrize(("name", "millions", "of_prior"), [("dalle2-digits", 1.6, 0.5), ("dalle2-64-256", 229, 155)])
+def test_decoder_and_prior_of_a_preset_have_the_sizes_that_they_say_and_fit_their_clip(name, millions, of_prior):
     preset = get_preset(name)
-    width = preset.clip.model["embedding_width"]
+    width, prior = preset.clip.model["embedding_width"], preset.prior.model
     with torch.device("meta"):
+        sizes = {"width": prior["prior_width"], "layers": prior["prior_layers"]}
+        weights = new_prior(width, preset.clip.model["text_length"], **sizes).num_parameters()
         unet = UNet2DConditionModel(**text_unet_config(**preset.model, text_width=width, told="image"))
         images, states = unet.add_embedding.image_proj, unet.encoder_hid_proj
         assert states(torch.empty(5, width)).shape == (5, 32, unet.config.cross_attention_dim)
@@ -201,6 +204,8 @@ def test_the_decoder_of_a_preset_has_the_size_that_it_says_and_is_told_what_its_
     assert f"decoder of {millions} M parameters" in preset.description
     assert unet.num_parameters() / 1e6 == pytest.approx(millions, rel=0.01)
     assert preset.model["resolution"] == preset.clip.model["resolution"]
+    assert f"{of_prior} M parameters" in preset.prior.description
+    assert weights / 1e6 == pytest.approx(of_prior, rel=0.02)
     assert preset.training["condition_dropout"] == 0.1  # arXiv 2204.06125, section 2.1
 
 

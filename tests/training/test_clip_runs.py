@@ -168,6 +168,7 @@ def test_what_it_is_not_for_is_said_in_one_line(killed, image_folder, tmp_path, 
         ("train.py", [*data, "--init_from", str(killed)], "--init_from must be a diffusion model, got a CLIP: "),
         ("train.py", [*data, "--patch_size", "2"], "--patch_size is for --system dalle2, got --system ddpm"),
         ("train.py", [*data, *FLAGS, "--clip_width", "48"], "--clip_width must be a multiple of 32, got 48"),
+        ("train.py", [*data, *FLAGS, "--gradient_checkpointing"], "--gradient_checkpointing is for --stage decoder"),
         ("train.py", [*data, *FLAGS, "--text_encoder", "train"], "--text_encoder is for --system glide or imagen or"),
     ):
         forget_accelerator()

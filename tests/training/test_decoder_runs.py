@@ -1,6 +1,7 @@
 """The decoder of DALL·E 2, beside a CLIP and a prior that are there: killed and gone on with, what it leaves, and what
 cannot be trained."""
 
+import json
 import re
 import shutil
 
@@ -96,6 +97,26 @@ def test_it_leaves_one_whole_model(trained):
     assert 'pipe("a cat", guidance_scale=3.0, height=8, width=8, ' in card
 
 
+def test_another_prior_below_a_finished_decoder_is_noticed(trained, image_folder, tmp_path):
+    """Which has a copy of the one that there was."""
+    shutil.copytree(trained, tmp_path / "out")
+    train(settings(image_folder, tmp_path / "out", "--preview_steps", "2"))  # finished: there is nothing to do
+    prior = make_prior()
+    torch.nn.init.ones_(prior.prior.prd_embedding)
+    prior.save_pretrained(tmp_path / "out" / "prior")
+    with pytest.raises(ValueError, match=r"other settings \(prior: one with the hash \w+ there, one with "):
+        train(settings(image_folder, tmp_path / "out", "--preview_steps", "2"))
+
+
+def test_a_dry_run_needs_no_prior_and_takes_a_clip_whose_tokenizer_has_no_limit(image_folder, tmp_path, capsys):
+    clip = make_clip()
+    clip.tokenizer.model_max_length = None  # transformers then has 10^30
+    for part in (clip.model, clip.tokenizer, clip.processor):
+        part.save_pretrained(tmp_path / "clip")
+    train(settings(image_folder, tmp_path / "out", "--clip_model", str(tmp_path / "clip"), "--dry_run"))
+    assert "image_embeds: of 32 channels, CLIPVisionModelWithProjection, frozen" in capsys.readouterr().out
+
+
 def test_embeddings_are_computed_once_and_hidden_as_those_of_a_zero_picture(trained, image_folder, tmp_path):
     for name in ("clip", "prior"):
         shutil.copytree(trained / name, tmp_path / "out" / name)
@@ -113,6 +134,28 @@ def test_embeddings_are_computed_once_and_hidden_as_those_of_a_zero_picture(trai
     prior = load_pipeline(str(trained / "prior"))
     torch.testing.assert_close(told[hidden], prior.get_zero_embed(8))
     assert not torch.equal(told[~hidden], prior.get_zero_embed(8))
+
+
+def test_what_another_preparation_of_pictures_makes_is_kept_apart(trained, image_folder, tmp_path):
+    """Of a model to start from; with its own, it is what the stages before have kept."""
+    shutil.copytree(trained, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
+    other = tmp_path / "other" / "prior_image_processor" / "preprocessor_config.json"
+    shutil.copytree(tmp_path / "start", tmp_path / "other")
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"image_mean": [0.4] * 3}))
+    shutil.copytree(trained / "clip", tmp_path / "clip")
+    data = f"--system dalle2 --train_data_dir {image_folder} --center_crop --mixed_precision no --train_batch_size 4"
+    data = [*data.split(), "--output_dir", str(tmp_path / "prior"), "--init_caption_from_labels", "a {}"]
+    folders = []
+    for flags in (
+        "--stage prior --resolution 8 --prior_width 32 --prior_layers 1",
+        f"--init_from {tmp_path / 'start'}",
+        f"--init_from {tmp_path / 'other'}",
+    ):
+        forget_accelerator()
+        config = parse_training_arguments([*data, *flags.split()])
+        plan = make_plan(config, make_accelerator(config), *stages_of(config))
+        folders.append(plan.images.kept["embeddings"].folder)
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_path, capsys):
@@ -161,8 +204,10 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
     [
         ("--output_dir {new}", "--stage decoder needs a finished prior in .*prior; train it with --stage prior"),
         ("--clip_model {other}", "--stage decoder needs a prior of its own CLIP, but that in .*prior has lear"),
+        ("--init_from {trained} --clip_model {other}", "--init_from .* excludes --clip_model .*: give one of them"),
         ("--resolution 8x12", "--resolution must be square for --system dalle2, got 8x12"),
         ("--channels 1", "--channels must be 3 for --stage decoder, to which grey pictures are converted, got 1"),
+        ("--preset clip-digits", "--preset clip-digits is for --stage clip alone"),
         ("--eval_metrics nll", "--eval_metrics must not be nll for --system dalle2: what the decoder is"),
         ("--init_from {trained}/prior", "--init_from must be a model of --system dalle2, got a PriorPipeline"),
     ],

@@ -5,13 +5,14 @@ import pytest
 import torch
 from diffusers import KandinskyV22PriorPipeline
 from priors import make_clip, save_clip_in
-from running import TINY, forget_accelerator
+from running import TINY, forget_accelerator, load_script
 from safetensors.torch import load_file
 from texts import save_clip
 from transformers import CLIPVisionModelWithProjection
 
 from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.conditions.condition import tell
+from ddpm_hf.hub.folder import ModelFolder
 from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
@@ -169,6 +170,17 @@ def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
     assert '"prior_cosine"' in (trained / "prior" / "evaluation.json").read_text()
 
 
+def test_evaluate_py_asks_for_candidates(trained, image_folder, capsys):
+    data = [str(trained / "prior"), "--train_data_dir", str(image_folder), "--init_caption_from_labels", "a {}"]
+    data += ["--num_inference_steps", "3"]
+    load_script("evaluate.py").main([*data, "--prior_candidates", "2"])
+    metrics = ModelFolder.read(trained / "prior").metrics
+    assert sorted(entry["prior_candidates"] for entry in metrics) == [1, 1, 2, 2], "those of training, and these"
+    with pytest.raises(SystemExit):
+        load_script("evaluate.py").main([*data, "--prior_guidance_scale", "2"])
+    assert "is a prior, which draws no pictures; leave out --prior_guidance_scale" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -176,6 +188,8 @@ def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
         (("--beta_schedule", "linear"), "--beta_schedule must be squaredcos_cap_v2 for --stage prior, got linear"),
         (("--variance_type", "fixed_large"), "--variance_type must be fixed_small for --stage prior, got fixed_large"),
         (("--loss", "vlb"), "--loss must be simple for --stage prior, got vlb"),
+        (("--eval_inference_steps", "1"), "--eval_inference_steps must be at least 2 for --stage prior, got 1"),
+        (("--num_train_timesteps", "1"), "--num_train_timesteps must be at least 2 for --stage prior, got 1"),
         (("--eval_metrics", "prompt"), "--eval_metrics must be prior for --stage prior"),
         (("--preset", "clip-digits"), "--preset clip-digits is for --stage clip alone"),
         (("--channels", "1"), "--channels must be 3 for --stage prior, got 1"),
@@ -186,7 +200,9 @@ def test_what_stocks_pipeline_could_not_draw_is_not_trained(begin, flags, proble
         begin(*flags, "--dry_run")
 
 
-def test_a_clip_whose_widths_do_not_fit_is_refused_and_one_that_sees_no_difference(begin, tmp_path):
+def test_a_clip_whose_widths_do_not_fit_is_refused_and_one_that_sees_no_difference(begin, start, tmp_path):
+    with pytest.raises(ValueError, match="--text_width must be --embedding_width for .* got 96 and 512"):
+        start(*FLAGS, "--text_width", "96", "--dry_run")  # before that CLIP has been trained
     with pytest.raises(ValueError, match="--clip_model must have states of captions as wide .* got 32 and 16"):
         begin("--dry_run", clip_model=str(save_clip(tmp_path / "narrow")))
     blind = make_clip()
