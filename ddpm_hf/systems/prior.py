@@ -65,6 +65,14 @@ def resolve_prior(config: Config, start: None = None) -> Config:
             f"{' '.join(config.run.eval_metrics)}; leave it out"
         )
     build_loss(config, build_scheduler(config, None))
+    if config.model.clip_model is None and "clip" in (config.model.stage or ["clip"]):  # it is trained before
+        usual = preset.clip.model
+        text, embedding = (flags[name] or usual[name] for name in ("text_width", "embedding_width"))
+        if text != embedding:
+            raise ValueError(
+                "--text_width and --embedding_width must be equal, for a PriorTransformer takes both in one width, got "
+                f"{text} and {embedding}"
+            )
     return config
 
 

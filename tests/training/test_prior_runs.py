@@ -186,6 +186,15 @@ def test_what_stocks_pipeline_could_not_draw_is_not_trained(begin, flags, proble
         begin(*flags, "--dry_run")
 
 
+def test_widths_that_do_not_fit_are_refused_before_the_clip_is_trained(image_folder, tmp_path):
+    forget_accelerator()
+    flags = ["--system", "dalle2", "--init_caption_from_labels", "a {}", "--embedding_width", "32", *TINY]
+    arguments = ["--train_data_dir", str(image_folder), "--output_dir", str(tmp_path / "out"), *flags]
+    with pytest.raises(ValueError, match="--text_width and --embedding_width must be equal, .* got .* and 32"):
+        train(parse_training_arguments(arguments))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_clip_whose_widths_do_not_fit_is_refused_and_one_that_sees_no_difference(begin, tmp_path):
     with pytest.raises(ValueError, match="--clip_model must have states of captions as wide .* got 32 and 16"):
         begin("--dry_run", clip_model=str(save_clip(tmp_path / "narrow")))
