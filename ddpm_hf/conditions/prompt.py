@@ -89,7 +89,7 @@ class Prompt(Condition):
     def cut(self, words: Iterable[str]) -> list[str]:
         """The captions of more tokens than are told."""
         words = list(dict.fromkeys(words))
-        tokens = self.tokenizer([self.read(word) for word in words]).input_ids if words else []
+        tokens = self.tokenizer([self.read(word) for word in words], verbose=False).input_ids if words else []
         return [word for word, ids in zip(words, tokens, strict=True) if len(ids) > self.length]
 
     def choices(self) -> str:
