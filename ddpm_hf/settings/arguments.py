@@ -92,8 +92,8 @@ class ModelArguments:
         "autoencoder, which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or "
         "--init_from unet; and inpainting, which gives that network, or the model of --init_from, five channels more, "
         "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256. Of dalle2, one or "
-        "more of clip, which is trained into --output_dir/clip, prior, into --output_dir/prior, and decoder; by default "
-        "all, but with --clip_model no clip, and with --init_from decoder."
+        "more of clip, which is trained into --output_dir/clip, prior, into --output_dir/prior, and decoder; by "
+        "default all, but with --clip_model no clip, and with --init_from decoder."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "

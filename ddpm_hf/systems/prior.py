@@ -70,8 +70,8 @@ def resolve_prior(config: Config, start: None = None) -> Config:
         text, embedding = (flags[name] or usual[name] for name in ("text_width", "embedding_width"))
         if text != embedding:
             raise ValueError(
-                "--text_width and --embedding_width must be equal, for a PriorTransformer takes both in one width, got "
-                f"{text} and {embedding}"
+                "--text_width and --embedding_width must be equal, for a PriorTransformer takes both in one width, "
+                f"got {text} and {embedding}"
             )
     return config
 
