@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from running import load_script
 
+from ddpm_hf.evaluation.samples import read_samples
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.sampling.embeddings import draw_between, embed, noise_of, redraw, slerp, towards
 from ddpm_hf.seeds import generator_for, image_generators
@@ -115,6 +116,7 @@ def test_the_command_draws_variations(sample, folder, tmp_path, capsys):
     call = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"}
     expected = pipeline(image_embeds=seen.expand(3, -1), generator=image_generators(0, range(3)), **call).images
     assert np.abs(drawn / 255 - expected).max() < 1.01 / 255 and (drawn[0] != drawn[1]).any()
+    assert read_samples(tmp_path / "out").about["guidance_scale"] == 3.0
     sample(folder, "--variations", folder / "photo.png", *flags)
     assert "to draw: 0 of 3 images" in capsys.readouterr().out
     picture(5).save(tmp_path / "other.png")
