@@ -68,7 +68,7 @@ class EmbeddingArguments:
             raise ValueError(f"--{given[0]} and --{given[1]} each draw a picture of their own; leave one out")
         if self.text_difference is not None and len(self.text_difference) != 3:
             raise ValueError(
-                f"--text_difference must be an image and two captions, got {len(self.text_difference)} words"
+                f"--text_difference must be an image and two captions, got {len(self.text_difference)} values"
             )
         return given[0] if given else None
 
@@ -78,6 +78,14 @@ def refuse(flag: str, why: str, others: Mapping[str, Any]) -> None:
     given = [f"--{name}" for name, value in others.items() if value is not None and value is not False]
     if given:
         raise ValueError(f"--{flag} {why} {', '.join(given)}")
+
+
+def read(flag: str, file: str) -> Image.Image:
+    """An image file; ValueError, naming the flag, if it cannot be read."""
+    try:
+        return read_picture(file)
+    except ValueError as problem:
+        raise ValueError(f"--{flag}: {problem}") from None
 
 
 def only_picture(
@@ -104,6 +112,7 @@ def only_picture(
         return file, reconstructing(drawing, embeddings.reconstruct, steps)
     if drawing.pipeline.has_prior:
         told = {name: getattr(arguments, name) for name in ("prompt", "prompts", "negative_prompt")}
+        told |= arguments.of_prior
         refuse(
             "interpolate",
             "is by embeddings here; leave out",
@@ -133,7 +142,7 @@ def interpolation(drawing: Drawing, arguments: Any, pictures: PictureArguments) 
 
 def between(drawing: Drawing, files: list[str]) -> Callable[[], Image.Image]:
     """What draws pictures whose embeddings lie between those of two images: a row for each noise."""
-    pictures = [read_picture(file) for file in files]
+    pictures = [read("interpolate", file) for file in files]
     ends = tuple(embed(drawing.pipeline, picture) for picture in pictures)
 
     def draw() -> Image.Image:
@@ -149,10 +158,13 @@ def between(drawing: Drawing, files: list[str]) -> Callable[[], Image.Image]:
 
 def changing(drawing: Drawing, file: str, before: str, after: str, steps: int | None) -> Callable[[], Image.Image]:
     """What draws an image as one caption becomes another (text differences, §3.3)."""
-    pipeline, picture = drawing.pipeline, read_picture(file)
+    pipeline, picture = drawing.pipeline, read("text_difference", file)
     z = embed(pipeline, picture)
     check_ddim(pipeline, steps or _DDIM_STEPS)
-    goal = towards(pipeline, z, before, after)
+    try:
+        goal = towards(pipeline, z, before, after)
+    except ValueError as problem:
+        raise ValueError(f"--text_difference: {problem}") from None
 
     def draw() -> Image.Image:
         x_T = noise_of(pipeline, picture, z, steps or _DDIM_STEPS)
@@ -166,7 +178,7 @@ def changing(drawing: Drawing, file: str, before: str, after: str, steps: int | 
 
 def reconstructing(drawing: Drawing, file: str, steps: int | None) -> Callable[[], Image.Image]:
     """What draws an image again from its embedding and DDIM's noise, beside variations from other noise."""
-    pipeline, picture = drawing.pipeline, read_picture(file)
+    pipeline, picture = drawing.pipeline, read("reconstruct", file)
     z = embed(pipeline, picture)
     check_ddim(pipeline, steps or _DDIM_STEPS)
 

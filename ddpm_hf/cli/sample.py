@@ -24,7 +24,7 @@ from ..settings.arguments import MachineArguments
 from ..steps.guidance import GuidanceArguments, check_noise_level, check_prior
 from ..training.interruption import Interruption, exit_status
 from .parser import OneLineParser, one_line_errors
-from .pictures import EmbeddingArguments, PictureArguments, as_drawn, only_picture, refuse
+from .pictures import EmbeddingArguments, PictureArguments, as_drawn, only_picture, read, refuse
 
 TEXT_GUIDANCE = 3.0
 
@@ -43,7 +43,9 @@ class SampleArguments(GuidanceArguments):
     num_images: int | None = flag(help="Number of images; 16 by default, and with --prompts as many as there are.")
     batch_size: int = flag(64, help="Images per network call of one process; does not affect the images.")
     seed: int = flag(0, help="Random seed. Image k of a seed is always the same.")
-    num_inference_steps: int | None = flag(help="Steps per image; by default all trained timesteps.")
+    num_inference_steps: int | None = flag(
+        help="Steps per image; by default all trained timesteps, or 100 for --text_difference and --reconstruct."
+    )
     scheduler: str | None = flag(help=f"Sampler: {', '.join(SAMPLER_NAMES)}.")
     fast: bool = flag(False, help=f"Few network calls: {FAST_CALLS} steps of dpm-sde at trailing timesteps.")
     class_labels: str | None = flag(
@@ -116,9 +118,15 @@ def check(arguments: SampleArguments, pictures: PictureArguments, embeddings: Em
         raise ValueError("--interpolation_depths needs --interpolate")
     if pictures.interpolate is not None and len(pictures.interpolate) != 2:
         raise ValueError(f"--interpolate must be two image files, got {len(pictures.interpolate)}")
-    asked = {name: getattr(arguments, name) for name in ("prompt", "prompts", "image", "class_labels")}
+    words = ("prompt", "prompts", "negative_prompt", "image", "class_labels")
+    asked = {name: getattr(arguments, name) for name in words}
     if embeddings.asked is not None:
         refuse(embeddings.asked, "takes the place of", asked | {"interpolate": pictures.interpolate})
+        refuse(embeddings.asked, "does not ask the prior; leave out", arguments.of_prior)
+    if embeddings.asked not in (None, "variations"):
+        how = {name: getattr(arguments, name) for name in ("fast", "scheduler", "guidance_scale")}
+        how |= arguments.finer_guidance | arguments.asked_thresholding
+        refuse(embeddings.asked, "draws with DDIM and without guidance; leave out", how)
     only = "interpolate" if pictures.interpolate is not None else embeddings.asked
     if only not in (None, "variations"):
         others = {name: getattr(arguments, name) for name in ("num_images", "output_format", "image", "aug_level")}
@@ -171,7 +179,7 @@ def prepare(
     except (RuntimeError, AssertionError) as problem:
         raise ValueError(f"cannot use --device {arguments.device}: {problem}") from None
     if embeddings.variations is not None:
-        asked = {"image_embeds": [embed(pipeline, read_picture(embeddings.variations))]}
+        asked = {"image_embeds": [embed(pipeline, read("variations", embeddings.variations))]}
         pipeline = pipeline.looking_at_pictures()
     elif pipeline.has_prior and (pictures.interpolate or embeddings.asked):
         asked = {}

@@ -104,7 +104,10 @@ def bound_of(pipeline: DDPMPipeline, *, clip: bool = True, cdf: str = "erf") -> 
     """
     codec = pipeline.codec
     if codec.decoder is None:
-        raise ValueError("bits/dim are not defined for a model that draws no pixels, or is told an embedding of them.")
+        raise ValueError(
+            "bits/dim are not defined for a model that draws no pixels, or is told an embedding of them; "
+            "`metrics` must name others."
+        )
     if cdf not in CDFS:
         raise ValueError(f"`cdf` must be one of {', '.join(CDFS)}, got {cdf!r}.")
     process = make_sampler("ddpm", pipeline.scheduler)

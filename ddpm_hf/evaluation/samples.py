@@ -206,7 +206,7 @@ def _drawn_with(record: Mapping[str, Any]) -> dict[str, Any]:
     settings = record["settings"]
     sampler = sampler_name(settings["scheduler"]["class"], settings["scheduler"])
     about = {"seed": settings["seed"], "sampler": sampler, "steps": settings["num_inference_steps"]}
-    was_told = any(settings.get(name) is not None for name in ("class_labels", "prompt"))
+    was_told = any(settings.get(name) is not None for name in ("class_labels", "prompt", "image_embeds"))
     guidance = {name: value for name, value in settings.items() if name.startswith(("guidance_", "prior_"))}
     level = {name: settings[name] for name in ("noise_level",) if name in settings}
     return about | (guidance if was_told else {}) | thresholding_of(settings["scheduler"]) | level

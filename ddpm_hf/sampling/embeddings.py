@@ -42,9 +42,14 @@ def towards(pipeline: "UnclipPipeline", z: torch.Tensor, before: str, after: str
     """Where an embedding leads that changes from what one caption says to what another says, of the norm of z, (E,).
 
     The text difference of §3.3. The paper goes up to a quarter or half of the way there, along `slerp`.
+
+    Raises:
+        ValueError: the captions say the same, which leads nowhere.
     """
     (prompt,) = pipeline.prior.conditions
     there, here = prompt.of_words([after, before], z.device)["proj_embedding"]
+    if torch.allclose(there, here, rtol=1e-4):
+        raise ValueError(f"the captions must say different things, and to CLIP {before!r} and {after!r} are the same")
     return torch.nn.functional.normalize(there - here, dim=0) * z.norm()
 
 

@@ -91,8 +91,9 @@ class ModelArguments:
         "super-resolution, which is to it what the upsampler is to glide. Of stable-diffusion, one or both of "
         "autoencoder, which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or "
         "--init_from unet; and inpainting, which gives that network, or the model of --init_from, five channels more, "
-        "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256. Of dalle2, clip, "
-        "which is trained into --output_dir/clip, unless --clip_model names one, and prior, into --output_dir/prior."
+        "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256. Of dalle2, one or "
+        "more of clip, which is trained into --output_dir/clip, prior, into --output_dir/prior, and decoder; by "
+        "default all, but with --clip_model no clip, and with --init_from decoder."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
@@ -116,12 +117,14 @@ class ModelArguments:
         help="A CLIP for dalle2, kept as it is: a folder or Hub name of a CLIPModel with its tokenizer and image "
         "processor, or of a CLIP trained here. By default that in --output_dir/clip."
     )
-    clip_width: int | None = flag(help="Channels of a CLIP that looks at pictures, a multiple of 32.")
+    clip_width: int | None = flag(help="Channels of the part of a CLIP that looks at pictures, a multiple of 32.")
     clip_layers: int | None = flag(help="Its layers.")
     patch_size: int | None = flag(help="Height and width of its patches, of which --resolution is a multiple.")
     prior_width: int | None = flag(help="Channels of dalle2's prior, a multiple of 32.")
     prior_layers: int | None = flag(help="Layers of dalle2's prior.")
-    embedding_width: int | None = flag(help="Numbers of an embedding of a CLIP that is trained.")
+    embedding_width: int | None = flag(
+        help="Numbers in an embedding of a CLIP that is trained. The prior needs as many as --text_width."
+    )
     lora_rank: int | None = flag(
         help="Train only adapters of this rank (LoRA); saved alone and in the weights. Needs peft.",
         aliases=("--rank",),

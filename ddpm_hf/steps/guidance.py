@@ -1,5 +1,6 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,8 @@ def check_guidance(
     guidance_scale: float, guidance_interval: Sequence[float] | None = None, guidance_rescale: float = 0.0
 ) -> None:
     """Raises ValueError, naming the argument, if one is out of range, or refines what does not guide."""
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale:g}.")
     ends = [0, 1] if guidance_interval is None else list(guidance_interval)
     if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 1:
         given = " ".join(f"{end:g}" for end in ends)
@@ -130,6 +133,8 @@ def check_prior(asked: Mapping[str, Any], pipeline: Any) -> None:
     for name, value in asked.items():
         if not pipeline.has_prior:
             raise ValueError(f"--{name} must be left out where no prior turns captions into embeddings, got {value:g}")
+    if not math.isfinite(asked.get("prior_guidance_scale", 1.0)):
+        raise ValueError(f"--prior_guidance_scale must be a finite number, got {asked['prior_guidance_scale']:g}")
     if asked.get("prior_candidates", 1) < 1:
         raise ValueError(f"--prior_candidates must be at least 1, got {asked['prior_candidates']}")
 

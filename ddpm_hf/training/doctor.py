@@ -114,7 +114,7 @@ def _captions(plan: Plan) -> Iterator[Finding]:
         yield Finding(
             name="long-caption",
             what=f"{len(cut)} different captions are too long and lose their end, such as {cut[0][:60]!r}…",
-            why="The network is told as many tokens of a caption as stock pipelines tell it, and no more",
+            why="The text encoder reads no more of a caption than --text_length, or for glide and imagen 77 tokens",
             change="Shorten them, the most important words first",
         )
 

@@ -77,10 +77,8 @@ class Ending:
         figure = "bits/dim" if self.has_bound else figure if self.draws_pictures else "figures"
         work = [f"{figure} of held-out images"] * (scorer is not None)
         work += [SAMPLES_FILE] * self.draws_pictures + [CHAIN_FILE] * self.has_process
-        accelerator.print(
-            f"training is done and the pipeline saved; still to come, in at most {self.budget.seconds:.0f} s: "
-            f"{', '.join(work) or 'nothing'}"
-        )
+        still = f"; still to come, in at most {self.budget.seconds:.0f} s: {', '.join(work)}" if work else ""
+        accelerator.print(f"training is done and the pipeline saved{still}")
 
     def measure(self, pipeline: DDPMPipeline, step: int, output: OutputFolder) -> None:
         """Write bits/dim of held-out images, or, where there is no such bound, all that is asked for, into the report.
@@ -90,7 +88,8 @@ class Ending:
         if self.scorer is None:
             why = "no images were held out of training"
             if self.plan.images.holdout.holds_out:
-                why = "no --eval_metrics were asked for"
+                asked = self.plan.config.run.eval_metrics
+                why = "too few images were held out" if asked else "no --eval_metrics were asked for"
             self._leave_out("bits_per_dim", f"Nothing was measured, because {why}.")
             return
         measured = self.scorer.figures_after(step)

@@ -88,7 +88,13 @@ def prepare(config: Config, stage: Stage | None = None, stages: Sequence[Stage] 
             raise ValueError(f"{finding.what}. {finding.why}. {finding.change}")
         accelerator.print(finding)
     is_scored = plan.config.run.eval_metrics and (plan.images.holdout.holds_out or config.run.eval_steps is not None)
-    scorer = Scorer(plan, accelerator) if is_scored else None
+    try:
+        scorer = Scorer(plan, accelerator) if is_scored else None
+    except ValueError as problem:
+        if config.run.eval_metrics is not None or config.run.eval_steps is not None:
+            raise
+        accelerator.print(f"warning: the model will not be measured: {problem}. --holdout holds out more images.")
+        scorer = None
     if config.run.dry_run:
         return None
     # The main process checks and changes the folder; the others then read it.

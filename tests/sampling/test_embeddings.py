@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from running import load_script
 
+from ddpm_hf.evaluation.samples import read_samples
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.sampling.embeddings import draw_between, embed, noise_of, redraw, slerp, towards
 from ddpm_hf.seeds import generator_for, image_generators
@@ -115,6 +116,7 @@ def test_the_command_draws_variations(sample, folder, tmp_path, capsys):
     call = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"}
     expected = pipeline(image_embeds=seen.expand(3, -1), generator=image_generators(0, range(3)), **call).images
     assert np.abs(drawn / 255 - expected).max() < 1.01 / 255 and (drawn[0] != drawn[1]).any()
+    assert read_samples(tmp_path / "out").about["guidance_scale"] == 3.0
     sample(folder, "--variations", folder / "photo.png", *flags)
     assert "to draw: 0 of 3 images" in capsys.readouterr().out
     picture(5).save(tmp_path / "other.png")
@@ -136,10 +138,27 @@ def test_the_command_draws_the_other_pictures(sample, folder, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--variations", "/nowhere.png"], "cannot read /nowhere.png"),
+        (["--variations", "/nowhere.png"], "--variations: cannot read /nowhere.png"),
+        (["--variations", "PHOTO", "--negative_prompt", "a"], "--variations takes the place of --negative_prompt"),
+        (
+            ["--variations", "PHOTO", "--prior_candidates", "2"],
+            "--variations does not ask the prior; leave out --prior_candidates",
+        ),
+        (
+            ["--interpolate", "PHOTO", "PHOTO", "--prior_guidance_scale", "2"],
+            "--interpolate is by embeddings here; leave out --prior_guidance_scale",
+        ),
+        (
+            ["--reconstruct", "PHOTO", "--fast", "--guidance_scale", "2"],
+            "--reconstruct draws with DDIM and without guidance; leave out --fast, --guidance_scale",
+        ),
+        (
+            ["--text_difference", "PHOTO", "a cat", "a cat"],
+            "--text_difference: the captions must say different things, and to CLIP 'a cat' and 'a cat' are the same",
+        ),
         (["--variations", "PHOTO", "--prompt", "a cat"], "--variations takes the place of --prompt"),
         (["--variations", "PHOTO", "--reconstruct", "PHOTO"], "--variations and --reconstruct each draw"),
-        (["--text_difference", "PHOTO", "a cat"], "--text_difference must be an image and two captions, got 2 words"),
+        (["--text_difference", "PHOTO", "a cat"], "--text_difference must be an image and two captions, got 2 values"),
         (
             ["--reconstruct", "PHOTO", "--num_images", "3"],
             "--reconstruct draws only one picture; leave out --num_images",
@@ -148,8 +167,10 @@ def test_the_command_draws_the_other_pictures(sample, folder, tmp_path):
             ["--interpolate", "PHOTO", "PHOTO", "--interpolation_depths", "5"],
             "--interpolate is by embeddings here; leave out --interpolation_depths",
         ),
+        (["--reconstruct", "/nowhere.png"], "--reconstruct: cannot read /nowhere.png"),
+        (["--text_difference", "/nowhere.png", "a", "b"], "--text_difference: cannot read /nowhere.png"),
         (["--reconstruct", "PHOTO", "--num_inference_steps", "7"], "--num_inference_steps must divide the 1000"),
-        (["--interpolate", "PHOTO", "/nowhere.png"], "cannot read /nowhere.png"),
+        (["--interpolate", "PHOTO", "/nowhere.png"], "--interpolate: cannot read /nowhere.png"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(sample, folder, tmp_path, capsys, arguments, words):

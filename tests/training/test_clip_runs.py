@@ -138,6 +138,20 @@ def test_a_run_a_stage_and_a_model_are_the_same_clip(killed, image_folder):
     assert find_clip(settings(image_folder, killed.parent, "--overwrite_output_dir")) is None
 
 
+def test_what_is_measured_by_default_stops_no_run(image_folder, tmp_path, capsys):
+    """One picture is held out, so there are not two captions to choose between."""
+    few = ("--holdout", "1", "--max_train_steps", "2", "--eval_steps")
+    with pytest.raises(ValueError, match="--eval_metrics retrieval needs two different captions"):
+        train(settings(image_folder, tmp_path / "out", *few, "2"))
+    usual = settings(image_folder, tmp_path / "out", *few, "2").with_values({"eval_steps": None})
+    train(usual)
+    said = capsys.readouterr().out
+    assert "warning: the model will not be measured: --eval_metrics retrieval needs two" in said
+    assert "training is done and the pipeline saved\n" in said
+    card = (tmp_path / "out" / "clip" / "README.md").read_text()
+    assert "Nothing was measured, because too few images were held out." in card
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

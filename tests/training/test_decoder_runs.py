@@ -185,7 +185,9 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
     assert "from embeddings of these pictures" in (trained / "README.md").read_text()
     for script, arguments, words in (
         ("sample.py", [*call, "--prior_candidates", "0"], "--prior_candidates must be at least 1, got 0"),
-        ("evaluate.py", [str(trained)], "bits/dim are not defined for a model that draws no pixels, or is told an"),
+        ("sample.py", [*call, "--prior_guidance_scale", "nan"], "--prior_guidance_scale must be a finite number"),
+        ("sample.py", [*call, "--guidance_scale", "inf"], "--guidance_scale must be a finite number, got inf"),
+        ("evaluate.py", [str(trained)], "embedding of them; --metrics must name others"),
         (
             "evaluate.py",
             [str(trained), *evaluate, "--stage", "decoder", "--prior_candidates", "2"],

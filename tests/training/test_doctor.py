@@ -286,3 +286,4 @@ def test_captions_that_are_missing_or_too_long_are_named(examined, tmp_path):
     found = examined("--train_data_dir", pictures, *flags)
     assert "1 training images have no caption, such as row 0" in found["no-caption"].what
     assert found["long-caption"].what.startswith("1 different captions are too long")
+    assert "--text_length, or for glide and imagen 77 tokens" in found["long-caption"].why
