@@ -5,12 +5,17 @@ from inspect import signature
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin, UnCLIPScheduler
+from diffusers import DDPMScheduler, PNDMScheduler, SchedulerMixin
 
 from ..diffusion.process import LEARNED_VARIANCES
 
 # What there is to choose of dynamic thresholding beside whether.
 OF_THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
+
+
+def is_unclip(scheduler: SchedulerMixin) -> bool:
+    """Whether it is diffusers' `UnCLIPScheduler`, told by its name: whoever has one has imported it."""
+    return type(scheduler).__name__ == "UnCLIPScheduler"
 
 
 def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **changes) -> SchedulerMixin:
@@ -20,7 +25,7 @@ def rebuild(scheduler_class: type[SchedulerMixin], scheduler: SchedulerMixin, **
     another beta schedule, which would give noise, so every value is passed explicitly.
     """
     config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
-    if isinstance(scheduler, UnCLIPScheduler) and scheduler_class is not UnCLIPScheduler:
+    if is_unclip(scheduler) and scheduler_class is not type(scheduler):
         config["timestep_spacing"] = "linspace"  # it has no other
     return scheduler_class.from_config({**config, **changes})
 
@@ -93,6 +98,6 @@ def check_starts_midway(scheduler: SchedulerMixin) -> None:
 def set_steps(scheduler: SchedulerMixin, steps: int) -> None:
     """`set_timesteps`; ValueError for a number with which `UnCLIPScheduler` divides by zero, or repeats a timestep."""
     total = scheduler.config.num_train_timesteps
-    if isinstance(scheduler, UnCLIPScheduler) and not 2 <= steps <= total:
+    if is_unclip(scheduler) and not 2 <= steps <= total:
         raise ValueError(f"`num_inference_steps` must be between 2 and {total} with UnCLIPScheduler, got {steps}.")
     scheduler.set_timesteps(steps)

@@ -246,7 +246,7 @@ def test_it_is_no_diffusion_model(killed, image_folder, tmp_path, capsys):
         (
             "train.py",
             [*data, "--init_from", str(killed)],
-            "--init_from must be a diffusion model, got the autoencoder",
+            "--init_from must be a diffusion model, got an autoencoder: ",
         ),
         ("train.py", [*data, "--kl_weight", "1"], "--kl_weight is for --system stable-diffusion, got --system ddpm"),
         (

@@ -97,9 +97,9 @@ def test_overwriting_takes_nothing_from_people(tmp_path):
 
 def test_overwriting_removes_the_components_that_the_index_names(tmp_path):
     """Whatever pipeline it was; a run that was killed before it wrote an index may have left those of any."""
-    index = {"_class_name": "Other", "movq": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
-    for content, kept in ((json.dumps(index), {"scheduler"}), (None, {"movq"})):
-        for name in ("movq", "unet", "scheduler"):
+    index = {"_class_name": "Other", "vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
+    for content, kept in ((json.dumps(index), {"scheduler"}), (None, {"vqvae"})):
+        for name in ("vqvae", "unet", "scheduler"):
             (tmp_path / name).mkdir(exist_ok=True)
         if content is not None:
             (tmp_path / "model_index.json").write_text(content)
