@@ -242,7 +242,7 @@ def test_what_cannot_be_scored_is_found_before_the_first_step(start, tmp_path, f
         ("--save_best_by bits_per_dim", "--save_best_by bits_per_dim needs --eval_steps"),
         (
             "--eval_metrics fid",
-            "--eval_metrics must be among nll, frechet, kid, prdc, is, prompt, clip, reconstruction, retrieval, prior, got",
+            "must be among nll, frechet, kid, prdc, is, prompt, clip, reconstruction, retrieval, prior, got fid",
         ),
         ("--eval_num_images 1", "--eval_num_images must be at least 2, got 1"),
     ],
