@@ -1,6 +1,7 @@
 """What the pipeline has to know of a sampler to take its steps."""
 
 from collections.abc import Mapping
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -66,11 +67,16 @@ def step_arguments(
     scheduler: SchedulerMixin, number: int, generator: torch.Generator | list[torch.Generator] | None
 ) -> dict[str, Any]:
     """What `step` takes beside output, timestep and x_t in the step of this number."""
-    taken, chain = signature(scheduler.step).parameters, scheduler.timesteps
+    taken, chain = _taken_by_step(type(scheduler)), scheduler.timesteps
     arguments = {"generator": generator} if "generator" in taken else {}
     if "prev_timestep" in taken:  # `UnCLIPScheduler` does not look for it in its own chain
         arguments["prev_timestep"] = chain[number + 1] if number + 1 < len(chain) else None
     return arguments
+
+
+@cache
+def _taken_by_step(scheduler_class: type[SchedulerMixin]) -> frozenset[str]:
+    return frozenset(signature(scheduler_class.step).parameters)
 
 
 def takes_variance(scheduler: SchedulerMixin) -> bool:
