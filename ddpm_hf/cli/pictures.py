@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.transforms import resize_and_crop, to_channels
 from ..flags import flag
 from ..sampling.drawing import Drawing, read_image, read_picture
-from ..sampling.embeddings import check_ddim, draw_between, embed, noise_of, redraw, slerp, towards
+from ..sampling.embeddings import check_ddim, draw_between, embed, fitted, noise_of, redraw, slerp, towards
 from ..sampling.interpolation import check_interpolation
 from ..sampling.pictures import captioned_grid, image_grid
 from ..sampling.sample_folder import OVERVIEW
@@ -125,8 +124,7 @@ def only_picture(
 def interpolation(drawing: Drawing, arguments: Any, pictures: PictureArguments) -> Callable[[], Image.Image]:
     """What draws pictures between two images; ValueError if the model cannot interpolate them."""
     pipeline = drawing.pipeline
-    if arguments.fast:
-        raise ValueError("--interpolate draws only one picture; leave out --fast")
+    refuse("interpolate", "draws only one picture; leave out", {"fast": arguments.fast})
     if any(len(words) != 1 for words in drawing.asked.values()):
         raise ValueError("--interpolate needs exactly one class in --class_labels, or one --prompt")
     total = pipeline.scheduler.config.num_train_timesteps
@@ -185,8 +183,8 @@ def reconstructing(drawing: Drawing, file: str, steps: int | None) -> Callable[[
     def draw() -> Image.Image:
         x_T = noise_of(pipeline, picture, z, steps or _DDIM_STEPS)
         other = torch.randn(_OTHERS, *x_T.shape[1:], generator=generator_for(drawing.seed, "reconstruction"))
-        noises = [x_T, *other.to(x_T.device)[:, None]]
-        images = [redraw(pipeline, noise, [z], steps or _DDIM_STEPS)[0] for noise in noises]
+        noises = torch.cat([x_T, other.to(x_T.device)])
+        images = redraw(pipeline, noises, [z] * len(noises), steps or _DDIM_STEPS)
         captions = [Path(file).name, "from DDIM's noise", *["from other noise"] * _OTHERS]
         return captioned_grid(np.stack([as_drawn(drawing, picture), *images]), captions, len(captions))
 
@@ -195,5 +193,4 @@ def reconstructing(drawing: Drawing, file: str, steps: int | None) -> Callable[[
 
 def as_drawn(drawing: Drawing, picture: Image.Image) -> np.ndarray:
     """A picture in the size and the channels of what is drawn, uint8 (H, W, C)."""
-    channels, *size = drawing.pipeline.image_shape
-    return np.atleast_3d(np.asarray(to_channels(resize_and_crop(picture, tuple(size)), channels)))
+    return fitted(drawing.pipeline, picture).transpose(1, 2, 0)

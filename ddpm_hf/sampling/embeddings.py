@@ -38,6 +38,12 @@ def embed(pipeline: "UnclipPipeline", picture: Image.Image) -> torch.Tensor:
     return pipeline.prior.codec.look(pixels[None])[0]
 
 
+def fitted(pipeline: "UnclipPipeline", picture: Image.Image) -> np.ndarray:
+    """A picture of any size, resized and cropped as for training, uint8 (C, H, W)."""
+    channels, *size = pipeline.image_shape
+    return to_pixels(to_channels(resize_and_crop(picture, tuple(size)), channels))
+
+
 def towards(pipeline: "UnclipPipeline", z: torch.Tensor, before: str, after: str) -> torch.Tensor:
     """Where an embedding leads that changes from what one caption says to what another says, of the norm of z, (E,).
 
@@ -87,26 +93,24 @@ def noise_of(pipeline: "UnclipPipeline", picture: Image.Image, z: torch.Tensor, 
     what it should say at the next x_t, so that more steps come back nearer.
 
     Args:
-        picture: of any size, resized and cropped as for training.
+        picture: of any size, as for `fitted`.
         steps: a divisor of T, as for `check_ddim`.
     """
-    channels, *size = pipeline.image_shape
-    pixels = torch.from_numpy(to_pixels(to_channels(resize_and_crop(picture, tuple(size)), channels)))
     known = inspect.signature(DDIMInverseScheduler.__init__).parameters
     process = {name: value for name, value in _ddim(pipeline, steps).config.items() if name in known}
     scheduler, network = DDIMInverseScheduler(**process), pipeline.network.eval()
     scheduler.set_timesteps(steps)
-    x_t = pipeline.codec.encode({"images": pixels[None]}).to(pipeline.device)
+    x_t = pipeline.codec.encode({"images": torch.from_numpy(fitted(pipeline, picture))[None]}).to(pipeline.device)
     for t in scheduler.timesteps:
         output = network(x_t, t, image_embeds=z[None].to(x_t.device))
-        x_t = scheduler.step(output[:, :channels], t, x_t).prev_sample
+        x_t = scheduler.step(output[:, : x_t.shape[1]], t, x_t).prev_sample
     return x_t
 
 
 def redraw(
     pipeline: "UnclipPipeline", x_T: torch.Tensor, embeddings: Sequence[torch.Tensor], steps: int
 ) -> np.ndarray:
-    """What DDIM draws from one x_T for each of these embeddings, uint8 (n, H, W, C)."""
+    """What DDIM draws for embeddings, uint8 (n, H, W, C), from an x_T for each or one for all, (n or 1, C, H, W)."""
     decoder = pipeline.decoder
     decoder.scheduler = _ddim(pipeline, steps)
     images = decoder(
