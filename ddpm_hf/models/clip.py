@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
@@ -178,21 +180,22 @@ class Clip:
 
     def vision(self) -> CLIPVisionModelWithProjection:
         """The part that looks, as stock diffusers has it; its weights are those of `model`, not copies."""
-        config = copy.deepcopy(self.model.config.vision_config)
-        config.projection_dim = self.dimension
-        with torch.device("meta"):
-            part = CLIPVisionModelWithProjection(config)
-        part.vision_model, part.visual_projection = self.model.vision_model, self.model.visual_projection
-        return part.eval()
+        config = self.model.config.vision_config
+        return self._half(CLIPVisionModelWithProjection, config, "vision_model", "visual_projection")
 
     def text(self) -> CLIPTextModelWithProjection:
         """The part that reads, as stock diffusers has it; its weights are those of `model`, not copies."""
-        config = copy.deepcopy(self.model.config.text_config)
+        config = self.model.config.text_config
+        return self._half(CLIPTextModelWithProjection, config, "text_model", "text_projection")
+
+    def _half(self, kind: type, config: PreTrainedConfig, *parts: str) -> Any:
+        config = copy.deepcopy(config)
         config.projection_dim = self.dimension
         with torch.device("meta"):
-            part = CLIPTextModelWithProjection(config)
-        part.text_model, part.text_projection = self.model.text_model, self.model.text_projection
-        return part.eval()
+            half = kind(config)
+        for name in parts:
+            setattr(half, name, getattr(self.model, name))
+        return half.eval()
 
     @cached_property
     def fingerprint(self) -> str:
