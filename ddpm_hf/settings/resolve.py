@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..data.captioned_digits import level_for
 from ..data.transforms import parse_resolution
 from ..diffusion.noise_schedules import scaled_ends
 from ..diffusion.process import LEARNED_VARIANCES
@@ -63,6 +64,13 @@ def filled(
         training["loss_weighting"] = "min_snr"
     config = config.filled(training)
     return config.with_values(dict.fromkeys(not_of_encoder(config.model.text_encoder)))
+
+
+def with_level(config: Config) -> Config:
+    """Of captioned digits, with the level that pictures of this size can show, if none was chosen."""
+    if not config.data.is_bundled:
+        return config
+    return config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
 
 
 def check_start(start: DDPMPipeline | None, pipeline_class: type, system: str) -> None:

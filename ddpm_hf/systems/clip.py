@@ -73,11 +73,7 @@ def build_clip(config: Config, images: TrainingImages, start: None = None) -> Sy
     Raises:
         ValueError: the pictures are grey, or the weights would be larger than this machine's memory.
     """
-    if images.shape[0] != 3:
-        raise ValueError(
-            f"--channels must be 3 for --stage clip, got {images.shape[0]}, which is what the images have or was "
-            "given; --channels 3 converts them"
-        )
+    check_in_colour("clip", images)
     clip = _new(config, images, images.shape[1])
 
     def pipeline(network: Contrastive) -> ContrastivePipeline:
@@ -93,6 +89,15 @@ def build_clip(config: Config, images: TrainingImages, start: None = None) -> Sy
         pipeline=pipeline,
         facts={"text_encoder": f"learned from captions whose vocabulary has the hash {fingerprint(clip.tokenizer)}"},
     )
+
+
+def check_in_colour(stage: str, images: TrainingImages) -> None:
+    """Raises ValueError for pictures that a CLIP does not take."""
+    if images.shape[0] != 3:
+        raise ValueError(
+            f"--channels must be 3 for --stage {stage}, got {images.shape[0]}, which is what the images have or was "
+            "given; --channels 3 converts them"
+        )
 
 
 def place_of_clip(config: Config) -> str | None:

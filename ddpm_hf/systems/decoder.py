@@ -12,9 +12,7 @@ from torch import nn
 
 from ..codecs.pixels import ToldPixelCodec
 from ..conditions.embedding import ImageEmbedding
-from ..data.captioned_digits import level_for
 from ..data.examples import TrainingImages
-from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.clip import Clip
 from ..models.movq import identity_movq
@@ -25,7 +23,7 @@ from ..pipelines.prior import PriorPipeline
 from ..pipelines.unclip import EmbeddingDenoiser, UnclipPipeline
 from ..portable import PRIOR_FOLDER
 from ..settings.config import Config
-from ..settings.resolve import check_start, choose_preset, filled, given_unet_config
+from ..settings.resolve import check_start, choose_preset, filled, given_unet_config, with_level
 from .autoencoder import example_batch
 from .base import finished_stage, judged_by_samples
 from .clip import find_clip, preset_of_all
@@ -57,8 +55,7 @@ def resolve_decoder(config: Config, start: UnclipPipeline | None) -> Config:
             f"{config.data.channels}"
         )
     config = filled(config, preset_of_all(config, unet_config), unet_config, start)
-    if config.data.is_bundled:
-        config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
+    config = with_level(config)
     build_loss(config, build_scheduler(config, start))  # what is wrong with them is said before the first stage trains
     return config
 

@@ -11,9 +11,7 @@ from diffusers import PriorTransformer, UnCLIPScheduler
 
 from ..codecs.embedding import EmbeddingCodec
 from ..conditions.clip_prompt import ClipPrompt
-from ..data.captioned_digits import level_for
 from ..data.examples import TrainingImages
-from ..data.transforms import parse_resolution
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.clip import Clip
 from ..models.prior import new_prior
@@ -21,9 +19,9 @@ from ..pipelines.prior import PriorDenoiser, PriorPipeline
 from ..portable import PRIOR_FOLDER
 from ..seeds import seeded
 from ..settings.config import Config
-from ..settings.resolve import filled
+from ..settings.resolve import filled, with_level
 from .autoencoder import first_batches
-from .clip import find_clip, place_of_clip, preset_of_all
+from .clip import check_in_colour, find_clip, place_of_clip, preset_of_all
 from .ddpm import build_loss, build_scheduler, check_size
 from .kept_pictures import keep_embeddings
 from .system import Stage, System
@@ -57,8 +55,7 @@ def resolve_prior(config: Config, start: None = None) -> Config:
                 f"embeddings of captions in one width, got {states} and {width}"
             )
     config = filled(config.filled({"eval_metrics": ["prior"]}), preset.prior)
-    if config.data.is_bundled:
-        config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
+    config = with_level(config)
     flags = config.flags()
     for name, fixed in _FIXED.items():
         if flags[name] != fixed:
@@ -81,11 +78,7 @@ def build_prior(config: Config, images: TrainingImages, start: None = None) -> S
     Raises:
         ValueError: CLIP, images, network and settings do not fit together, naming the argument.
     """
-    if images.shape[0] != 3:
-        raise ValueError(
-            f"--channels must be 3 for --stage prior, got {images.shape[0]}, which is what the images have or was "
-            "given; --channels 3 converts them"
-        )
+    check_in_colour("prior", images)
     clip = find_clip(config, images)
     _check_widths(clip)
     vision, text = clip.vision(), clip.text()

@@ -15,9 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..codecs.latents import LatentCodec
-from ..data.captioned_digits import level_for
 from ..data.examples import TrainingImages
-from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..diffusion.scheduler import LinearDDPMScheduler
 from ..models.autoencoder import factor_of
@@ -40,6 +38,7 @@ from ..settings.resolve import (
     given_unet_config,
     plain,
     resolution_text,
+    with_level,
 )
 from .autoencoder import (
     ARCHITECTURE,
@@ -159,8 +158,7 @@ def resolve_unet(config: Config, start: LatentTextToImagePipeline | None) -> Con
         )
         _check_pictures(found, config.data.channels, config.data.resolution)
     config = filled(config, preset, unet_config, start)
-    if config.data.is_bundled:
-        config = config.filled({"dataset_config_name": level_for(parse_resolution(config.data.resolution))})
+    config = with_level(config)
     if config.process.variance_type in LEARNED_VARIANCES:
         raise ValueError(
             "--variance_type must be fixed_small or fixed_large for --system stable-diffusion, whose stock pipelines "
