@@ -118,26 +118,31 @@ def draw_samples(
     images = in_order([images for _, images in everything])
     if pipeline.scheduler is None:
         return Samples(images=images, about={"seed": seed, "sampler": None, "steps": None})
-    guided = 0
-    if guidance_scale not in (0.0, 1.0):
-        total, interval = pipeline.scheduler.config.num_train_timesteps, guidance.get("guidance_interval")
-        guided = sum(guides_at(t, total, interval) for t in pipeline.scheduler.timesteps)
-    about = {
-        "seed": seed,
-        "sampler": sampler or sampler_name(type(pipeline.scheduler).__name__, pipeline.scheduler.config),
-        "steps": steps,
-        "network_calls": calls + guided,  # only the first stage is guided
-        **(guidance if pipeline.conditions else {}),
-        **({"told": "embeddings of these pictures"} if "image_embeds" in asked else {}),
-        **thresholding_of(pipeline.scheduler.config),
-        **upsampler_fingerprint(pipeline),
-    }
+    said = {"seed": seed, "sampler": sampler, "steps": steps}
+    if "image_embeds" in asked:
+        said["told"] = "embeddings of these pictures"
+    about = _drawn_by(pipeline, said, guidance)
     if not pipeline.stages[1:]:
         return Samples(images=images, about=about)
-    of_base = {name: value for name, value in about.items() if name not in upsampler_fingerprint(pipeline)}
-    of_base["network_calls"] = network_calls(pipeline.alone()) + guided
-    of_base.pop("noise_level", None)
-    return Samples(images=images, about=about, small=Samples(images=in_order(gather_object(small)), about=of_base))
+    of_base = {name: value for name, value in guidance.items() if name != "noise_level"}
+    base = Samples(images=in_order(gather_object(small)), about=_drawn_by(pipeline.alone(), said, of_base))
+    return Samples(images=images, about=about, small=base)
+
+
+def _drawn_by(pipeline: DDPMPipeline, said: Mapping[str, Any], guidance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of samples, with arguments of the pipeline's call and what else there is to say."""
+    scheduler, guided = pipeline.scheduler, 0
+    if guidance["guidance_scale"] not in (0.0, 1.0):
+        total, interval = scheduler.config.num_train_timesteps, guidance.get("guidance_interval")
+        guided = sum(guides_at(t, total, interval) for t in scheduler.timesteps)
+    return {
+        **said,
+        "sampler": said["sampler"] or sampler_name(type(scheduler).__name__, scheduler.config),
+        "network_calls": network_calls(pipeline) + guided,  # only the first stage is guided
+        **(guidance if pipeline.conditions else {}),
+        **thresholding_of(scheduler.config),
+        **upsampler_fingerprint(pipeline),
+    }
 
 
 def network_calls(pipeline: DDPMPipeline) -> int:
