@@ -157,7 +157,6 @@ def test_two_processes_train_as_one(trained, image_folder, clip, tmp_path, on_tw
     first, second = (load_file(out / WEIGHTS) for out in (trained, tmp_path / "out"))
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, atol=1e-4, rtol=0)
-    assert torch.equal(first["clip_std"], second["clip_std"])
 
 
 def test_what_it_leaves_is_a_stock_pipeline_that_was_judged(trained):
