@@ -117,7 +117,7 @@ DALLE2_PRESETS = {
             **_DECODER_TRAINING,
             "learning_rate": 2e-3,
             "train_batch_size": 32,
-            "max_train_steps": 1800,
+            "max_train_steps": 2400,
         },
         clip=_CLIP_DIGITS,
         prior=_PRIOR_DIGITS,
