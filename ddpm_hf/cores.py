@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from accelerate import PartialState
 
 # `accelerate launch` sets this for the processes it starts.
 LAUNCHER_MARK = "ACCELERATE_MIXED_PRECISION"
@@ -84,6 +85,17 @@ def idle_cpus(seconds: float = 0.3) -> float:
     busy = psutil.cpu_percent(seconds, percpu=True)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
     return sum(1 - busy[cpu] / 100 for cpu in allowed if cpu < len(busy))
+
+
+def check_processes() -> None:
+    """Raises ValueError if processes that were launched together do not know of each other, which is how Accelerate
+    starts several on a machine without GPUs: each would train, or draw, all there is."""
+    launched, found = int(os.environ.get("WORLD_SIZE", 1)), PartialState().num_processes
+    if launched != found:
+        raise ValueError(
+            f"`accelerate launch` started {launched} processes, but they do not find each other and would each do all "
+            "of the work; set ACCELERATE_USE_CPU=true to use several on CPUs, or launch one (--num_processes 1)"
+        )
 
 
 def describe_processes(device: torch.device, processes: int) -> str:

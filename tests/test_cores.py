@@ -8,9 +8,10 @@ import sys
 import psutil
 import pytest
 import torch
+from accelerate import PartialState
 
 from ddpm_hf import cores
-from ddpm_hf.cores import available_cores, describe_processes, idle_cpus, use_cores
+from ddpm_hf.cores import available_cores, check_processes, describe_processes, idle_cpus, use_cores
 
 CPU = torch.device("cpu")
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}  # as accelerate launch marks its processes
@@ -131,3 +132,13 @@ print(first, megabytes_from_kernel(28))
     run = command(script)
     assert run.wait() == 0, run.err
     assert run.out.split() == ["28", "0"]
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    """As `accelerate launch --num_processes 2` leaves them on a machine without GPUs."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    PartialState(cpu=True)
+    check_processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="started 2 processes, but .*; set ACCELERATE_USE_CPU=true"):
+        check_processes()

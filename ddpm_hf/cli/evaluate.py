@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ..cores import use_cores
+from ..cores import check_processes, use_cores
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.request import ImageArguments, MeasureArguments, Request, SampleArguments
 from ..hub.folder import INDEX_FILE, ModelFolder
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
             # The data that samples are compared with are those of the run that trained what draws them.
             request.settings = (folder if request.is_of_base else folder.upsampler or folder).settings
         evaluator = Evaluator(request)
+        check_processes()
         use_cores(evaluator.accelerator.device, machine.num_cpu_threads)
         evaluator.evaluate()
 

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ..cores import describe_processes, use_cores
+from ..cores import check_processes, describe_processes, use_cores
 from ..flags import flag
 from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.loading import check_whole, for_inpainting, load_pipeline
@@ -172,6 +172,7 @@ def prepare(
     # is long because a process may finish hours before the others.
     on_cpu = arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+    check_processes()
     if arguments.device not in (None, "cpu") and state.num_processes > 1:
         raise ValueError("--device can be given only with one process: several get one device each")
     try:

@@ -12,7 +12,7 @@ from accelerate.state import PartialState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..cores import use_cores
+from ..cores import check_processes, use_cores
 from ..outputs.folder import TRACKER_PROJECT
 from ..settings.config import Config
 
@@ -65,6 +65,7 @@ def make_accelerator(config: Config) -> Accelerator:
         log_with=None if trackers == "none" else trackers,
         project_config=ProjectConfiguration(output_dir, f"{output_dir}/{config.run.logging_dir}"),
     )
+    check_processes()
     use_cores(accelerator.device, config.run.num_cpu_threads)
     return accelerator
 
