@@ -266,9 +266,9 @@ def clean(info):
 
 
 @pytest.fixture(scope="module")
-def pages_of_others(published, hub, tiny_cascade, tmp_path_factory):
+def pages_of_others(published, hub, tiny_cascade, tiny_unclip_pipeline, tmp_path_factory):
     """Pages with content that was put there in other ways: in parts, in half precision, naming our package, tagged;
-    and a model with an upsampler."""
+    and two models of several networks, GLIDE with its upsampler and DALL·E 2."""
     import diffusers
     import torch
 
@@ -291,13 +291,15 @@ def pages_of_others(published, hub, tiny_cascade, tmp_path_factory):
         hub.create(f"alice/{name}")
         files = [path for path in folder.rglob("*") if path.is_file()]
         hub.commit(f"alice/{name}", {path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
-    cascade = tmp_path_factory.mktemp("others")
+    cascade, unclip = (tmp_path_factory.mktemp("others") for _ in range(2))
     tiny_cascade().save_pretrained(cascade)
-    for folder in (cascade / "upsampler", cascade):
-        write_card(folder, "alice/words")
-    files = page_files(ModelFolder.read(cascade))
-    hub.create("alice/words")
-    hub.commit("alice/words", {name: path.read_bytes() for name, path in files.items()})
+    tiny_unclip_pipeline().save_pretrained(unclip)
+    for page, *folders in (("words", cascade / "upsampler", cascade), ("embedded", unclip)):
+        for folder in folders:
+            write_card(folder, f"alice/{page}")
+        files = page_files(ModelFolder.read(folder))
+        hub.create(f"alice/{page}")
+        hub.commit(f"alice/{page}", {name: path.read_bytes() for name, path in files.items()})
     # Two that are no DDPM for us: another pipeline, and one that wants its own code to be run.
     for name, class_name in (("other", "LDMPipeline"), ("evil", ["pipeline", "Evil"])):
         index = {"_class_name": class_name, "unet": ["diffusers", "UNet2DModel"]}
@@ -318,10 +320,15 @@ def visitors(pages_of_others, run_python, hub):
     words = python_blocks(pages(hub, "alice/words")["README.md"].decode())[1]
     words = words.replace("num_inference_steps=1000", "num_inference_steps=5")
     words = words.replace("small = ", "torch.manual_seed(5)\nsmall = ")
+    embedded = python_blocks(pages(hub, "alice/embedded")["README.md"].decode())[0]
+    embedded = embedded.replace("num_inference_steps=1000", "num_inference_steps=5")
+    embedded = embedded.replace("image = ", "torch.manual_seed(5)\nimage = ")
     assert len(blocks) == 2
     our_blocks = [block for text in cards.values() for block in python_blocks(text) if "ddpm_hf" in block]
     assert len(our_blocks) == 2
-    given = f"blocks, odd, words = {blocks!r}, {odd!r}, {words!r}\nendpoint = {hub.endpoint!r}\n"
+    given = (
+        f"blocks, odd, words, embedded = {blocks!r}, {odd!r}, {words!r}, {embedded!r}\nendpoint = {hub.endpoint!r}\n"
+    )
     stranger = """
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
@@ -361,6 +368,8 @@ for block in blocks:
 results["sample"] = open("sample.png", "rb").read(4)[1:].decode()
 exec(words, names := {"torch": torch})
 results["words"] = list(names["large"][0].tobytes())
+exec(embedded, names := {"torch": torch})
+results["embedded"] = list(names["image"].tobytes())
 
 # The Hub goes away; the cache stays.
 import urllib.request
@@ -401,6 +410,10 @@ results["words"] = list(drawn.tobytes())
 
 from pathlib import Path
 from ddpm_hf.pipelines.loading import load_pipeline
+
+torch.manual_seed(5)
+drawn = load_pipeline("alice/embedded")("a red apple", num_inference_steps=5, guidance_scale=3.0).images[0]
+results["embedded"] = list(drawn.tobytes())
 
 results["refused"] = []
 for name in ("alice/other", "alice/evil", "alice/nothing"):
@@ -463,6 +476,11 @@ def test_a_model_beyond_the_stock_classes_runs_without_the_package(stranger, use
 
 def test_a_model_with_an_upsampler_draws_large_pictures_from_its_page(stranger, user):
     assert len(user["words"]) == 16 * 16 * 3 and same(user["words"], stranger["words"], tolerance=2)
+
+
+def test_a_model_of_embeddings_draws_from_its_page(stranger, user):
+    """By a prior and a decoder, whose components are all on the page."""
+    assert len(user["embedded"]) == 8 * 8 * 3 and same(user["embedded"], stranger["embedded"], tolerance=2)
 
 
 def test_what_is_no_ddpm_or_wants_its_own_code_run_is_refused_by_name(user):

@@ -28,7 +28,7 @@ from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 FLAGS = "--system dalle2 --stage decoder --holdout 4 --num_train_timesteps 40 --checkpointing_steps 2".split()
-FLAGS += ["--init_caption_from_labels", "a {}"]
+FLAGS += ["--dropout", "0", "--init_caption_from_labels", "a {}"]  # dropout differs between processes
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -70,6 +70,17 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(trained, image_folde
     train(settings(image_folder, tmp_path / "apart"))
     ours, apart = (load_file(folder / WEIGHTS) for folder in (trained, tmp_path / "apart"))
     assert ours.keys() == apart.keys() and all(torch.equal(weight, apart[key]) for key, weight in ours.items())
+
+
+@pytest.mark.processes
+def test_two_processes_train_as_one(trained, image_folder, tmp_path, on_two_processes):
+    for name in ("clip", "prior"):
+        shutil.copytree(trained / name, tmp_path / "out" / name)
+    data = ["--train_data_dir", image_folder, "--output_dir", tmp_path / "out"]
+    on_two_processes("train.py", *data, *TINY, *FLAGS, "--train_batch_size", "2")
+    first, second = (load_file(folder / WEIGHTS) for folder in (trained, tmp_path / "out"))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, atol=1e-4, rtol=0)
 
 
 def test_it_leaves_one_whole_model(trained):
