@@ -247,7 +247,7 @@ def test_the_lines_of_the_card_draw_and_vary_by_embeddings(tiny_unclip_pipeline,
 
     def run(code: str) -> np.ndarray:
         code = code.replace("num_inference_steps=1000", "num_inference_steps=8")
-        exec(re.sub("(image|small) = ", r"torch.manual_seed(0)\n\\1 = ", code, count=1), names := {"torch": torch})
+        exec(re.sub("(image|small) = ", r"torch.manual_seed(0)\n\1 = ", code, count=1), names := {"torch": torch})
         pictures = [names[name][0] for name in ("images", "large") if name in names]
         return np.asarray(pictures[0] if pictures else names["image"]).astype(int)
 

@@ -169,7 +169,7 @@ def test_an_upsampler_is_told_no_caption_and_keeps_what_is_given(tiny_unclip_pip
     np.testing.assert_array_equal(later, pipeline(PROMPTS[0], generator=generators[1], **call).images)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     hole = np.eye(16, dtype=bool)
-    given = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(hole)}
+    given = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(hole.astype(np.uint8) * 255)}
     drawn = (pipeline(PROMPTS[0], **given, **call).images[0] * 255).round()
     assert (drawn[~hole] == pixels[~hole]).all() and (drawn[hole] != pixels[hole]).any()
     with pytest.raises(ValueError, match="`small` must be left out for a model without an upsampler"):
