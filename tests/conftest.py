@@ -285,20 +285,29 @@ def tiny_cascade(tiny_text_pipeline):
 
 @pytest.fixture(scope="session")
 def tiny_unclip_pipeline():
-    """Makes a small untrained DALL·E 2, 8x8 RGB, with the prior of priors.py; all of it is random."""
+    """Makes a small untrained DALL·E 2, 8x8 RGB, with the prior of priors.py, and if it is enlarged an upsampler to
+    16x16; all of it is random."""
     import torch
+    from diffusers import DDPMScheduler
     from priors import make_prior
 
     from ddpm_hf import LinearDDPMScheduler
     from ddpm_hf.models.movq import identity_movq
+    from ddpm_hf.models.text import small_text_encoder, train_tokenizer
     from ddpm_hf.pipelines.unclip import UnclipPipeline
+    from ddpm_hf.pipelines.upsampling import UpsamplingPipeline
 
-    def make(**process) -> UnclipPipeline:
+    def make(enlarged=False, **process) -> UnclipPipeline:
         parts = {f"prior_{name}": part for name, part in make_prior().components.items()}
         torch.manual_seed(0)
         unet = tiny_text_unet(8, 32, told="image")
         scheduler = LinearDDPMScheduler(**{"timestep_spacing": "linspace", **process})
         pipeline = UnclipPipeline(unet, scheduler, identity_movq(), **parts)
+        if enlarged:
+            tokenizer = train_tokenizer([])
+            text = tokenizer, small_text_encoder(len(tokenizer), 64, 1).eval()
+            unet, noising = tiny_text_unet(16, 64, low_side=8), DDPMScheduler(beta_start=0.0, beta_end=0.0)
+            pipeline.upsampler = UpsamplingPipeline(*text, unet, scheduler, noising, None, None, None)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

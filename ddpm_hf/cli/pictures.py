@@ -166,7 +166,8 @@ def changing(drawing: Drawing, file: str, before: str, after: str, steps: int | 
 
     def draw() -> Image.Image:
         x_T = noise_of(pipeline, picture, z, steps or _DDIM_STEPS)
-        images = redraw(pipeline, x_T, [slerp(z, goal, share) for share in _CHANGES], steps or _DDIM_STEPS)
+        changed = [slerp(z, goal, share) for share in _CHANGES]
+        images = redraw(pipeline, x_T, changed, steps or _DDIM_STEPS, drawing.seed)
         shares = [f"{share:.0%} of the way" for share in _CHANGES[1:]]
         captions = [Path(file).name, "drawn again", *shares]
         return captioned_grid(np.stack([as_drawn(drawing, picture), *images]), captions, len(captions))
@@ -184,7 +185,7 @@ def reconstructing(drawing: Drawing, file: str, steps: int | None) -> Callable[[
         x_T = noise_of(pipeline, picture, z, steps or _DDIM_STEPS)
         other = torch.randn(_OTHERS, *x_T.shape[1:], generator=generator_for(drawing.seed, "reconstruction"))
         noises = torch.cat([x_T, other.to(x_T.device)])
-        images = redraw(pipeline, noises, [z] * len(noises), steps or _DDIM_STEPS)
+        images = redraw(pipeline, noises, [z] * len(noises), steps or _DDIM_STEPS, drawing.seed)
         captions = [Path(file).name, "from DDIM's noise", *["from other noise"] * _OTHERS]
         return captioned_grid(np.stack([as_drawn(drawing, picture), *images]), captions, len(captions))
 

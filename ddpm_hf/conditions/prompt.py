@@ -25,6 +25,11 @@ def as_it_is(caption: str) -> str:
     return caption
 
 
+def unread(caption: str) -> str:
+    """A caption as a model reads it that is told none."""
+    return ""
+
+
 def _captions(batch: Mapping[str, Any]) -> list[str]:
     """Of each row; the empty one if the data have none."""
     return [str(caption) for caption in batch.get("captions", [""] * len(batch["images"]))]

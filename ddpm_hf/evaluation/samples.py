@@ -95,7 +95,7 @@ def draw_samples(
 
     def see(stage: DDPMPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         show(stage, step, timestep, tensors)
-        if pipeline.stages[1:] and stage is pipeline and step + 1 == len(pipeline.scheduler.timesteps):
+        if pipeline.stages[1:] and stage is not pipeline.upsampler and step + 1 == len(pipeline.scheduler.timesteps):
             small.append(pipeline.codec.pictures(tensors["latents"]))
 
     with sampling_bar(count, count, len(mine), calls, leave=None, disable=not state.is_local_main_process) as show:

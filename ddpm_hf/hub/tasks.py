@@ -75,10 +75,15 @@ def _asked(caption: str, scale: float = 3.0) -> str:
     return f"{json.dumps(caption, ensure_ascii=False)}, guidance_scale={scale}, "
 
 
-def _of_imagen(folder: ModelFolder) -> dict[str, Any]:
-    """Whether it is one of Imagen or of GLIDE, which have the same pipelines."""
-    is_imagen = folder.settings.get("system") == "imagen"
-    return {"is_imagen": is_imagen, "tags": ["imagen" if is_imagen else "glide", "diffusion-models", "ddpm_hf"]}
+_OF_DALLE2 = ["dall-e-2", "unclip", "diffusion-models", "ddpm_hf"]
+
+
+def _of_system(folder: ModelFolder) -> dict[str, Any]:
+    """Whether it is one of Imagen, of DALL·E 2 or of GLIDE, which have the same pipelines."""
+    system = folder.settings.get("system")
+    system = system if system in ("imagen", "dalle2") else "glide"
+    tags = _OF_DALLE2 if system == "dalle2" else [system, "diffusion-models", "ddpm_hf"]
+    return {"system": system, "tags": tags}
 
 
 def _usual_noise(upsampler: DDPM | None) -> int | None:
@@ -88,16 +93,23 @@ def _usual_noise(upsampler: DDPM | None) -> int | None:
     return usual_level(upsampler.timesteps)
 
 
-def _text_values(folder: ModelFolder) -> dict[str, Any]:
-    model = _network_and_process(folder)
+def _enlarging(folder: ModelFolder) -> dict[str, Any]:
+    """What a card says of the upsampler in a folder."""
     upsampler = folder.upsampler and _network_and_process(folder.upsampler)
-    return _common_values(model) | {
-        **_of_imagen(folder),
-        "asked": _asked(_example(folder)),
-        "asked_unguided": _asked(_example(folder), scale=1.0),
+    return {
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
         "noise_level": _usual_noise(upsampler),
+    }
+
+
+def _text_values(folder: ModelFolder) -> dict[str, Any]:
+    model = _network_and_process(folder)
+    return _common_values(model) | {
+        **_of_system(folder),
+        **_enlarging(folder),
+        "asked": _asked(_example(folder)),
+        "asked_unguided": _asked(_example(folder), scale=1.0),
         "inpaints": folder.inpainting is not None and not obstacles(_network_and_process(folder.inpainting)),
     }
 
@@ -119,7 +131,7 @@ def _has_base(folder: ModelFolder) -> bool:
 def _upsampler_values(folder: ModelFolder) -> dict[str, Any]:
     model = _network_and_process(folder)
     return _common_values(model) | {
-        **_of_imagen(folder),
+        **_of_system(folder),
         "noise_level": _usual_noise(model),
         "fewer_steps": None,  # the card of the base says how
         "low_side": model.unet[LOW_SIDE],
@@ -164,7 +176,8 @@ def _latent_inpainting_values(folder: ModelFolder) -> dict[str, Any]:
 def _unclip_values(folder: ModelFolder) -> dict[str, Any]:
     height, width = _network_and_process(folder).size
     return _common_values(_network_and_process(folder)) | {
-        "tags": ["dall-e-2", "unclip", "diffusion-models", "ddpm_hf"],
+        **_enlarging(folder),
+        "tags": _OF_DALLE2,
         "asked": f"{_asked(_example(folder))}height={height}, width={width}, ",
         "own_asked": _asked(_example(folder)),
         "embedding_width": folder.configs["unet"]["encoder_hid_dim"],
@@ -204,7 +217,7 @@ def _clip_values(folder: ModelFolder) -> dict[str, Any]:
 
 def _prior_values(folder: ModelFolder) -> dict[str, Any]:
     return {
-        "tags": ["dall-e-2", "unclip", "diffusion-models", "ddpm_hf"],
+        "tags": _OF_DALLE2,
         "embedding_width": folder.configs["prior"]["embedding_dim"],
         "tokens": folder.configs["tokenizer"]["model_max_length"],
         "caption": json.dumps(_example(folder), ensure_ascii=False),

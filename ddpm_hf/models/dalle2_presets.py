@@ -121,6 +121,27 @@ DALLE2_PRESETS = {
         },
         clip=_CLIP_DIGITS,
         prior=_PRIOR_DIGITS,
+        upsampler=Preset(
+            description="16x16 to 32x32",
+            system="dalle2",
+            model={
+                "resolution": 16,
+                "upsampling": 2,
+                "channels": 3,
+                "base_channels": 32,
+                "channel_multipliers": (1, 1, 2),
+                "attention_resolutions": (),
+                "blocks_per_level": 1,
+                "dropout": 0.0,
+            },
+            process=SMALL_PROCESS,
+            training={
+                **MINUTES_TRAINING,
+                "learning_rate": 2e-3,
+                "train_batch_size": 32,
+                "max_train_steps": 300,
+            },
+        ),
     ),
     # Less than a third of the paper's width (table 3), 512 channels, with its levels, blocks and attention.
     "dalle2-64-256": Preset(
@@ -138,6 +159,22 @@ DALLE2_PRESETS = {
         training={**SMALL_TRAINING, **_DECODER_TRAINING, "max_train_steps": 50_000},
         clip=_CLIP_64,
         prior=_PRIOR_64,
+        # Likewise less than a third of the paper's 320 channels.
+        upsampler=Preset(
+            description="64x64 to 256x256",
+            system="dalle2",
+            model={
+                **SMALL_MODEL,
+                "resolution": 64,
+                "upsampling": 4,
+                "base_channels": 96,
+                "channel_multipliers": (1, 2, 3, 4),
+                "attention_resolutions": (),
+                "blocks_per_level": 3,
+            },
+            process=SMALL_PROCESS,
+            training={**SMALL_TRAINING, "train_batch_size": 32, "max_train_steps": 50_000},
+        ),
     ),
     "clip-digits": _CLIP_DIGITS,
     "clip-64": _CLIP_64,

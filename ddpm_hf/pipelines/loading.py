@@ -48,7 +48,8 @@ def load_pipeline(name: str) -> DDPMPipeline:
         inside, advice = Path(name, INPAINTING_FOLDER), ""
         if (Path(name, UPSAMPLER_FOLDER) / INDEX_FILE).is_file():
             system = _settings(Path(name, UPSAMPLER_FOLDER)).get("system", "glide")
-            train = f"train it with --system {system} --stage base --output_dir {name}"
+            stage = "decoder" if system == "dalle2" else "base"
+            train = f"train it with --system {system} --stage {stage} --output_dir {name}"
             advice = f"; the base of its upsampler is missing: {train}"
         elif (inside / INDEX_FILE).is_file():
             advice = f"; give {inside}, which has one"

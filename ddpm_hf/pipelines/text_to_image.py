@@ -1,14 +1,10 @@
 """From a caption to a picture: the base model of GLIDE (arXiv 2112.10741), in the form of stock `IFPipeline`."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -17,26 +13,16 @@ from ..conditions.condition import Condition, Told
 from ..conditions.prompt import Prompt
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH, caption_states, knows_words
-from ..portable import INDEX_FILE, UPSAMPLER_FOLDER
 from ..steps.denoiser import Denoiser
-from ..steps.guidance import check_noise_level
-from ..steps.inpainting import Pictures, shrunk
+from ..steps.inpainting import Pictures
+from .cascade import Cascade
 from .denoising import Denoising
-from .output_types import check_output_type
 from .quiet import quietly
-
-if TYPE_CHECKING:
-    from .upsampling import UpsamplingPipeline
 
 with quietly():
     from diffusers import IFPipeline
 
 logging.disable_progress_bar()  # of a file or two
-
-# Arguments of `from_pretrained` that say where in the Hub and on the disk a model is.
-_PLACE = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-# Arguments of `save_pretrained` that say what files are written.
-_FORM = ("safe_serialization", "variant", "max_shard_size")
 
 
 class TextDenoiser(Denoiser):
@@ -146,7 +132,7 @@ class TextDenoising(Denoising):
         return told, null, batch_size
 
 
-class TextToImagePipeline(TextDenoising, IFPipeline):
+class TextToImagePipeline(Cascade, TextDenoising, IFPipeline):
     """Pictures for captions, with classifier-free guidance by the empty caption or another one.
 
     It has the components of stock `IFPipeline`, is saved under that name, and draws the same pixels for the same
@@ -156,9 +142,6 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         tokenizer, text_encoder, unet, scheduler: as in `IFPipeline`.
         safety_checker, feature_extractor, watermarker: None; there to have the same components.
     """
-
-    upsampler: "UpsamplingPipeline | None" = None
-    """Enlarges what is drawn, in the same call; None draws the small pictures alone."""
 
     def __init__(
         self,
@@ -175,52 +158,10 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
             tokenizer, text_encoder, unet, scheduler, safety_checker, feature_extractor, watermarker, False
         )
 
-    @classmethod
-    def from_pretrained(cls, name, **kwargs):
-        """As in diffusers, with the upsampler if there is one in the folder or repository.
-
-        A `unet` or `scheduler` that is given is the base's; all else that is given is for both.
-        """
-        from .upsampling import UpsamplingPipeline
-
-        pipeline, folder = super().from_pretrained(name, **kwargs), Path(name)
-        if not folder.is_dir():
-            place = {key: value for key, value in kwargs.items() if key in _PLACE}
-            folder = Path(snapshot_download(name, allow_patterns=f"{UPSAMPLER_FOLDER}/*", **place))
-        if (folder / UPSAMPLER_FOLDER / INDEX_FILE).is_file():
-            shared = {key: value for key, value in kwargs.items() if key not in ("unet", "scheduler")}
-            pipeline.upsampler = UpsamplingPipeline.from_pretrained(folder / UPSAMPLER_FOLDER, **shared)
-        return pipeline
-
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """As in diffusers, with the upsampler if there is one."""
-        if self.upsampler is not None:
-            form = {key: value for key, value in kwargs.items() if key in _FORM}  # the base pushes both
-            self.upsampler.save_pretrained(Path(save_directory, UPSAMPLER_FOLDER), **form)
-        super().save_pretrained(save_directory, **kwargs)
-
-    @property
-    def stages(self) -> list[Denoising]:
-        """This pipeline and its upsampler."""
-        return [self] if self.upsampler is None else [self, self.upsampler]
-
-    def alone(self) -> "TextToImagePipeline":
-        """This pipeline without its upsampler."""
-        base = copy.copy(self)
-        base.upsampler = None
-        return base
-
     def check_parts(self) -> None:
-        """As `TextDenoising`, for the upsampler too."""
+        """As `Cascade`, and that both stages are told captions by states of one width."""
         super().check_parts()
         if self.upsampler is not None:
-            try:
-                self.upsampler.check_parts()
-            except ValueError as problem:
-                raise ValueError(f"upsampler: {problem}") from None
-            taken = self.upsampler.conditions[-1].shape
-            if taken != self.image_shape:
-                raise ValueError(f"upsampler must enlarge pictures of shape {self.image_shape}, but takes {taken}")
             width, own = (stage.text_encoder.config.hidden_size for stage in self.stages)
             if own != width:
                 raise ValueError(f"upsampler must be told states of {width} channels, as the base is, got {own}")
@@ -263,66 +204,37 @@ class TextToImagePipeline(TextDenoising, IFPipeline):
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
-        check_output_type(output_type)
-        check_noise_level(noise_level, self.stages[-1].noise_levels)
-        given = {"image": image, "mask_image": mask_image} if image is not None or mask_image is not None else {}
-        self.stages[-1].known(**given)
-        if small is None:
-            drawn = self._draw(
+
+        def draw(output_type: str, return_dict: bool, **given: Pictures) -> ImagePipelineOutput | tuple:
+            return self._draw(
                 {"prompt": prompt, "negative_prompt": negative_prompt},
                 batch_size,
                 generator,
                 num_inference_steps,
-                output_type if self.upsampler is None else "pt",
-                return_dict or self.upsampler is not None,
+                output_type,
+                return_dict,
                 guidance_scale,
                 latents,
                 skip_steps,
                 callback_on_step_end,
                 guidance_interval,
                 guidance_rescale,
-                **shrunk(given, self.image_shape[1:]),
+                **given,
             )
-            if self.upsampler is None:
-                return drawn
-            small = drawn.images
-        elif self.upsampler is None:
-            raise ValueError("`small` must be left out for a model without an upsampler.")
-        self.upsampler.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
-        return self.upsampler(
-            "" if prompt is None else prompt,
-            2 * small - 1,
-            num_inference_steps,
-            guidance_scale=1,
-            generator=generator,
+
+        return self._draw_by_stage(
+            draw,
+            small,
             output_type=output_type,
             return_dict=return_dict,
-            callback_on_step_end=callback_on_step_end,
-            original_image=image,
+            image=image,
             mask_image=mask_image,
             noise_level=noise_level,
+            prompt="" if prompt is None else prompt,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
         )
-
-
-def _of_every_stage(name: str) -> Callable:
-    """A method of diffusers, called for the upsampler too."""
-
-    @wraps(getattr(IFPipeline, name))
-    def method(self: TextToImagePipeline, *args, **kwargs):
-        result = getattr(super(TextToImagePipeline, self), name)(*args, **kwargs)
-        for later in self.stages[1:]:
-            getattr(later, name)(*args, **kwargs)
-        return result
-
-    return method
-
-
-# Where and how a pipeline computes. The other methods of this kind, such as `enable_attention_slicing`, call these.
-for _name in (
-    *("to", "enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload", "remove_all_hooks"),
-    *("reset_device_map", "set_attention_slice", "set_use_memory_efficient_attention_xformers"),
-):
-    setattr(TextToImagePipeline, _name, _of_every_stage(_name))
 
 
 class InpaintingPipeline(TextToImagePipeline):

@@ -25,6 +25,7 @@ from ..diffusion.process import LEARNED_VARIANCES
 from ..models.movq import identity_movq
 from ..steps.denoiser import Denoiser
 from ..steps.inpainting import Pictures
+from .cascade import Cascade
 from .denoising import Denoising
 from .fingerprint import weights_fingerprint
 from .prior import PriorPipeline
@@ -182,12 +183,12 @@ class DecoderPipeline(EmbeddingDenoising, KandinskyV22Pipeline):
         )
 
 
-class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
+class UnclipPipeline(Cascade, EmbeddingDenoising, KandinskyV22CombinedPipeline):
     """Pictures for captions, by way of an embedding that a prior draws; or for embeddings of pictures, as variations.
 
     It has the components of stock `KandinskyV22CombinedPipeline`, is saved under that name, and draws the same pixels
-    for the same generator. It adds one generator per image, given embeddings, every sampler of the decoder, and a
-    callback.
+    for the same generator. It adds one generator per image, given embeddings, every sampler of the decoder, a
+    callback, and an upsampler, which is told no caption.
 
     Args:
         unet, scheduler, movq: of the decoder, as in `DecoderPipeline`.
@@ -250,7 +251,7 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
         return (self.prior if self.has_prior else self.decoder).conditions
 
     def check_parts(self) -> None:
-        """As `EmbeddingDenoising`, for the prior too."""
+        """As `EmbeddingDenoising` and `Cascade`, for the prior too."""
         super().check_parts()
         try:
             self.prior.check_parts()
@@ -284,6 +285,10 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
         prior_num_inference_steps: int = 25,
         prior_guidance_scale: float = 4.0,
         prior_candidates: int = 1,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
+        noise_level: int | None = None,
+        small: torch.Tensor | None = None,
         callback_on_step_end: Callable | None = None,
         **call: Any,
     ) -> ImagePipelineOutput | tuple:
@@ -292,44 +297,52 @@ class UnclipPipeline(EmbeddingDenoising, KandinskyV22CombinedPipeline):
         Args:
             prompt: a caption, or one per image; may be left out with `image_embeds`, or if `guidance_scale` is 0.
             negative_prompt: a caption to be guided away from, instead of what stands for none.
-            num_inference_steps, guidance_scale: of the decoder.
-            generator: one for all images, or one per image; it draws for the prior, then for the decoder.
+            num_inference_steps: of the decoder, and of the upsampler.
+            guidance_scale: of the decoder; the upsampler is not guided.
+            generator: one for all images, or one per image; it draws for the prior, the decoder and the upsampler.
             batch_size: how often to draw a single prompt.
             image_embeds: what the decoder is told, (B, E), or one (E,) per image, instead of what the prior draws.
             prior_num_inference_steps, prior_guidance_scale, prior_candidates: `num_inference_steps`, `guidance_scale`
                 and `num_candidates` of `PriorPipeline`.
-            output_type, return_dict, callback_on_step_end: as in `DecoderPipeline`.
+            output_type, return_dict, image, mask_image, noise_level, small: as in `TextToImagePipeline`.
+            callback_on_step_end: as in `DecoderPipeline`.
             **call: other arguments of `DecoderPipeline`.
 
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
-        decoder, negative = self.decoder, None
-        if image_embeds is None:
-            if prompt is not None or guidance_scale != 0:
-                image_embeds, negative = self.prior(
-                    prompt=prompt,
-                    negative_prompt=negative_prompt,
-                    num_inference_steps=prior_num_inference_steps,
-                    guidance_scale=prior_guidance_scale,
-                    generator=generator,
-                    batch_size=batch_size,
-                    num_candidates=prior_candidates,
-                    return_dict=False,
-                )
-        elif prompt is not None or negative_prompt is not None:
-            raise ValueError("`image_embeds` must be left out with `prompt` or `negative_prompt`.")
-        drawn = decoder(
-            image_embeds,
-            negative,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            output_type,
-            return_dict,
-            batch_size=batch_size,
+
+        def draw(**form: Any) -> ImagePipelineOutput | tuple:
+            embeddings, negative = image_embeds, None
+            if embeddings is None:
+                if prompt is not None or guidance_scale != 0:
+                    embeddings, negative = self.prior(
+                        prompt=prompt,
+                        negative_prompt=negative_prompt,
+                        num_inference_steps=prior_num_inference_steps,
+                        guidance_scale=prior_guidance_scale,
+                        num_candidates=prior_candidates,
+                        return_dict=False,
+                        **shared,
+                    )
+            elif prompt is not None or negative_prompt is not None:
+                raise ValueError("`image_embeds` must be left out with `prompt` or `negative_prompt`.")
+            return self.decoder(embeddings, negative, num_inference_steps, guidance_scale, **more, **shared, **form)
+
+        shared = {"generator": generator, "batch_size": batch_size}
+        more = call | {"callback_on_step_end": callback_on_step_end}
+        drawn = self._draw_by_stage(
+            draw,
+            small,
+            output_type=output_type,
+            return_dict=return_dict,
+            image=image,
+            mask_image=mask_image,
+            noise_level=noise_level,
+            prompt="",
+            num_inference_steps=num_inference_steps,
+            generator=generator,
             callback_on_step_end=callback_on_step_end,
-            **call,
         )
         self.maybe_free_model_hooks()
         return drawn

@@ -1,5 +1,6 @@
-"""From a small picture and its caption to a larger one: the upsampler of GLIDE (arXiv 2112.10741) and the
-super-resolution of Imagen (arXiv 2205.11487), as stock diffusers' `IFSuperResolutionPipeline`."""
+"""From a small picture and its caption to a larger one: the upsampler of GLIDE (arXiv 2112.10741), the
+super-resolution of Imagen (arXiv 2205.11487), and the upsampler of DALL·E 2 (arXiv 2204.06125), which is told no
+caption, as stock diffusers' `IFSuperResolutionPipeline`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions.condition import Condition, Told
 from ..conditions.low_resolution import LowResolution
+from ..conditions.prompt import unread
 from ..models.text_unet import LOW_SIDE
 from ..steps.guidance import check_noise_level
 from ..steps.inpainting import Pictures
@@ -42,7 +44,7 @@ class UpsamplingDenoiser(TextDenoiser):
 
 
 class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
-    """Enlarges pictures that have captions. `TextToImagePipeline` calls it on what it draws.
+    """Enlarges pictures, which may have captions. `Cascade` calls it on what it draws.
 
     It has the components of stock `IFSuperResolutionPipeline`, is saved under that name, and draws the same pixels for
     the same generator. A network with a class embedding is told the small picture with noise, and at which level; one
@@ -55,6 +57,12 @@ class UpsamplingPipeline(TextDenoising, IFSuperResolutionPipeline):
     """
 
     denoiser = UpsamplingDenoiser
+
+    @property
+    def about_prompt(self) -> dict[str, Any]:
+        """As in `TextDenoising`; one that learned without captions, as of DALL·E 2, is told none."""
+        about = super().about_prompt
+        return about if self.is_told_captions else about | {"read": unread}
 
     def __init__(
         self,

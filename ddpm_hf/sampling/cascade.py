@@ -15,11 +15,11 @@ from ..steps.inpainting import shrunk
 from .pictures import to_pil
 
 if TYPE_CHECKING:
-    from ..pipelines.text_to_image import TextToImagePipeline
+    from ..pipelines.cascade import Cascade
 
 
 def generate_by_stage(
-    pipeline: "TextToImagePipeline",
+    pipeline: "Cascade",
     indices: Sequence[int],
     seed: int,
     batch_size: int,

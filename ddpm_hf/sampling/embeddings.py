@@ -39,8 +39,8 @@ def embed(pipeline: "UnclipPipeline", picture: Image.Image) -> torch.Tensor:
 
 
 def fitted(pipeline: "UnclipPipeline", picture: Image.Image) -> np.ndarray:
-    """A picture of any size, resized and cropped as for training, uint8 (C, H, W)."""
-    channels, *size = pipeline.image_shape
+    """A picture of any size, resized and cropped as for training of the last stage, uint8 (C, H, W)."""
+    channels, *size = pipeline.stages[-1].image_shape
     return to_pixels(to_channels(resize_and_crop(picture, tuple(size)), channels))
 
 
@@ -100,7 +100,9 @@ def noise_of(pipeline: "UnclipPipeline", picture: Image.Image, z: torch.Tensor, 
     process = {name: value for name, value in _ddim(pipeline, steps).config.items() if name in known}
     scheduler, network = DDIMInverseScheduler(**process), pipeline.network.eval()
     scheduler.set_timesteps(steps)
-    x_t = pipeline.codec.encode({"images": torch.from_numpy(fitted(pipeline, picture))[None]}).to(pipeline.device)
+    x_t = pipeline.codec.encode({"images": torch.from_numpy(fitted(pipeline.alone(), picture))[None]}).to(
+        pipeline.device
+    )
     for t in scheduler.timesteps:
         output = network(x_t, t, image_embeds=z[None].to(x_t.device))
         x_t = scheduler.step(output[:, : x_t.shape[1]], t, x_t).prev_sample
@@ -108,9 +110,16 @@ def noise_of(pipeline: "UnclipPipeline", picture: Image.Image, z: torch.Tensor, 
 
 
 def redraw(
-    pipeline: "UnclipPipeline", x_T: torch.Tensor, embeddings: Sequence[torch.Tensor], steps: int
+    pipeline: "UnclipPipeline",
+    x_T: torch.Tensor,
+    embeddings: Sequence[torch.Tensor],
+    steps: int,
+    seed: int = 0,
 ) -> np.ndarray:
-    """What DDIM draws for embeddings, uint8 (n, H, W, C), from an x_T for each or one for all, (n or 1, C, H, W)."""
+    """What DDIM draws for embeddings, uint8 (n, H, W, C), from an x_T for each or one for all, (n or 1, C, H, W).
+
+    An upsampler then enlarges them, all with the same noise, which the seed chooses.
+    """
     decoder = pipeline.decoder
     decoder.scheduler = _ddim(pipeline, steps)
     images = decoder(
@@ -120,6 +129,9 @@ def redraw(
         guidance_scale=1,
         output_type="pt",
     ).images
+    if pipeline.upsampler is not None:
+        noise = [generator_for(seed, "enlarging") for _ in embeddings]
+        images = pipeline(small=images, num_inference_steps=steps, generator=noise, output_type="pt").images
     return channels_last(to_levels(images))
 
 

@@ -92,8 +92,9 @@ class ModelArguments:
         "autoencoder, which is trained into --output_dir/autoencoder, and unet; by default both, and with --vae or "
         "--init_from unet; and inpainting, which gives that network, or the model of --init_from, five channels more, "
         "by default for 1000 steps in stable-diffusion-digits and 20000 in stable-diffusion-256. Of dalle2, one or "
-        "more of clip, which is trained into --output_dir/clip, prior, into --output_dir/prior, and decoder; by "
-        "default all, but with --clip_model no clip, and with --init_from decoder."
+        "more of clip, which is trained into --output_dir/clip, prior, into --output_dir/prior, decoder, and "
+        "upsampler, which is like that of glide, but is told no caption; by default the first three, but with "
+        "--clip_model no clip, and with --init_from decoder."
     )
     preset: str | None = flag(
         help="A named set of settings for model, process and training. By default digits for the bundled digits, "
@@ -168,8 +169,9 @@ class ModelArguments:
     )
     text_rate: float | None = flag(help="Learning rate of the text encoder, as a multiple of --learning_rate.")
     upsampling: int | None = flag(
-        help="Factor by which the upsampler of glide or imagen enlarges. --resolution is that of the small pictures, "
-        "or of both, such as 64,256. By default 2 in glide-digits and imagen-digits, else 4."
+        help="Factor by which the upsampler of glide, imagen or dalle2 enlarges. --resolution is that of the small "
+        "pictures, or, but for dalle2, of both, such as 64,256. By default 2 in glide-digits, imagen-digits and "
+        "dalle2-digits, else 4."
     )
     gradient_checkpointing: bool = flag(
         False, help="Save memory in the U-Net, but not in a text encoder, for about 20 %% more time."

@@ -47,7 +47,8 @@ OF_JUDGED_AUTOENCODER = ("perceptual", "adversarial_start", "adversarial_weight"
 _OF_SYSTEMS = {
     # Compiling is by block, and diffusers names none in GLIDE's U-Net.
     ("ddpm",): ("class_conditional", "model_config_name_or_path", "compile"),
-    ("glide", "imagen"): ("upsampling", "efficient_unet"),
+    ("glide", "imagen"): ("efficient_unet",),
+    ("glide", "imagen", "dalle2"): ("upsampling",),
     ("ddpm", "glide", "imagen"): ("thresholding", *OF_THRESHOLDING),  # latents have no range
     ("stable-diffusion",): (
         *("vae", "latent_channels", "rec_loss", "kl_weight", *OF_JUDGED_AUTOENCODER),
@@ -97,8 +98,10 @@ def check(flags: dict[str, Any]) -> None:
             "empty caption, and nothing would train it"
         )
     if flags["gradient_checkpointing"] and flags["system"] == "dalle2" and not flags["init_from"]:
-        if flags["stage"] != ["decoder"]:
-            raise ValueError("--gradient_checkpointing is for --stage decoder of dalle2; train CLIP and prior without")
+        if not {*(flags["stage"] or ["clip"])} <= {"decoder", "upsampler"}:
+            raise ValueError(
+                "--gradient_checkpointing is for --stage decoder or upsampler of dalle2; train CLIP and prior without"
+            )
     if flags["init_caption_from_labels"] == "" and flags["dataset_name"] is flags["train_data_dir"] is None:
         raise ValueError("--init_caption_from_labels needs a template, or --train_data_dir or --dataset_name")
     if flags["stage"] in (["upsampler"], ["super-resolution"]) and not flags["thresholding"]:

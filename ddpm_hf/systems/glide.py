@@ -23,6 +23,7 @@ from ..data.transforms import parse_resolution
 from ..diffusion.process import LEARNED_VARIANCES
 from ..models.text import CAPTION_LENGTH
 from ..models.text_unet import new_text_unet
+from ..pipelines.ddpm import DDPMPipeline
 from ..pipelines.text_to_image import InpaintingPipeline, TextDenoiser, TextToImagePipeline
 from ..pipelines.upsampling import UpsamplingDenoiser, UpsamplingPipeline
 from ..portable import INPAINTING_FOLDER, UPSAMPLER_FOLDER
@@ -34,7 +35,7 @@ from ..steps.sampler import OF_THRESHOLDING
 from .base import check_as_in_base, for_inpainting, start_from_base, with_holes
 from .ddpm import build_loss, build_scheduler, check_size
 from .system import Stage, System
-from .text import build_prompt, build_text, check_parts, on, teach, with_dropout
+from .text import Text, build_prompt, build_text, check_parts, on, teach, with_dropout
 
 
 def build(config: Config, images: TrainingImages, start: TextToImagePipeline | None) -> System:
@@ -99,7 +100,7 @@ def build_unet(
 # The stages after the base
 
 
-def resolve_upsampler(config: Config, base: TextToImagePipeline | None) -> Config:
+def resolve_upsampler(config: Config, base: DDPMPipeline | None) -> Config:
     """The settings of the upsampler with every one filled in; as `resolve`, from the base and the preset."""
     if base is not None:
         channels, side, _ = base.image_shape
@@ -143,16 +144,21 @@ def upsampled(config: Config) -> str:
 
 
 def build_upsampler(
-    config: Config, images: TrainingImages, base: TextToImagePipeline | None, told_noise: bool = False
+    config: Config,
+    images: TrainingImages,
+    base: DDPMPipeline | None,
+    told_noise: bool = False,
+    text: Text | None = None,
 ) -> System:
     """U-Net, process and objective, with the base's tokenizer and text encoder; arguments and errors as in `build`.
 
     Args:
         told_noise: whether the small pictures get noise, as in Imagen, of the cosine process that DeepFloyd IF has for
             it, and are not blurred.
+        text: tokenizer and text encoder, if not those of the base; of no captions if it is told none.
     """
     scheduler = build_scheduler(config, None)
-    text = tokenizer, text_encoder = build_text(config, images, base)
+    tokenizer, text_encoder = text = text or build_text(config, images, base)
     channels, side, _ = images.shape
     low_side = side // config.model.upsampling
     unet = build_unet(config, images.shape, text_encoder.config.hidden_size, low_side, told_noise)
@@ -161,9 +167,15 @@ def build_upsampler(
         noising = DDPMScheduler(scheduler.config.num_train_timesteps, beta_schedule="squaredcos_cap_v2")
     else:
         noising = DDPMScheduler(beta_start=0.0, beta_end=0.0)
+
+    def pipeline(network: UpsamplingDenoiser) -> UpsamplingPipeline:
+        encoder = on(network.unet.device, text_encoder)
+        return UpsamplingPipeline(tokenizer, encoder, network.unet, scheduler, noising, None, None, None)
+
+    network = UpsamplingDenoiser(unet, None, all_outputs=learns_variance)
     shown = images.some_batch(config.run.preview_images)
     as_it_is = config.with_values({"text_encoder": "frozen"})
-    prompt, facts = build_prompt(as_it_is, images, text, length=CAPTION_LENGTH)
+    prompt, facts = build_prompt(as_it_is, images, text, **pipeline(network).about_prompt)
     picture = LowResolution(
         shape=(channels, low_side, low_side),
         factor=config.model.upsampling,
@@ -177,13 +189,10 @@ def build_upsampler(
             replace(prompt, examples=list(map(str, shown["captions"]))),
             replace(picture, examples=list(picture.reduced(shown["images"]))),
         ],
-        network=UpsamplingDenoiser(unet, None, all_outputs=learns_variance),
+        network=network,
         scheduler=scheduler,
         loss=build_loss(config, scheduler),
-        pipeline=lambda network: UpsamplingPipeline(
-            *(tokenizer, on(network.unet.device, text_encoder), network.unet, scheduler),
-            *(noising, None, None, None),
-        ),
+        pipeline=pipeline,
         facts={"text_encoder": facts},
     )
 

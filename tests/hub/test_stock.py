@@ -227,14 +227,19 @@ def test_what_the_card_of_a_text_model_says_of_stock(
 
 
 def test_the_lines_of_the_card_draw_and_vary_by_embeddings(tiny_unclip_pipeline, tmp_path, monkeypatch):
-    ours = tiny_unclip_pipeline(prediction_type="v_prediction")
+    ours = tiny_unclip_pipeline(enlarged=True, prediction_type="v_prediction")
     ours.save_pretrained(tmp_path)
+    (tmp_path / "upsampler" / "training_config.yaml").write_text("system: dalle2")
+    write_card(tmp_path / "upsampler")
     there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     write_card(tmp_path)  # stock looks for other pipelines in it
     assert page_files(ModelFolder.read(tmp_path)).keys() == there | {"README.md"}
     card = render_card(ModelFolder.read(tmp_path))
     assert card.data.pipeline_tag == "text-to-image" and "dall-e-2" in card.data.tags
     assert "an embedding of 32 numbers" in card.text and "cut to 12 tokens" in card.text
+    assert "An upsampler enlarges the picture to 16x16." in card.text
+    of_upsampler = (tmp_path / "upsampler" / "README.md").read_text()
+    assert "in the manner of DALL·E 2 (" in of_upsampler and "images of 8x8 pixels to 16x16" in of_upsampler
     assert "{{" not in card.text and "{%" not in card.text and "None" not in card.text
     photo = Image.effect_mandelbrot((8, 8), (-2, -1, 1, 1), 9).convert("RGB")
     photo.save(tmp_path / "photo.png")
@@ -242,17 +247,20 @@ def test_the_lines_of_the_card_draw_and_vary_by_embeddings(tiny_unclip_pipeline,
 
     def run(code: str) -> np.ndarray:
         code = code.replace("num_inference_steps=1000", "num_inference_steps=8")
-        exec(code.replace("image = ", "torch.manual_seed(0)\nimage = "), names := {"torch": torch})
-        return np.asarray(names["images"][0] if "images" in names else names["image"]).astype(int)
+        exec(re.sub("(image|small) = ", r"torch.manual_seed(0)\n\1 = ", code, count=1), names := {"torch": torch})
+        pictures = [names[name][0] for name in ("images", "large") if name in names]
+        return np.asarray(pictures[0] if pictures else names["image"]).astype(int)
 
-    def draw(steps: int = 8, **asked) -> np.ndarray:
+    def draw(steps: int = 8, alone: bool = True, **asked) -> np.ndarray:
         call = {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(0)}
-        return np.asarray(ours(**asked, guidance_scale=3.0, **call).images[0]).astype(int)
+        pipeline = ours.alone() if alone else ours
+        return np.asarray(pipeline(**asked, guidance_scale=3.0, **call).images[0]).astype(int)
 
-    whole, varied, own, fewer = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
-    assert not any("ddpm_hf" in code for code in (whole, varied, fewer))
+    whole, enlarged, varied, own, fewer = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    assert not any("ddpm_hf" in code for code in (whole, enlarged, varied, fewer))
     np.testing.assert_allclose(run(whole), draw(prompt="a red apple"), atol=1)
-    np.testing.assert_array_equal(run(own), draw(prompt="a red apple"))
+    np.testing.assert_allclose(run(enlarged), draw(prompt="a red apple", alone=False), atol=1)
+    np.testing.assert_array_equal(run(own), draw(prompt="a red apple", alone=False))
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
     (embedding,) = ours.looking_at_pictures().conditions[0].words_of([{"images": pixels}])
     np.testing.assert_allclose(run(varied), draw(image_embeds=embedding[None]), atol=1)

@@ -141,15 +141,20 @@ def test_text_presets_have_the_size_that_they_say_and_hide_captions_as_the_paper
     [
         *(("glide-digits", 2, 1.04), ("glide-64", 4, 17.4), ("glide-paper", 4, 323)),
         *(("imagen-digits", 2, 1.06), ("imagen-64-256", 4, 182)),
+        *(("dalle2-digits", 2, 0.86), ("dalle2-64-256", 4, 62)),
     ],
 )
 def test_the_upsampler_of_a_preset_fits_its_base(name, factor, millions):
     base, preset = get_preset(name), get_preset(name).upsampler
     model = {**preset.model}
-    assert model.pop("upsampling") == factor and preset.process["beta_schedule"] == "linear"
+    assert model.pop("upsampling") == factor
+    is_dalle2 = name.startswith("dalle2")
+    # arXiv 2204.06125, table 3 and section 2.1; 2112.10741, section 4.
+    assert preset.process["beta_schedule"] == ("squaredcos_cap_v2" if is_dalle2 else "linear")
+    assert (model["attention_resolutions"] == ()) == is_dalle2
     low_side = model.pop("resolution")
     assert (low_side, model["channels"]) == (base.model["resolution"], base.model["channels"])
-    width, told_noise = base.model["text_width"], name.startswith("imagen")
+    width, told_noise = 64 if is_dalle2 else base.model["text_width"], name.startswith("imagen")
     width = T5_BASE if name == "imagen-64-256" else width
     efficient = model.pop("efficient_unet", False)
     with torch.device("meta"):

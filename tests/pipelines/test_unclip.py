@@ -24,7 +24,7 @@ CALLS = {
 }
 FOLDERS = {
     "small": {"variance_type": "fixed_small", "prediction_type": "v_prediction"},
-    "learned": {"variance_type": "learned_range", "prediction_type": "v_prediction"},
+    "learned": {"enlarged": True, "variance_type": "learned_range", "prediction_type": "v_prediction"},
 }
 
 STOCK = """
@@ -54,13 +54,21 @@ for folder in folders:
         for scale in (1.0, 3.0):
             more = {"guidance_scale": scale, "generator": torch.Generator().manual_seed(8)}
             drawn[f"like {count} at {scale}"] = pipe.decoder_pipe(**seen, **size, **more).images
+    if os.path.isdir(folder + "/upsampler"):
+        large = DiffusionPipeline.from_pretrained(folder + "/upsampler")
+        assert type(large).__name__ == "IFSuperResolutionPipeline", type(large)
+        large.set_progress_bar_config(disable=True)
+        generator, call = torch.Generator().manual_seed(9), calls["three, guided"] | size | {"output_type": "pt"}
+        small = pipe(**call, prior_num_inference_steps=3, generator=generator).images
+        call = {"guidance_scale": 1.0, "num_inference_steps": 4, "output_type": "np", "clean_caption": False}
+        drawn["enlarged"] = large([""] * 3, image=small, generator=generator, **call).images
     numpy.savez(folder + "/drawn.npz", **drawn)
 """
 
 
 @pytest.mark.processes
 def test_stock_draws_the_same_pixels_without_this_package(command, tiny_unclip_pipeline, tmp_path):
-    """For captions, and variations of pictures from their embeddings."""
+    """For captions, and variations of pictures from their embeddings; and enlarged, in one call."""
     pictures = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for number, picture in enumerate(pictures):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
@@ -69,9 +77,10 @@ def test_stock_draws_the_same_pixels_without_this_package(command, tiny_unclip_p
     (tmp_path / "stock.py").write_text(STOCK)
     stock = command(tmp_path / "stock.py", json.dumps(CALLS), *(tmp_path / name for name in FOLDERS))
     assert stock.wait() == 0, stock.err
-    for name in FOLDERS:
-        ours = load_pipeline(str(tmp_path / name))
-        ours.set_progress_bar_config(disable=True)
+    for name, process in FOLDERS.items():
+        whole = load_pipeline(str(tmp_path / name))
+        whole.set_progress_bar_config(disable=True)
+        ours = whole.alone()
         with np.load(tmp_path / name / "drawn.npz") as drawn:
             assert drawn["three"].std() > 0.05
             assert np.abs(drawn["three"] - drawn["three, guided"]).max() > 0.01, "embeddings matter"
@@ -87,6 +96,11 @@ def test_stock_draws_the_same_pixels_without_this_package(command, tiny_unclip_p
                     call = {"image_embeds": embeddings[:count], "guidance_scale": scale}
                     images = ours(**call, **more, generator=torch.Generator().manual_seed(8)).images
                     np.testing.assert_allclose(images, drawn[f"like {count} at {scale}"], atol=1e-4, rtol=0)
+            if process.get("enlarged"):
+                more |= {"prior_num_inference_steps": 3, "generator": torch.Generator().manual_seed(9)}
+                images = whole(**CALLS["three, guided"], **more).images
+                assert images.shape == (3, 16, 16, 3) and images.std() > 0.05
+                np.testing.assert_allclose(images, drawn["enlarged"], atol=1e-4, rtol=0)
 
 
 def test_the_decoder_alone_is_that_of_stock(tiny_unclip_pipeline):
@@ -141,6 +155,28 @@ def test_the_same_picture_for_the_same_seed_and_words_at_any_batch_size(tiny_unc
         drawn = [images.astype(int) for images in drawn]
         assert np.abs(drawn[0] - drawn[1]).max() <= 1 and drawn[0].std() > 10
         assert np.abs(drawn[0][0] - drawn[0][3]).max() > 1, "another draw of the same words"
+
+
+def test_an_upsampler_is_told_no_caption_and_keeps_what_is_given(tiny_unclip_pipeline):
+    pipeline = tiny_unclip_pipeline(enlarged=True)
+    prompt, _ = pipeline.upsampler.conditions
+    told = prompt.of_rows({"images": torch.zeros(2, 3, 16, 16), "captions": ["a cat", ""]})
+    assert all(torch.equal(*rows) for rows in told.values())
+    call = {"num_inference_steps": 2, "output_type": "np"}
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 0)]
+    small = pipeline.alone()(PROMPTS[0], generator=generators[0], **call | {"output_type": "pt"}).images
+    later = pipeline(small=small, generator=generators[0], **call).images
+    np.testing.assert_array_equal(later, pipeline(PROMPTS[0], generator=generators[1], **call).images)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    hole = np.eye(16, dtype=bool)
+    given = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(hole.astype(np.uint8) * 255)}
+    drawn = (pipeline(PROMPTS[0], **given, **call).images[0] * 255).round()
+    assert (drawn[~hole] == pixels[~hole]).all() and (drawn[hole] != pixels[hole]).any()
+    with pytest.raises(ValueError, match="`small` must be left out for a model without an upsampler"):
+        pipeline.alone()(small=small)
+    pipeline.upsampler.unet.register_to_config(_low_side=4)
+    with pytest.raises(ValueError, match=r"upsampler must enlarge pictures of shape \(3, 8, 8\), but takes \(3, 4"):
+        pipeline.check_parts()
 
 
 def test_what_cannot_be_asked_for(tiny_unclip_pipeline):

@@ -135,6 +135,27 @@ def test_the_command_draws_the_other_pictures(sample, folder, tmp_path):
     assert sizes["text_difference"][0] > 6 * 160 and sizes["interpolation"][0] > 11 * 64
 
 
+def test_an_upsampler_enlarges_them_all(sample, folder, tiny_unclip_pipeline, tmp_path):
+    pipeline = tiny_unclip_pipeline(enlarged=True, prediction_type="v_prediction")
+    pipeline.save_pretrained(tmp_path)
+    photo, few = folder / "photo.png", ("--num_inference_steps", 4)
+    for flags in (["--interpolate", photo, photo], ["--reconstruct", photo]):
+        sample(tmp_path, *flags, *few, "--output_dir", tmp_path / "out")
+    sample(tmp_path, "--variations", photo, *few, "--num_images", 2, "--output_dir", tmp_path / "large")
+    drawn = np.stack([np.asarray(Image.open(tmp_path / "large" / f"{k:05d}.png")) for k in range(2)])
+    z, generators = embed(pipeline, Image.open(photo)), image_generators(0, range(2))
+    call = {"num_inference_steps": 4, "output_type": "np"}
+    expected = pipeline(image_embeds=[z, z], guidance_scale=3.0, generator=generators, **call).images
+    assert drawn.shape == (2, 16, 16, 3) and np.abs(drawn / 255 - expected).max() < 1.01 / 255
+    noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    one, same, other = redraw(pipeline, noise, [z, z, -z], 4)
+    small = redraw(pipeline.alone(), noise, [z], 4)
+    small = torch.from_numpy(small / 255).permute(0, 3, 1, 2).float()
+    enlarged = pipeline(small=small, generator=generator_for(0, "enlarging"), **call).images[0]
+    assert np.abs(one / 255 - enlarged).max() < 0.02, "but for the rounding of the small one"
+    assert (one == same).all() and (one != other).any()
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -212,10 +212,55 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
         assert words in capsys.readouterr().err
 
 
+def test_an_upsampler_is_trained_beside_it_and_both_draw_in_one_call(trained, image_folder, tmp_path, capsys):
+    """Killed and gone on with; its bits are those of an unbroken run."""
+    flags, report = ("--stage", "upsampler", "--upsampling", "2"), Trainer._report
+    outs = tmp_path / "out", tmp_path / "apart"
+    for out in outs:
+        shutil.copytree(trained, out, ignore=shutil.ignore_patterns("checkpoint-*", "evaluat*"))
+
+    def stop_there(trainer):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        report(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_report", stop_there)
+        train(settings(image_folder, outs[0], *flags))
+    call = [str(outs[0]), "--prompt", "a cat", "--num_images", "2", "--num_inference_steps", "3"]
+    with pytest.raises(SystemExit):
+        load_script("sample.py").main([*call, "--output_dir", str(tmp_path / "drawn")])
+    assert "lacks its stage upsampler, which is not finished: train it with --system dalle2" in capsys.readouterr().err
+    for out in outs:
+        train(settings(image_folder, out, *flags))
+    for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        ours, apart = (load_file(out / "upsampler" / f"{part}.safetensors") for out in outs)
+        assert ours.keys() == apart.keys() and all(torch.equal(weight, apart[key]) for key, weight in ours.items())
+    model = ModelFolder.read(outs[0])
+    assert [metric["name"] for metric in model.upsampler.metrics] == ["bits_per_dim"]
+    assert "upsampler/unet/diffusion_pytorch_model.safetensors" in page_files(model)
+    assert "An upsampler enlarges the picture to 16x16." in (outs[0] / "README.md").read_text(), "written again"
+
+    forget_accelerator()
+    load_script("sample.py").main([*call, "--output_dir", str(tmp_path / "drawn"), "--denoising_strip"])
+    expected = load_pipeline(str(outs[0]))(
+        ["a cat"] * 2, num_inference_steps=3, guidance_scale=3.0, generator=image_generators(0, [0, 1])
+    ).images
+    for number, picture in enumerate(expected):
+        drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{number:05d}.png")).astype(int)
+        assert drawn.shape == (16, 16, 3) and np.abs(drawn - np.asarray(picture)).max() <= 1
+    evaluate = ["--metrics", "frechet", "--extractor", "digits", "--resamples", "0", "--num_inference_steps", "2"]
+    forget_accelerator()
+    load_script("evaluate.py").main([str(outs[0]), *evaluate, "--stage", "decoder"])
+    (metric,) = ModelFolder.read(outs[0]).metrics
+    assert metric["told"] == "embeddings of these pictures" and "upsampler" in metric
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         ("--output_dir {new}", "--stage decoder needs a finished prior in .*prior; train it with --stage prior"),
+        ("--stage upsampler", "--stage upsampler needs a finished model in .*; train it with .* --stage decoder"),
         ("--clip_model {other}", "--stage decoder needs a prior of its own CLIP, but that in .*prior has lear"),
         ("--init_from {trained} --clip_model {other}", "--init_from .* excludes --clip_model .*: give one of them"),
         ("--resolution 8x12", "--resolution must be square for --system dalle2, got 8x12"),
