@@ -90,11 +90,12 @@ def idle_cpus(seconds: float = 0.3) -> float:
 def check_processes() -> None:
     """Raises ValueError if processes that were launched together do not know of each other, which is how Accelerate
     starts several on a machine without GPUs: each would train, or draw, all there is."""
-    launched, found = int(os.environ.get("WORLD_SIZE", 1)), PartialState().num_processes
-    if launched != found:
+    launched, found = int(os.environ.get("WORLD_SIZE") or 1), PartialState().num_processes
+    if launched > found:  # fewer are not an error: on TPUs no variable says how many there are
         raise ValueError(
-            f"`accelerate launch` started {launched} processes, but they do not find each other and would each do all "
-            "of the work; set ACCELERATE_USE_CPU=true to use several on CPUs, or launch one (--num_processes 1)"
+            f"WORLD_SIZE={launched} says that as many processes were launched, but they do not find each other and "
+            "would each do all of the work; set ACCELERATE_USE_CPU=true to use several on CPUs, launch one "
+            "(--num_processes 1), or unset WORLD_SIZE if there is only this one"
         )
 
 

@@ -137,8 +137,13 @@ print(first, megabytes_from_kernel(28))
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     """As `accelerate launch --num_processes 2` leaves them on a machine without GPUs."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    PartialState(cpu=True)
-    check_processes()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="started 2 processes, but .*; set ACCELERATE_USE_CPU=true"):
+    state = PartialState(cpu=True)
+    for alone in ("1", ""):
+        monkeypatch.setenv("WORLD_SIZE", alone)
         check_processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 says .*; set ACCELERATE_USE_CPU=true .* or unset WORLD_SIZE"):
+        check_processes()
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setitem(state._shared_state, "num_processes", 8)  # as on TPUs, which torch_xla starts without it
+    check_processes()
