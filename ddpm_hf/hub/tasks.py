@@ -99,6 +99,7 @@ def _enlarging(folder: ModelFolder) -> dict[str, Any]:
     return {
         "upsampled": upsampler and upsampler.size[0],
         "upsampler_timesteps": upsampler and upsampler.timesteps,
+        "upsampler_obstacles": upsampler and obstacles(upsampler),
         "noise_level": _usual_noise(upsampler),
     }
 

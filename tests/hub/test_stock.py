@@ -226,6 +226,23 @@ def test_what_the_card_of_a_text_model_says_of_stock(
         assert "In fewer steps" not in card.text
 
 
+@pytest.mark.parametrize("system", ["glide", "dalle2"])
+def test_a_card_has_no_line_for_an_upsampler_that_stock_cannot_run(
+    tiny_cascade, tiny_unclip_pipeline, tmp_path, system
+):
+    """Whose pictures would be black."""
+    ours = tiny_cascade() if system == "glide" else tiny_unclip_pipeline(enlarged=True)
+    scheduler = ours.upsampler.scheduler
+    ours.upsampler.scheduler = type(scheduler).from_config(scheduler.config, variance_type="learned")
+    ours.save_pretrained(tmp_path)
+    stock = diffusers.IFSuperResolutionPipeline.from_pretrained(tmp_path / "upsampler")
+    call = {"num_inference_steps": 2, "clean_caption": False, "guidance_scale": 1.0, "output_type": "np"}
+    assert np.isnan(stock("", image=torch.zeros(1, 3, 8, 8), **call).images).any()
+    text = render_card(ModelFolder.read(tmp_path)).text
+    assert "cannot sample from the upsampler. Stock `DDPMScheduler` takes the learned log-variance" in text
+    assert "/upsampler" not in text and "One call draws and enlarges" in text
+
+
 def test_the_lines_of_the_card_draw_and_vary_by_embeddings(tiny_unclip_pipeline, tmp_path, monkeypatch):
     ours = tiny_unclip_pipeline(enlarged=True, prediction_type="v_prediction")
     ours.save_pretrained(tmp_path)
