@@ -411,8 +411,9 @@ results["words"] = list(drawn.tobytes())
 from pathlib import Path
 from ddpm_hf.pipelines.loading import load_pipeline
 
+embedded = load_pipeline("alice/embedded")
 torch.manual_seed(5)
-drawn = load_pipeline("alice/embedded")("a red apple", num_inference_steps=5, guidance_scale=3.0).images[0]
+drawn = embedded("a red apple", num_inference_steps=5, guidance_scale=3.0).images[0]
 results["embedded"] = list(drawn.tobytes())
 
 results["refused"] = []
