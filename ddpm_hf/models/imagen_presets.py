@@ -27,6 +27,7 @@ IMAGEN_PRESETS = {
             **_TEXT_TRAINING,
             "text_encoder": "taught",
             "text_warmup_steps": 300,
+            "text_rate": 0.01,
             "learning_rate": 2e-3,
             "train_batch_size": 32,
             "max_train_steps": 1400,

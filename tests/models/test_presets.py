@@ -7,12 +7,14 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.optimization import SchedulerType
 
+from ddpm_hf.cli.parser import parse_training_arguments
 from ddpm_hf.models.clip import new_clip, train_clip_tokenizer
 from ddpm_hf.models.presets import PRESETS, Preset, get_preset
 from ddpm_hf.models.prior import new_prior
 from ddpm_hf.models.text import small_text_encoder
 from ddpm_hf.models.text_unet import new_text_unet, text_unet_config
 from ddpm_hf.models.unet import paper_config
+from ddpm_hf.systems.plan import stages_of
 
 # Ho et al. 2020 (arXiv 2006.11239), section 4 and appendix B; what the paper leaves out is from the authors' code
 # (github.com/hojonathanho/diffusion, scripts/run_cifar.py and run_celebahq.py): the number of blocks, the clipping.
@@ -285,3 +287,12 @@ def test_a_preset_can_be_adapted(preset):
 def test_an_unknown_preset_is_answered_with_the_choices():
     with pytest.raises(ValueError, match="must be one of ddpm-cifar10, ddpm-256, digits, .*, got 'ddpm-cifar'"):
         get_preset("ddpm-cifar")
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if "text_encoder" in preset.training])
+def test_a_text_encoder_can_be_learned_with_every_preset_of_one(name):
+    """Also with those whose own is frozen: nothing that it takes is missing."""
+    flags = ["--system", PRESETS[name].system, "--preset", name, "--text_encoder", "train"]
+    config = parse_training_arguments(flags)
+    settings = next(stage for stage in stages_of(config) if stage.folder == ".").resolve(config, None).flags()
+    assert all(settings[flag] is not None for flag in ("text_rate", "text_warmup_steps", "text_width", "text_layers"))
