@@ -5,11 +5,13 @@ import importlib.util
 import os
 import select
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import forked
 import numpy as np
+import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
@@ -27,6 +29,24 @@ def forget_accelerator() -> None:
     """Let the next Accelerator of this process have a configuration of its own."""
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
+
+
+@contextlib.contextmanager
+def killed_at(step: int, folder: Path | None = None) -> Iterator[None]:
+    """A training in this context is killed when it has taken this step and before it reports it; if a folder is given,
+    the training that writes there. It is an error if none is."""
+    from ddpm_hf.training.loop import Trainer
+
+    report = Trainer._report
+
+    def report_or_die(trainer: Trainer) -> None:
+        if trainer.step == step and folder in (None, trainer.output.path):
+            raise KeyboardInterrupt
+        report(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_report", report_or_die)
+        yield
 
 
 def write_pictures(folder: Path, each: int) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import TINY, forget_accelerator, load_script
+from running import TINY, forget_accelerator, killed_at, load_script
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -18,7 +18,6 @@ from ddpm_hf.hub.push import page_files
 from ddpm_hf.models.clip import load_clip
 from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.systems.clip import find_clip
-from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 # Two captions, so that most of a batch mean the same.
@@ -38,15 +37,8 @@ def settings(images, out, *flags: str):
 @pytest.fixture(scope="module")
 def killed(image_folder, tmp_path_factory):
     """8x8 in float32, killed after the third step."""
-    out, report = tmp_path_factory.mktemp("clip") / "out", Trainer._report
-
-    def stop_there(trainer):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        report(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", stop_there)
+    out = tmp_path_factory.mktemp("clip") / "out"
+    with killed_at(3):
         train(settings(image_folder, out))
     train(settings(image_folder, out))
     return out / "clip"

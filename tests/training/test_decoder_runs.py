@@ -11,7 +11,7 @@ import torch
 from diffusers import KandinskyV22CombinedPipeline
 from PIL import Image
 from priors import make_clip, make_prior
-from running import TINY, forget_accelerator, load_script
+from running import TINY, forget_accelerator, killed_at, load_script
 from safetensors.torch import load_file
 
 from ddpm_hf.cli.parser import parse_training_arguments
@@ -24,7 +24,6 @@ from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.seeds import image_generators
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
-from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 FLAGS = "--system dalle2 --stage decoder --holdout 4 --num_train_timesteps 40 --checkpointing_steps 2".split()
@@ -47,18 +46,11 @@ def save_clip(folder, seed: int = 0) -> str:
 @pytest.fixture(scope="module")
 def trained(image_folder, tmp_path_factory):
     """8x8, in float32; killed after the third step."""
-    out, report = tmp_path_factory.mktemp("decoder") / "out", Trainer._report
+    out = tmp_path_factory.mktemp("decoder") / "out"
     save_clip(out / "clip")
     make_prior().save_pretrained(out / "prior")
-
-    def stop_there(trainer):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        report(trainer)
-
     flags = ("--preview_steps", "2")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", stop_there)
+    with killed_at(3):
         train(settings(image_folder, out, *flags))
     train(settings(image_folder, out, *flags))
     return out
@@ -214,18 +206,11 @@ def test_sample_py_asks_the_prior_and_evaluate_py_can_leave_it_out(trained, tmp_
 
 def test_an_upsampler_is_trained_beside_it_and_both_draw_in_one_call(trained, image_folder, tmp_path, capsys):
     """Killed and gone on with; its bits are those of an unbroken run."""
-    flags, report = ("--stage", "upsampler", "--upsampling", "2"), Trainer._report
+    flags = ("--stage", "upsampler", "--upsampling", "2")
     outs = tmp_path / "out", tmp_path / "apart"
     for out in outs:
         shutil.copytree(trained, out, ignore=shutil.ignore_patterns("checkpoint-*", "evaluat*"))
-
-    def stop_there(trainer):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        report(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", stop_there)
+    with killed_at(3):
         train(settings(image_folder, outs[0], *flags))
     call = [str(outs[0]), "--prompt", "a cat", "--num_images", "2", "--num_inference_steps", "3"]
     with pytest.raises(SystemExit):

@@ -7,7 +7,7 @@ import torch
 import yaml
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from running import forget_accelerator
+from running import forget_accelerator, killed_at
 from safetensors.torch import load_file
 from stable_diffusion import make_pipeline
 from transformers import CLIPConfig, CLIPImageProcessorPil
@@ -18,7 +18,6 @@ from ddpm_hf.hub.push import page_files
 from ddpm_hf.settings.config import Config
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
-from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 # In README.md there, after `accelerate launch --mixed_precision="fp16" train_text_to_image.py`.
@@ -131,15 +130,7 @@ def test_adapters_do_for_stock_what_the_saved_model_does(base, image_folder, tmp
     places = {name.partition(".lora.")[0].rpartition("attn")[2][2:] for name in adapters}
     assert places == {"to_q", "to_k", "to_v", "to_out.0"}
 
-    report = Trainer._report
-
-    def stop_there(trainer):
-        if trainer.step == 2:
-            raise KeyboardInterrupt
-        report(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", stop_there)
+    with killed_at(2):
         train(settings(base, image_folder, killed, *LORA))
     for name in ("model", "ema"):
         state = load_file(killed / "checkpoint-1" / f"{name}.safetensors")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import TINY, forget_accelerator, load_script
+from running import TINY, forget_accelerator, killed_at, load_script
 from safetensors.torch import load_file
 from texts import write_encoder
 
@@ -25,7 +25,6 @@ from ddpm_hf.systems import text
 from ddpm_hf.systems.ddpm import build_scheduler
 from ddpm_hf.systems.plan import make_plan, stages_of
 from ddpm_hf.training.device import make_accelerator
-from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 IMAGEN = [
@@ -44,15 +43,8 @@ def run(images: Path, out: Path, *flags: str) -> None:
 @pytest.fixture(scope="module")
 def cascade(image_folder, tmp_path_factory):
     """8x8 and 16x16, in float32; killed after the third step of super-resolution."""
-    out, report = tmp_path_factory.mktemp("imagen") / "out", Trainer._report
-
-    def die(trainer: Trainer) -> None:
-        if (trainer.output.path, trainer.step) == (out / "upsampler", 3):
-            raise KeyboardInterrupt
-        report(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", die)
+    out = tmp_path_factory.mktemp("imagen") / "out"
+    with killed_at(3, out / "upsampler"):
         run(image_folder, out)
     run(image_folder, out)
     return out
@@ -75,13 +67,8 @@ def test_super_resolution_goes_on_to_the_bits_of_a_run_that_was_not_killed(casca
 
 def test_a_killed_base_goes_on_with_the_encoder_it_was_told_by(image_folder, tmp_path, monkeypatch):
     """Of a stream, whose states are in no cache, and where teaching again gives other weights, as more threads do."""
-    out, report, taught = tmp_path / "out", Trainer._report, text.teach_wordings
+    out, taught = tmp_path / "out", text.teach_wordings
     flags = ["--stage", "base", "--streaming", "--holdout", "0.3"]
-
-    def die(trainer: Trainer) -> None:
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        report(trainer)
 
     def taught_otherwise(encoder: torch.nn.Module, *arguments) -> None:
         taught(encoder, *arguments)
@@ -91,8 +78,7 @@ def test_a_killed_base_goes_on_with_the_encoder_it_was_told_by(image_folder, tmp
         patch.setattr(text, "teach_wordings", None)  # which a dry run does not wait for
         run(image_folder, out, *flags, "--dry_run")
     assert not out.exists()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", die)
+    with killed_at(3):
         run(image_folder, out, *flags)
     monkeypatch.setattr(text, "teach_wordings", taught_otherwise)
     run(image_folder, out, *flags)

@@ -12,7 +12,7 @@ import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from PIL import Image
-from running import TINY, forget_accelerator, load_script
+from running import TINY, forget_accelerator, killed_at, load_script
 from safetensors.torch import load_file, save_file
 from texts import settings_of, write_encoder
 
@@ -30,7 +30,6 @@ from ddpm_hf.systems import text
 from ddpm_hf.systems.plan import Plan, make_plan, stages_of
 from ddpm_hf.systems.stable_diffusion import resolve_inpainting
 from ddpm_hf.training.device import make_accelerator
-from ddpm_hf.training.loop import Trainer
 from ddpm_hf.training.start import train
 
 FLAGS = [
@@ -59,15 +58,8 @@ def plan_of(images, out, *flags: str, **more: tuple[str, ...]) -> Plan:
 @pytest.fixture(scope="module")
 def trained(image_folder, tmp_path_factory):
     """8x8 in latents of 4x4, in float32; killed in the second stage, which then knows its words."""
-    out, report = tmp_path_factory.mktemp("latent") / "out", Trainer._report
-
-    def stop_there(trainer):
-        if (trainer.output.path, trainer.step) == (out, 3):
-            raise KeyboardInterrupt
-        report(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", stop_there)
+    out = tmp_path_factory.mktemp("latent") / "out"
+    with killed_at(3, out):
         train(settings(image_folder, out))
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(text, "teach_wordings")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import KandinskyV22PriorPipeline
 from priors import make_clip, save_clip_in
-from running import TINY, forget_accelerator, load_script
+from running import TINY, forget_accelerator, killed_at, load_script
 from safetensors.torch import load_file
 from texts import save_clip
 from transformers import CLIPVisionModelWithProjection
@@ -130,15 +130,8 @@ def _settings(images, out, clip, *flags):
 @pytest.fixture(scope="module")
 def trained(image_folder, clip, tmp_path_factory):
     """Killed after its third step and begun again by the same command; judged at its end."""
-    out, report = tmp_path_factory.mktemp("prior") / "out", Trainer._report
-
-    def stop_there(trainer):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        report(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_report", stop_there)
+    out = tmp_path_factory.mktemp("prior") / "out"
+    with killed_at(3):
         train(_settings(image_folder, out, clip, "--holdout", "6"))
     train(_settings(image_folder, out, clip, "--holdout", "6"))
     return out
