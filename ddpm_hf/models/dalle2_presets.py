@@ -1,5 +1,6 @@
 """Presets of DALL·E 2 (Ramesh et al. 2022, arXiv 2204.06125)."""
 
+from .glide_presets import GLIDE_PRESETS
 from .preset import MINUTES_TRAINING, SMALL_MODEL, SMALL_PROCESS, SMALL_TRAINING, Preset
 
 _CLIP_TRAINING = {"eval_metrics": ["retrieval"], "random_flip": False}
@@ -124,16 +125,7 @@ DALLE2_PRESETS = {
         upsampler=Preset(
             description="16x16 to 32x32",
             system="dalle2",
-            model={
-                "resolution": 16,
-                "upsampling": 2,
-                "channels": 3,
-                "base_channels": 32,
-                "channel_multipliers": (1, 1, 2),
-                "attention_resolutions": (),
-                "blocks_per_level": 1,
-                "dropout": 0.0,
-            },
+            model={**GLIDE_PRESETS["glide-digits"].upsampler.model, "attention_resolutions": ()},
             process=SMALL_PROCESS,
             training={
                 **MINUTES_TRAINING,
