@@ -311,6 +311,8 @@ class UnclipPipeline(Cascade, EmbeddingDenoising, KandinskyV22CombinedPipeline):
         Raises:
             ValueError: for an invalid argument, naming the choices.
         """
+        shared = {"generator": generator, "batch_size": batch_size}
+        more = call | shared | {"callback_on_step_end": callback_on_step_end}
 
         def draw(**form: Any) -> ImagePipelineOutput | tuple:
             embeddings, negative = image_embeds, None
@@ -327,10 +329,8 @@ class UnclipPipeline(Cascade, EmbeddingDenoising, KandinskyV22CombinedPipeline):
                     )
             elif prompt is not None or negative_prompt is not None:
                 raise ValueError("`image_embeds` must be left out with `prompt` or `negative_prompt`.")
-            return self.decoder(embeddings, negative, num_inference_steps, guidance_scale, **more, **shared, **form)
+            return self.decoder(embeddings, negative, num_inference_steps, guidance_scale, **more, **form)
 
-        shared = {"generator": generator, "batch_size": batch_size}
-        more = call | {"callback_on_step_end": callback_on_step_end}
         drawn = self._draw_by_stage(
             draw,
             small,

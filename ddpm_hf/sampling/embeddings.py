@@ -100,9 +100,8 @@ def noise_of(pipeline: "UnclipPipeline", picture: Image.Image, z: torch.Tensor, 
     process = {name: value for name, value in _ddim(pipeline, steps).config.items() if name in known}
     scheduler, network = DDIMInverseScheduler(**process), pipeline.network.eval()
     scheduler.set_timesteps(steps)
-    x_t = pipeline.codec.encode({"images": torch.from_numpy(fitted(pipeline.alone(), picture))[None]}).to(
-        pipeline.device
-    )
+    pixels = torch.from_numpy(fitted(pipeline.alone(), picture))
+    x_t = pipeline.codec.encode({"images": pixels[None]}).to(pipeline.device)
     for t in scheduler.timesteps:
         output = network(x_t, t, image_embeds=z[None].to(x_t.device))
         x_t = scheduler.step(output[:, : x_t.shape[1]], t, x_t).prev_sample
